@@ -1,0 +1,47 @@
+# From a bare clone with nothing but Python 3.11+, each target does all of its own set-up.
+.DEFAULT_GOAL := help
+.PHONY: help setup study test slow check format browser clean
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+help:
+	@echo "make study   train with and without batch normalization on real images, write report.html"
+	@echo "make test    the tests (make slow: those that take minutes; make check: style and types)"
+	@echo "make setup   only the virtual environment in .venv; make clean removes it and all caches"
+
+.venv/.study: pyproject.toml constraints.txt tools/setup.sh
+	@tools/setup.sh study,cpu
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt tools/setup.sh
+	@tools/setup.sh dev
+	@touch .venv/.study $@
+
+setup: .venv/.dev
+
+study: .venv/.study
+	@$(BIN)/spiritlevel study --preset quick --out runs/quick $(ARGS)
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+browser: .venv/.dev
+	@tools/chromium.sh
+
+test: .venv/.dev browser
+	$(PYTEST) -n 2 -m "not slow and not gpu"
+
+slow: .venv/.dev browser
+	$(PYTEST) -m slow
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,43 @@
+"""Batch normalization you can see, trust and ship, with GhostNet built in.
+
+Everything public is here, and loaded when it is first asked for: `import spiritlevel` alone does not
+even import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spiritlevel import errors as errors
+    from spiritlevel import nn as nn
+    from spiritlevel.models import create_model as create_model
+    from spiritlevel.models import list_models as list_models
+    from spiritlevel.study import study as study
+
+__version__ = "0.1.0"
+__all__ = ["create_model", "errors", "list_models", "nn", "study"]
+
+_HOME = {
+    "create_model": "spiritlevel.models",
+    "list_models": "spiritlevel.models",
+    "study": "spiritlevel.study",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in __all__:
+        value = importlib.import_module(f"spiritlevel.{name}")
+    else:
+        raise AttributeError(
+            f"module 'spiritlevel' has no attribute {name!r}; it has: {', '.join(__all__)}"
+        )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

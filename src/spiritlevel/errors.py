@@ -1,0 +1,55 @@
+"""What can go wrong, as a tree.
+
+SpiritlevelError
+├── UsageError (ValueError)        the call asks for something that cannot be
+│   ├── DataError                  images that are missing, broken or of no use
+│   └── RecordsError               a run's folder that cannot be read, resumed or written
+└── MissingExtra (ImportError)     an optional package is not installed
+
+Every text says what was got, what was wanted, and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = ["DataError", "MissingExtra", "RecordsError", "SpiritlevelError", "UsageError", "require"]
+
+
+class SpiritlevelError(Exception):
+    """Root of all errors that spiritlevel raises on purpose."""
+
+
+class UsageError(SpiritlevelError, ValueError):
+    """The user asked for something that cannot be."""
+
+
+class DataError(UsageError):
+    """Images that are missing, broken or of no use."""
+
+
+class RecordsError(UsageError):
+    """A run's folder that cannot be read, resumed or written."""
+
+
+class MissingExtra(SpiritlevelError, ImportError):
+    """An optional package is not installed."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional package, or name the line that installs it.
+
+    Raises MissingExtra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        # A broken dependency inside the package is another fault: show that one instead.
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtra(
+            f"{module.split('.')[0]} is not installed; it comes with the extra {extra!r}. "
+            f"Install it: pip install 'spiritlevel[{extra}]'",
+            name=error.name,
+        ) from error

@@ -1,0 +1,73 @@
+"""The models by name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from spiritlevel.errors import UsageError
+from spiritlevel.models.ghostnet import GhostNet, stem_stride
+from spiritlevel.models.plain import MLP, ResidualMLP, SmallResNet, SmallVGG
+from spiritlevel.nn import NormSpec
+
+__all__ = ["create_model", "list_models"]
+
+_MODELS: Mapping[str, partial[Any]] = {
+    "ghostnet_050": partial(GhostNet, width=0.5),
+    "ghostnet_100": partial(GhostNet, width=1.0),
+    "ghostnet_130": partial(GhostNet, width=1.3),
+    "linear_net": partial(MLP, activation="none"),
+    "mlp": partial(MLP),
+    "residual_mlp": partial(ResidualMLP),
+    "small_resnet": partial(SmallResNet),
+    "small_vgg": partial(SmallVGG),
+}
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    norm: NormSpec = "batch",
+    in_chans: int = 3,
+    stem: str = "imagenet",
+    **options: Any,
+) -> nn.Module:
+    """A new model, images (N, in_chans, H, W) -> logits (N, num_classes).
+
+    `norm` is a string of `norm_layer` or a function num_features -> layer. `stem="cifar"` spares
+    GhostNet the first halving of the image; the other models have no stem. `options` are the
+    keyword arguments of the model's class. Raises UsageError.
+    """
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"got model {name!r}; wanted one of: {', '.join(_MODELS)}.{hint}")
+    stem_stride(stem)  # a wrong one is wrong for every model
+    if num_classes < 1 or in_chans < 1:
+        raise UsageError(f"got {num_classes=}, {in_chans=}; wanted 1 or more of each")
+    build = _MODELS[name]
+    known = _options(build)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise UsageError(f"got option {unknown[0]!r} for {name}; its options: {', '.join(known)}")
+    if build.func is GhostNet:
+        options["stem"] = stem
+    model: nn.Module = build(num_classes=num_classes, norm=norm, in_chans=in_chans, **options)
+    return model
+
+
+def _options(build: partial[Any]) -> list[str]:
+    """The keyword-only arguments that the name does not settle."""
+    parameters = inspect.signature(build.func).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in build.keywords]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that match a shell pattern, sorted: `list_models("ghostnet*")`."""
+    return sorted(fnmatch.filter(_MODELS, pattern))

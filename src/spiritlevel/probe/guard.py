@@ -1,0 +1,38 @@
+"""The promise of this room: whatever is measured, the model goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+__all__ = ["undisturbed"]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Within it, forward, backward and step as you like; after it, nothing has changed.
+
+    Parameters, gradients, buffers, modes and torch's CPU random state are put back, also when the
+    block raises. Values are copied back in place, so an optimizer's references stay valid.
+    """
+    parameters = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    random_state = torch.get_rng_state()
+    for parameter, _, _ in parameters:
+        parameter.grad = None  # a backward inside must not add to the trainer's gradient
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value, gradient in parameters:
+                parameter.copy_(value)
+                parameter.grad = gradient
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, training in modes:
+            module.training = training
+        torch.set_rng_state(random_state)

@@ -1,0 +1,83 @@
+"""What a layer is fed: mean, deviation and percentiles of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spiritlevel.probe.guard import undisturbed
+from spiritlevel.probe.layers import weight_layers
+
+__all__ = ["PERCENTILES", "Moments", "input_moments", "unit_percentiles"]
+
+# Ioffe & Szegedy 2015, figure 1(b, c).
+PERCENTILES = (0.15, 0.50, 0.85)
+
+T = TypeVar("T")
+
+
+class Moments(NamedTuple):
+    """Mean and biased standard deviation over all values of a tensor, accumulated in float64."""
+
+    mean: float
+    std: float
+
+
+def input_moments(
+    model: nn.Module, x: Tensor, *, layers: Collection[str] | None = None, training: bool = True
+) -> dict[str, Moments]:
+    """Mean and deviation of the input of each named module (default: every weight layer).
+
+    `x` is fed once, in the mode that `training` says; the model is left undisturbed. A module that
+    is called several times is read at its last call. Raises KeyError for a name that is not there.
+    """
+    return _read_inputs(model, x, layers, training, _moments)
+
+
+def unit_percentiles(
+    model: nn.Module, x: Tensor, *, layers: Collection[str] | None = None, training: bool = True
+) -> dict[str, Tensor]:
+    """The 15th, 50th and 85th percentile of each unit's input, (3, F) float32, by module.
+
+    A unit is an index of axis 1; its percentiles are over all other axes. Otherwise as `input_moments`.
+    """
+    return _read_inputs(model, x, layers, training, _percentiles)
+
+
+def _read_inputs(
+    model: nn.Module,
+    x: Tensor,
+    layers: Collection[str] | None,
+    training: bool,
+    reduce: Callable[[Tensor], T],
+) -> dict[str, T]:
+    names = list(weight_layers(model)) if layers is None else list(layers)
+    modules = dict(model.named_modules())
+    readings: dict[str, T] = {}
+
+    def reader(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            readings[name] = reduce(inputs[0].detach())
+
+        return hook
+
+    with undisturbed(model), torch.no_grad(), ExitStack() as hooks:
+        for name in names:
+            hooks.callback(modules[name].register_forward_pre_hook(reader(name)).remove)
+        model.train(training)
+        model(x)
+    return readings
+
+
+def _moments(x: Tensor) -> Moments:
+    std, mean = torch.std_mean(x.double(), correction=0)
+    return Moments(mean.item(), std.item())
+
+
+def _percentiles(x: Tensor) -> Tensor:
+    units = x.transpose(0, 1).flatten(1)  # (F, N * rest)
+    return units.quantile(torch.tensor(PERCENTILES, dtype=units.dtype), dim=1)

@@ -1,0 +1,206 @@
+"use strict";
+(() => {
+  // Printing counts as light, so the query asks for the screen too.
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)");
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const charts = [];
+
+  // ---- charts -------------------------------------------------------------------------------------
+
+  const COLOUR = /^var\((--[\w-]+)\)(?:@([\d.]+))?$/;
+
+  /** A figure with each var(--name) replaced by the value that CSS gives it now. */
+  function painted(value, css) {
+    if (Array.isArray(value)) return value.map((item) => painted(item, css));
+    if (value !== null && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, painted(item, css)]));
+    }
+    const colour = typeof value === "string" && COLOUR.exec(value);
+    if (!colour) return value;
+    const hex = css.getPropertyValue(colour[1]).trim();
+    if (!colour[2]) return hex;
+    const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+    return `rgba(${red}, ${green}, ${blue}, ${colour[2]})`;
+  }
+
+  function draw({ place, figure }) {
+    const { data, layout } = painted(figure, getComputedStyle(document.documentElement));
+    if (touch) {
+      // A finger that starts on a chart scrolls the page.
+      layout.dragmode = false;
+      layout.xaxis.fixedrange = layout.yaxis.fixedrange = true;
+    }
+    return Plotly.react(place, data, layout, { displayModeBar: false, responsive: true, showTips: false });
+  }
+
+  /** All charts, from the top, letting the reader scroll in between. */
+  async function drawAll() {
+    for (const chart of charts) {
+      draw(chart);
+      await new Promise((next) => setTimeout(next));
+    }
+    document.documentElement.dataset.drawn = "yes";
+  }
+
+  // ---- the reader's own numbers -------------------------------------------------------------------
+
+  const MOST = 40;
+  const DECIMAL = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+  const DEFAULTS = { numbers: "1, 3, 5", eps: "0.00001", gamma: "1", beta: "0" };
+
+  /** What is wrong with an input: a key of the catalogue's [widget], and the values that it names. */
+  class Problem extends Error {
+    constructor(field, key, values = {}) {
+      super(key);
+      Object.assign(this, { field, key, values });
+    }
+  }
+
+  /** A number from text, or null. A typed minus sign may be the typographic one. */
+  function number(text) {
+    const plain = text.trim().replace("−", "-");
+    return DECIMAL.test(plain) && Number.isFinite(Number(plain)) ? Number(plain) : null;
+  }
+
+  function numbersIn(text) {
+    const words = text.split(/[\s,;]+/).filter((word) => word !== "");
+    if (words.length === 0) throw new Problem("numbers", "empty");
+    if (words.length > MOST) throw new Problem("numbers", "too_many", { n: words.length, most: MOST });
+    return words.map((word) => {
+      const value = number(word);
+      if (value === null) throw new Problem("numbers", "not_a_number", { text: word });
+      return value;
+    });
+  }
+
+  function parameter(name, symbol, text) {
+    const value = number(text);
+    if (value === null) throw new Problem(name, "not_a_parameter", { name: symbol, text: text.trim() });
+    if (name === "eps" && value < 0) throw new Problem(name, "negative_eps", { text: text.trim() });
+    return value;
+  }
+
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+  /** Batch normalization of one feature, as while training: the variance is the biased one. */
+  function normalize(values, { eps, gamma, beta }) {
+    const centre = mean(values);
+    const differences = values.map((value) => value - centre);
+    const squares = differences.map((difference) => difference ** 2);
+    const variance = mean(squares);
+    if (!Number.isFinite(variance)) throw new Problem("numbers", "too_large");
+    if (variance + eps === 0) throw new Problem("eps", "division");
+    const normalized = differences.map((difference) => difference / Math.sqrt(variance + eps));
+    const outputs = normalized.map((value) => gamma * value + beta);
+    const after = mean(normalized.map((value) => (value - mean(normalized)) ** 2));
+    return { values, differences, squares, normalized, outputs, mean: centre, variance, after };
+  }
+
+  /** Five figures, as people write them. */
+  function shown(value) {
+    const size = Math.abs(value);
+    const text = size !== 0 && (size >= 1e7 || size < 1e-4) ? value.toExponential(3) : String(Number(value.toPrecision(5)));
+    return text.replaceAll("-", "−");
+  }
+
+  function widget(form) {
+    const { texts, bell } = JSON.parse(document.getElementById("widget-data").textContent);
+    const results = form.querySelector(".results");
+    const problem = document.getElementById("widget-problem");
+    const out = (name) => form.querySelector(`[data-result="${name}"]`);
+    const curve = { place: document.getElementById("bell"), figure: bell };
+    const say = (key, values) => texts[key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+    const inputs = Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, form.elements.namedItem(name)]));
+
+    function row(cells) {
+      const line = document.createElement("tr");
+      for (const cell of cells) line.insertCell().textContent = shown(cell);
+      return line;
+    }
+
+    function show(it) {
+      out("mean").textContent = shown(it.mean);
+      out("variance").textContent = shown(it.variance);
+      out("deviation").textContent = shown(Math.sqrt(it.variance));
+      out("after").textContent = shown(it.after);
+      out("note").textContent = it.variance === 0 ? texts.flat : "";
+      const rows = it.values.map((value, i) => row([value, it.differences[i], it.squares[i], it.normalized[i], it.outputs[i]]));
+      out("rows").replaceChildren(...rows);
+      const marks = bell.data[bell.data.length - 1];
+      marks.x = it.normalized;
+      marks.y = it.normalized.map((z) => Math.exp((-z * z) / 2) / Math.sqrt(2 * Math.PI));
+      // Equal values share one mark, and one name.
+      marks.text = it.values.map((value, i) => (it.values.indexOf(value) === i ? shown(value) : ""));
+      const reach = Math.max(4.3, ...it.normalized.map((z) => Math.abs(z) + 0.3));
+      bell.layout.xaxis.range = [-reach, reach];
+    }
+
+    function update() {
+      for (const input of Object.values(inputs)) input.removeAttribute("aria-invalid");
+      try {
+        const values = numbersIn(inputs.numbers.value);
+        const eps = parameter("eps", "ε", inputs.eps.value);
+        const gamma = parameter("gamma", "γ", inputs.gamma.value);
+        const beta = parameter("beta", "β", inputs.beta.value);
+        show(normalize(values, { eps, gamma, beta }));
+        problem.textContent = "";
+        results.removeAttribute("data-stale");
+        if (curve.place.childElementCount) draw(curve);
+      } catch (error) {
+        if (!(error instanceof Problem)) throw error;
+        problem.textContent = say(error.key, error.values);
+        inputs[error.field].setAttribute("aria-invalid", "true");
+        results.setAttribute("data-stale", "");
+      }
+    }
+
+    const CHANGES = { add: (value) => value + 50, times: (value) => value * 1000 };
+
+    /** The numbers moved or scaled, as far as they can be read; everything as at first on "reset". */
+    function change(name) {
+      if (name === "reset") {
+        for (const [field, text] of Object.entries(DEFAULTS)) inputs[field].value = text;
+      } else {
+        const words = inputs.numbers.value.split(/[\s,;]+/).filter((word) => number(word) !== null);
+        inputs.numbers.value = words.map((word) => Number(CHANGES[name](number(word)).toPrecision(12))).join(", ");
+      }
+      update();
+    }
+
+    form.hidden = false;
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("input", update);
+    form.addEventListener("click", (event) => {
+      const name = event.target.closest("[data-change]")?.dataset.change;
+      if (name) change(name);
+    });
+    update();
+    return curve;
+  }
+
+  // ---- the command --------------------------------------------------------------------------------
+
+  function copying(button) {
+    const command = document.getElementById("command");
+    const label = button.textContent;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(command.textContent);
+        button.textContent = button.dataset.copied;
+      } catch {
+        getSelection().selectAllChildren(command);
+        button.textContent = button.dataset.failed;
+      }
+      setTimeout(() => (button.textContent = label), 3000);
+    });
+  }
+
+  copying(document.getElementById("copy"));
+  charts.push(widget(document.getElementById("widget")));
+  for (const source of document.querySelectorAll(".chart-data")) {
+    charts.push({ place: source.previousElementSibling, figure: JSON.parse(source.textContent) });
+  }
+  dark.addEventListener("change", () => charts.forEach(draw));
+  drawAll();
+})();

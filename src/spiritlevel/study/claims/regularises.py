@@ -1,0 +1,163 @@
+"""Claim 4: the noise of batch statistics reduces overfitting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from spiritlevel.study.claims.judgement import Judgement, Part, Status, number
+from spiritlevel.study.config import Plan
+from spiritlevel.study.records import Cell, Records
+from spiritlevel.study.stats import Interval, mean_interval
+
+__all__ = ["ARMS", "CLAIM", "RULE", "cells", "differences", "judge"]
+
+CLAIM = "regularises"
+RULE = {
+    "slope_from": -1.3,  # of log noise over log batch size: the noise falls as 1/n
+    "slope_to": -0.7,
+    "share_of_seeds": 0.8,  # with a lower test loss
+    "standard_errors": 2.0,
+    "no_effect_within": 0.005,  # nats of test loss
+}
+NOISY = "ghost:16"
+# Name of an arm -> its settings. `off` is BN without batch noise: statistics from all training images.
+ARMS = {
+    "off": {"norm": "batch", "noise": False, "lr": 0.1},
+    "64": {"norm": "batch", "noise": True, "lr": 0.1},
+    "16": {"norm": NOISY, "noise": True, "lr": 0.1},
+    "4": {"norm": "ghost:4", "noise": True, "lr": 0.1},
+    "layer": {"norm": "layer", "noise": True, "lr": 0.1},
+    "none": {"norm": "none", "noise": True, "lr": 0.1},
+    "off at 0.3": {"norm": "batch", "noise": False, "lr": 0.3},
+}
+RIVALS = ("layer", "none", "off at 0.3")
+"""Arms without batch noise: another norm, none, or a larger learning rate."""
+SIZES = (4, 8, 16, 32, 64, 128)
+HOFFER, LUO = "Hoffer et al. 2017 (ghost BN)", "Luo et al. 2019"
+
+
+def cells(plan: Plan) -> Iterator[Cell]:
+    """The noise by batch size; the gap with noise on, off, and with its rivals."""
+    for seed in plan.seeds:
+        yield Cell(
+            "noise",
+            {
+                "model": "small_vgg",
+                "seed": seed,
+                "lr": 0.1,
+                "steps": plan.noise_steps,
+                "batch_size": 64,
+                "size": plan.size,
+                "sizes": SIZES,
+                "draws": plan.noise_draws,
+                "images": 8,
+            },
+        )
+    sizes = {
+        "depth": 2,
+        "width": 128,
+        "size": plan.size,
+        "images": 500,
+        "batch_size": 64,
+        "target": 0.1,
+    }
+    for seed in plan.gap_seeds:
+        for arm in ARMS.values():
+            yield Cell("gap", {"seed": seed, "steps": plan.gap_steps, "every": 10, **sizes, **arm})
+
+
+def judge(records: Records) -> Judgement:
+    """Test loss at equal training loss, noise on against noise off, paired by seed; then the rivals."""
+    slope = mean_interval([run["slope"]["logits"] for run in records.by_seed("noise").values()])
+    scales = None if slope is None else RULE["slope_from"] <= slope.value <= RULE["slope_to"]
+    found = mean_interval(_list(differences(records, "16")))
+    lower = _lower(records, found)
+    rival = _rival(records)
+    status: Status
+    if lower is None or (lower and scales is None):
+        status = "inconclusive"
+    elif not lower:
+        status = "not supported"
+    else:
+        status = "supported" if scales and not rival else "partly"
+    headline = Part.of(
+        "claims.regularises.difference", found, HOFFER, holds=lower, words={"arm": "16"}
+    )
+    parts = (
+        headline,
+        Part.of("claims.regularises.slope", slope, LUO, holds=scales),
+        *_arms(records),
+    )
+    return Judgement(CLAIM, status, headline, parts, _words(records, found, slope))
+
+
+def differences(records: Records, arm: str) -> dict[int, float | None]:
+    """seed -> test loss of `arm` minus that of noise off, both where the training loss passes the target."""
+    off, on = (records.by_seed("gap", **ARMS[name]) for name in ("off", arm))
+    found: dict[int, float | None] = {}
+    for seed in sorted(off.keys() & on.keys()):
+        a, b = on[seed]["test_loss_at_target"], off[seed]["test_loss_at_target"]
+        found[seed] = None if a is None or b is None else a - b
+    return found
+
+
+def _list(by_seed: dict[int, float | None]) -> list[float | None]:
+    return list(by_seed.values())
+
+
+def _lower(records: Records, found: Interval | None) -> bool | None:
+    """Is the test loss lower with the noise on? None where the seeds do not tell."""
+    if found is None:
+        return None
+    values = [value for value in differences(records, "16").values() if value is not None]
+    spread = (sum((v - found.value) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    error = spread / len(values) ** 0.5
+    negative = sum(value < 0 for value in values) / len(values)
+    clear = found.value < -RULE["standard_errors"] * error
+    if clear and negative >= RULE["share_of_seeds"]:
+        return True
+    bound = RULE["no_effect_within"]
+    return False if found.low > 0 or (-bound < found.low and found.high < bound) else None
+
+
+def _rival(records: Records) -> bool:
+    """Does an arm without batch noise lower the test loss as much?"""
+    noise = mean_interval(_list(differences(records, "16")))
+    rivals = [mean_interval(_list(differences(records, arm))) for arm in RIVALS]
+    return noise is not None and any(r is not None and r.value <= noise.value for r in rivals)
+
+
+def _arms(records: Records) -> Iterator[Part]:
+    for arm in ARMS:
+        if arm not in ("off", "16"):
+            found = mean_interval(_list(differences(records, arm)))
+            yield Part.of("claims.regularises.difference", found, HOFFER, words={"arm": arm})
+    for arm in ("off", "16"):
+        runs = records.by_seed("gap", **ARMS[arm])
+        gaps = [run["gap_at_target"] for run in runs.values()]
+        source = "Zhang et al. 2017, Table 1"
+        yield Part.of("claims.regularises.gap", mean_interval(gaps), source, words={"arm": arm})
+
+
+def _words(records: Records, found: Interval | None, slope: Interval | None) -> dict[str, str]:
+    off = records.by_seed("gap", **ARMS["off"])
+    losses = [run["test_loss_at_target"] for run in off.values()]
+    known = [loss for loss in losses if loss is not None]
+    values = [v for v in differences(records, "16").values() if v is not None]
+    best = min(
+        (
+            (r.value, arm)
+            for arm in RIVALS
+            if (r := mean_interval(_list(differences(records, arm))))
+        ),
+        default=(None, "–"),
+    )
+    return {
+        "difference": number(found),
+        "off": number(fmean(known) if known else None),
+        "lower_in": f"{sum(v < 0 for v in values)} of {len(values)}",
+        "slope": number(slope),
+        "rival": best[1],
+        "rival_difference": number(best[0]),
+    }

@@ -1,0 +1,140 @@
+"""What is asked of a study, and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from spiritlevel.errors import RecordsError, UsageError
+from spiritlevel.nn import norm_layer
+
+__all__ = ["PRESETS", "Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a study's cells. Frozen into `config.json` before the first cell runs."""
+
+    preset: str
+    data: str = "mnist5k"
+    seeds: tuple[int, ...] = (10, 11, 12)
+    gap_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15)
+    """The effect of the noise on the gap is small: it needs more pairs than the others."""
+    norms: tuple[str, ...] = ("none", "batch", "group:8")
+    lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    threads: int = 1
+    # Sizes, in preset `quick` those whose trial runs gave clear measurements in seconds.
+    size: int = 14
+    """Pixels a side of what the small nets are fed: larger images are averaged down to it."""
+    sweep_steps: int = 160
+    landscape_steps: int = 120
+    drift_steps: int = 500
+    depth: int = 40
+    width: int = 256
+    deep_depth: int = 30
+    deep_steps: int = 100
+    gap_steps: int = 400
+    noise_steps: int = 120
+    noise_draws: int = 16
+    ghost_model: str = "ghostnet_050"
+    ghost_steps: int = 60
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan:
+        """Raises RecordsError for a plan of another version."""
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            odd = ", ".join(sorted(set(values) ^ known))
+            raise RecordsError(
+                f"got a run whose plan differs from this version's in: {odd}; wanted one of this version. "
+                "Report it with the version that made it, or start a new run."
+            )
+        tuples: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**tuples)
+
+
+# `smoke` runs every kind of cell once in under a minute. One seed decides nothing, so every verdict that
+# needs repetition is `inconclusive`.
+PRESETS: dict[str, Plan] = {
+    "quick": Plan("quick"),
+    "smoke": Plan(
+        "smoke",
+        data="digits",
+        seeds=(10,),
+        gap_seeds=(10,),
+        norms=("none", "batch"),
+        lrs=(0.1,),
+        sweep_steps=22,
+        landscape_steps=20,
+        drift_steps=40,
+        depth=8,
+        width=32,
+        deep_depth=6,
+        deep_steps=20,
+        gap_steps=20,
+        noise_steps=5,
+        noise_draws=2,
+        ghost_steps=2,
+    ),
+}
+
+
+def plan_study(
+    preset: str,
+    *,
+    data: str | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    norms: Sequence[str] | None = None,
+    lrs: Sequence[float] | None = None,
+    threads: int | None = None,
+) -> Plan:
+    """The preset with what the user changed. Raises UsageError for what cannot be."""
+    if preset not in PRESETS:
+        raise UsageError(f"got preset {preset!r}; wanted one of: {', '.join(PRESETS)}")
+    plan = PRESETS[preset]
+    if seed is not None and seeds is not None:
+        raise UsageError("got both a seed and seeds; give the first seed, or all of them")
+    if seeds is not None:
+        chosen = _distinct("seeds", seeds)
+        plan = replace(plan, seeds=chosen, gap_seeds=_more(chosen, len(plan.gap_seeds)))
+    elif seed is not None:
+        chosen = tuple(seed + offset for offset in range(len(plan.gap_seeds)))
+        plan = replace(plan, seeds=chosen[: len(plan.seeds)], gap_seeds=chosen)
+    if norms is not None:
+        for spec in norms:
+            norm_layer(spec)  # raises UsageError for a norm that there is not
+        plan = replace(plan, norms=_distinct("norms", norms))
+        if not {"none", "batch"} <= set(plan.norms):
+            raise UsageError(
+                f"got norms {', '.join(norms)}; wanted none and batch among them: the study compares them"
+            )
+    if lrs is not None:
+        if not all(0 < lr < float("inf") for lr in lrs):
+            raise UsageError(
+                f"got learning rates {', '.join(map(str, lrs))}; wanted numbers above 0"
+            )
+        plan = replace(plan, lrs=tuple(sorted(_distinct("lrs", lrs))))
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"got threads={threads}; wanted at least 1 a cell")
+        plan = replace(plan, threads=threads)
+    return plan if data is None else replace(plan, data=data)
+
+
+def _distinct(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    if not values or len(set(values)) != len(values):
+        raise UsageError(
+            f"got {name} {', '.join(map(str, values)) or 'empty'}; wanted at least one, each once"
+        )
+    return tuple(values)
+
+
+def _more(seeds: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """At least `count` seeds: those given, then the next ones."""
+    rest = (seed for seed in range(max(seeds) + 1, max(seeds) + 1 + count))
+    return (*seeds, *list(rest)[: max(0, count - len(seeds))])

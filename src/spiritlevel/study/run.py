@@ -1,0 +1,139 @@
+"""One study from plan to records: begin or resume a run's folder, do the cells that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spiritlevel import __version__
+from spiritlevel.data import load
+from spiritlevel.errors import RecordsError
+from spiritlevel.study import engine, environment
+from spiritlevel.study.claims import CLAIMS, rules
+from spiritlevel.study.config import Plan
+from spiritlevel.study.examples import example_cells
+from spiritlevel.study.records import Cell, Record, RecordFile, read_json, write_json
+from spiritlevel.study.tasks import COST, TASKS
+
+__all__ = [
+    "CONFIG",
+    "ENVIRONMENT",
+    "RECORDS",
+    "Progress",
+    "Run",
+    "all_cells",
+    "begin",
+    "cost",
+    "do_cells",
+    "resume",
+]
+
+CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told once before the first cell and after each: what is done, of how much, and how long it may take."""
+
+    done: int
+    cells: int
+    share: float
+    """Of the estimated work, 0 to 1."""
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, begun or resumed."""
+
+    folder: Path
+    plan: Plan
+    config: dict[str, Any]
+    torn: str | None = None
+
+
+def all_cells(plan: Plan) -> list[Cell]:
+    """Every cell that the claims and the worked examples need, each once."""
+    cells = {cell.key: cell for module in CLAIMS.values() for cell in module.cells(plan)}
+    cells |= {cell.key: cell for cell in example_cells(plan)}
+    assert all(cell.task in TASKS for cell in cells.values())
+    return list(cells.values())
+
+
+def begin(plan: Plan, folder: Path, command: str) -> Run:
+    """Write what is asked, and the rules of the verdicts, before anything is measured.
+
+    Raises RecordsError where the folder holds a run already, DataError for images that are of no use.
+    """
+    if (folder / RECORDS).exists() or (folder / CONFIG).exists():
+        raise RecordsError(
+            f"got {folder}, which holds a run already; go on with it by --resume, or choose another --out"
+        )
+    images = load(plan.data)
+    config = {
+        "version": __version__,
+        "command": command,
+        "plan": plan.to_json(),
+        "rules": rules(),
+        "data": images.describe(),
+        "cells": len(all_cells(plan)),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config)
+    except OSError as error:
+        raise RecordsError(
+            f"got {error.strerror or error} at {folder}; wanted a folder to write to: choose another --out"
+        ) from error
+    return Run(folder, plan, config)
+
+
+def resume(folder: Path) -> Run:
+    """The run in `folder`, to be finished. Raises RecordsError where there is none or its images changed."""
+    config = read_json(folder / CONFIG)
+    plan = Plan.from_json(config["plan"])
+    fingerprint = load(plan.data).fingerprint
+    if fingerprint != config["data"]["fingerprint"]:
+        raise RecordsError(
+            f"got images from {plan.data} that differ from those this run began with; "
+            "wanted the same. Start a new run for the new images."
+        )
+    return Run(folder, plan, config, RecordFile.read(folder / RECORDS).torn)
+
+
+def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
+    """Run what has no result yet, record by record; on return every cell has a record."""
+    plan = run.plan
+    write_json(run.folder / ENVIRONMENT, environment.describe(jobs=jobs, threads=plan.threads))
+    cells = all_cells(plan)
+    file = RecordFile.open(run.folder / RECORDS)
+    try:
+        done = file.records.done()
+        todo = [cell for cell in cells if cell.key not in done]
+        total = sum(map(cost, cells))
+        spent = total - sum(map(cost, todo))
+        finished = len(cells) - len(todo)
+        tell(Progress(finished, len(cells), spent / total))
+        costs = {cell.key: cost(cell) for cell in todo}
+        results = engine.run_cells(
+            todo,
+            data=plan.data,
+            fingerprint=run.config["data"]["fingerprint"],
+            jobs=jobs,
+            threads=plan.threads,
+            order=cost,
+        )
+        for record in results:
+            file.append(record)
+            finished, spent = finished + 1, spent + costs[record.key]
+            tell(Progress(finished, len(cells), spent / total, record))
+    finally:
+        file.close()
+
+
+def cost(cell: Cell) -> float:
+    """Rough seconds, for order and progress."""
+    steps: int = cell.settings.get("steps", 100)
+    return COST.get(cell.task, 0.2) * steps / 100

@@ -1,0 +1,134 @@
+"""The article's worked examples (b), (c) and (d) on real layers and real images; (a) is arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spiritlevel.data import Images
+from spiritlevel.probe import signal_by_depth, undisturbed
+from spiritlevel.study.tasks.common import build, seeded, training_images
+from spiritlevel.train import train
+
+__all__ = ["bell", "scale", "shift"]
+
+FROM, TO = 100.0, 50.0
+"""The article's means, on the 0 to 255 scale of pixels."""
+
+
+def shift(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
+    """(b) Move the mean of a layer's input from 100 to 50 and see what the layer gives out.
+
+    Real images, brightened or darkened to the two means, through a He-initialised 3x3 convolution,
+    alone and followed by BN. Settings: seed, batch_size, channels, size.
+    """
+    data = training_images(images, settings["size"], standardise=False)
+    seeded(settings["seed"])
+    x = data.train_x[: settings["batch_size"]] * 255
+    bright, dark = (x - x.mean() + mean for mean in (FROM, TO))
+    # No padding: a border of zeros would itself change with the mean.
+    layer = nn.Conv2d(data.channels, settings["channels"], 3, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    norm = nn.BatchNorm2d(settings["channels"])
+    with torch.no_grad():
+        plain = [layer(image) for image in (bright, dark)]
+        normed = [norm(output) for output in plain]
+    return {
+        "input_means": [bright.mean().item(), dark.mean().item()],
+        "without": _swing(*plain),
+        "with": _swing(*normed),
+    }
+
+
+def _swing(first: Tensor, second: Tensor) -> dict[str, Any]:
+    """How far each channel's mean moves, in units of the channel's own deviation before the move."""
+    axes = (0, 2, 3)
+    moved = (second.mean(axes) - first.mean(axes)).abs() / first.std(axes)
+    return {
+        "means": [first.mean(axes).tolist(), second.mean(axes).tolist()],
+        "mean_swing": moved.mean().item(),
+        "largest_swing": moved.max().item(),
+    }
+
+
+def scale(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
+    """(c) Inputs of scale 1000, 1 and 0.001 through a deep ReLU net, forward and backward.
+
+    Settings: norm, init, input_scale, seed, depth, width, batch_size, size.
+    """
+    data = training_images(images, settings["size"])
+    seeded(settings["seed"])
+    model = build(
+        "mlp",
+        data,
+        norm=settings["norm"],
+        init=settings["init"],
+        depth=settings["depth"],
+        width=settings["width"],
+    )
+    count = settings["batch_size"]
+    x = data.train_x[:count] * settings["input_scale"]
+    reading = signal_by_depth(model, x, data.train_y[:count])
+    return {
+        "activation_std": reading.activation_std,
+        "weight_gradient": reading.weight_gradient,
+        "last_activation": reading.activation_std[-1],
+        "first_gradient": reading.weight_gradient[1],
+    }
+
+
+def bell(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
+    """(d) The share of normalised activations within 1, 2 and 3 deviations, before and after training.
+
+    Read at every BN of a VGG-like net, before gamma and beta, on one batch of real images.
+    Settings: model, seed, lr, steps, batch_size, size, probe_images.
+    """
+    data = training_images(images, settings["size"])
+    seeded(settings["seed"])
+    model = build(settings["model"], data, norm="batch", init="he")
+    x = data.train_x[: settings["probe_images"]]
+    before = _shares(model, x)
+    train(
+        model,
+        data.train_x,
+        data.train_y,
+        lr=settings["lr"],
+        steps=settings["steps"],
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+    )
+    return {"before": before, "after": _shares(model, x)}
+
+
+EDGES = [index / 10 - 5 for index in range(101)]
+"""Bins of the histogram: -5 to 5 deviations by 0.1."""
+
+
+def _shares(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Shares over all normalised values of all BN layers, each layer by its own channels' statistics."""
+    values: list[Tensor] = []
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def hook(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        std, mean = torch.std_mean(inputs[0], (0, 2, 3), correction=0, keepdim=True)
+        values.append(((inputs[0] - mean) / (std.square() + norm.eps).sqrt()).flatten())
+
+    with undisturbed(model), torch.no_grad(), ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(hook).remove)
+        model.train()
+        model(x)
+    distance = torch.cat(values).abs()
+    everything = torch.cat(values)
+    histogram = torch.histogram(everything, bins=torch.tensor(EDGES)).hist / len(everything)
+    return {
+        "within": {str(k): (distance <= k).float().mean().item() for k in (1, 2, 3)},
+        "largest": distance.max().item(),
+        "density": (histogram * 10).tolist(),
+        "by_layer": [[(v.abs() <= k).float().mean().item() for k in (1, 2, 3)] for v in values],
+    }

@@ -1,0 +1,129 @@
+"""Does the noise of the batch statistics narrow the gap between training and test set?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spiritlevel.data import Images, batches
+from spiritlevel.probe import undisturbed
+from spiritlevel.study.tasks.common import build, seeded, training_images
+from spiritlevel.train import Score, score
+
+__all__ = ["at_training_loss", "gap"]
+
+
+@dataclass(frozen=True)
+class _Split:
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def gap(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
+    """Train an MLP on few images and read the test loss where the training loss passes `target`.
+
+    Noise on: statistics from the batch, or from groups of it (norm `ghost:g`). Noise off (norm `batch`,
+    noise False): statistics from all training images at every step, with the gradient through them.
+    Losses are read in eval mode with the exact statistics of the training images.
+    Settings: norm, noise, seed, lr, steps, every, batch_size, size, depth, width, images, target.
+    """
+    data = training_images(images, settings["size"])
+    seed = settings["seed"]
+    split = _draw(data.train_x, data.train_y, data.test_x, data.test_y, settings["images"], seed)
+    seeded(seed)
+    model = build(
+        "mlp",
+        data,
+        norm=settings["norm"],
+        init="he",
+        depth=settings["depth"],
+        width=settings["width"],
+    )
+    scores = _train(model, split, settings)
+    train_loss, test_loss = ([s.loss for s in column] for column in zip(*scores, strict=True))
+    target = settings["target"]
+    found = at_training_loss(train_loss, test_loss, target)
+    accuracy = at_training_loss(train_loss, [s.accuracy for _, s in scores], target)
+    return {
+        "steps": list(range(0, settings["steps"] + 1, settings["every"])),
+        "train_loss": train_loss,
+        "test_loss": test_loss,
+        "test_accuracy": [test.accuracy for _, test in scores],
+        "test_loss_at_target": found,
+        "test_accuracy_at_target": accuracy,
+        "gap_at_target": None if found is None else found - target,
+    }
+
+
+def _draw(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, count: int, seed: int) -> _Split:
+    """`count` of the training images, drawn by seed; all other images test."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    few, rest = order[:count], order[count:]
+    return _Split(x[few], y[few], torch.cat([x[rest], test_x]), torch.cat([y[rest], test_y]))
+
+
+def _train(
+    model: nn.Module, split: _Split, settings: Mapping[str, Any]
+) -> list[tuple[Score, Score]]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings["lr"])
+    order = torch.Generator().manual_seed(settings["seed"])
+    scores = [_scores(model, split)]
+    drawn = batches(len(split.train_x), settings["batch_size"], settings["steps"], generator=order)
+    for step, index in enumerate(drawn, 1):
+        model.train()
+        if settings["noise"]:
+            logits = model(split.train_x[index])
+        else:
+            logits = model(split.train_x)[index]
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, split.train_y[index]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % settings["every"] == 0:
+            scores.append(_scores(model, split))
+    return scores
+
+
+def _scores(model: nn.Module, split: _Split) -> tuple[Score, Score]:
+    """(training, test) in eval mode, with the running statistics set to those of all training images."""
+    with undisturbed(model):
+        _set_statistics(model, split.train_x)
+        train = score(model, split.train_x, split.train_y, batch_size=5000)
+        test = score(model, split.test_x, split.test_y, batch_size=5000)
+    return train, test
+
+
+def _set_statistics(model: nn.Module, x: Tensor) -> None:
+    """One pass over all of `x` with momentum 1: running statistics become those of `x`, layer after layer."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, getattr(norm, "group_size", None)) for norm in norms]
+    try:
+        for norm, (_, group) in zip(norms, before, strict=True):
+            norm.momentum = 1.0
+            if group is not None:
+                norm.group_size = len(x)  # type: ignore[assignment]
+        model.train()
+        with torch.no_grad():
+            model(x)
+    finally:
+        for norm, (momentum, group) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if group is not None:
+                norm.group_size = group
+
+
+def at_training_loss(train_loss: list[float], values: list[float], target: float) -> float | None:
+    """`values` where the training loss first passes below `target`, log-linearly between two readings."""
+    for index in range(1, len(train_loss)):
+        above, below = train_loss[index - 1], train_loss[index]
+        if above > target >= below > 0:
+            share = math.log(above / target) / math.log(above / below)
+            return values[index - 1] + share * (values[index] - values[index - 1])
+    return None

@@ -1,0 +1,55 @@
+"""How noisy batch statistics make an image's features, by batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from spiritlevel.data import Images
+from spiritlevel.probe import batch_noise
+from spiritlevel.study.stats import log_slope
+from spiritlevel.study.tasks.common import build, seeded, training_images
+from spiritlevel.train import train
+
+__all__ = ["noise"]
+
+
+def noise(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
+    """Train a net with BN, then read E_x Var_B[f_B(x)] at its first and last norm and at the logits.
+
+    Settings: model, seed, lr, steps, batch_size, size, sizes (of the batches), draws, images.
+    """
+    data = training_images(images, settings["size"])
+    seed = settings["seed"]
+    seeded(seed)
+    model = build(settings["model"], data, norm="batch", init="he")
+    train(
+        model,
+        data.train_x,
+        data.train_y,
+        lr=settings["lr"],
+        steps=settings["steps"],
+        batch_size=settings["batch_size"],
+        seed=seed,
+    )
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    places = {"first": norms[0], "last": norms[-1], "logits": "output"}
+    draws = torch.Generator().manual_seed(seed)
+    found = [
+        batch_noise(
+            model,
+            data.test_x[: settings["images"]],
+            data.train_x,
+            batch_size=size,
+            draws=settings["draws"],
+            generator=draws,
+            layers=[norms[0], norms[-1]],
+        )
+        for size in settings["sizes"]
+    ]
+    variance = {place: [reading[name] for reading in found] for place, name in places.items()}
+    slopes = {place: log_slope(settings["sizes"], values) for place, values in variance.items()}
+    return {"sizes": list(settings["sizes"]), "variance": variance, "slope": slopes}

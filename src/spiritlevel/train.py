@@ -1,0 +1,98 @@
+"""One run: plain SGD steps with a record of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spiritlevel.data import batches
+from spiritlevel.probe import undisturbed
+
+__all__ = ["Curve", "Score", "score", "train"]
+
+Observer = Callable[[int, Tensor, Tensor], None]
+"""(step, x, y): called in training mode before the update of each observed step."""
+
+
+@dataclass
+class Curve:
+    """Loss (nats) and accuracy (0 to 1) of each training batch before its update."""
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    diverged_at: int | None = None
+    """The step whose loss was not finite: the run ends there. Divergence is a result."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy (nats) and accuracy (0 to 1) on a set of images."""
+
+    loss: float
+    accuracy: float
+
+
+def train(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    lr: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    momentum: float = 0.0,
+    observe: Observer | None = None,
+    every: int = 1,
+) -> Curve:
+    """SGD on cross-entropy for `steps` batches drawn by `seed`; x (N, C, H, W) float32, y (N,) int64.
+
+    `observe` is called at every `every`-th step. Stops early at the first loss that is not finite.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    order = torch.Generator().manual_seed(seed)
+    curve = Curve()
+    model.train()
+    for step, index in enumerate(batches(len(x), batch_size, steps, generator=order)):
+        xb, yb = x[index], y[index]
+        if observe is not None and step % every == 0:
+            observe(step, xb, yb)
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(xb)
+        loss = F.cross_entropy(logits, yb)
+        value = loss.item()
+        curve.loss.append(value)
+        curve.accuracy.append((logits.argmax(1) == yb).float().mean().item())
+        if not math.isfinite(value):
+            curve.diverged_at = step
+            break
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return curve
+
+
+def score(
+    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500, training: bool = False
+) -> Score:
+    """Loss and accuracy on all of (x, y), leaving the model undisturbed.
+
+    `training=True` normalises with the statistics of each batch, as in training.
+    """
+    loss, hits = 0.0, 0
+    with undisturbed(model), torch.no_grad():
+        model.train(training)
+        for xb, yb in _chunks(x, y, batch_size):
+            logits = model(xb)
+            loss += F.cross_entropy(logits, yb, reduction="sum").item()
+            hits += int((logits.argmax(1) == yb).sum())
+    return Score(loss / len(x), hits / len(x))
+
+
+def _chunks(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(x), size):
+        yield x[start : start + size], y[start : start + size]

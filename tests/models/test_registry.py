@@ -1,0 +1,63 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from spiritlevel.errors import UsageError
+from spiritlevel.models import create_model, list_models
+
+
+def test_names():
+    assert list_models("ghostnet*") == ["ghostnet_050", "ghostnet_100", "ghostnet_130"]
+    assert list_models("*mlp") == ["mlp", "residual_mlp"]
+    assert list_models() == sorted(list_models())
+    assert list_models("vgg") == []
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_makes_a_model(name):
+    model = create_model(name, num_classes=7, in_chans=1)
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_norm_may_be_a_function():
+    model = create_model("small_vgg", 10, norm=lambda c: nn.GroupNorm(2, c))
+    assert sum(isinstance(m, nn.GroupNorm) for m in model.modules()) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        (
+            "ghostnet_10",
+            {},
+            "got model 'ghostnet_10'; wanted one of: .*Did you mean .*ghostnet_100",
+        ),
+        ("xyz", {}, "got model 'xyz'; wanted one of: .*small_vgg\\.$"),
+        ("mlp", {"stem": "mnist"}, "got stem 'mnist'"),
+        ("mlp", {"num_classes": 0}, "num_classes=0, in_chans=3; wanted 1 or more"),
+        ("mlp", {"norm": "bn"}, "got norm 'bn'"),
+        (
+            "mlp",
+            {"heads": 3},
+            "'heads' for mlp; its options: image_size, depth, width, activation$",
+        ),
+        ("linear_net", {"activation": "relu"}, "its options: image_size, depth, width$"),
+        ("ghostnet_100", {"width": 2}, "'width' for ghostnet_100; its options: drop_rate$"),
+    ],
+)
+def test_what_cannot_be_made(name, arguments, text):
+    with pytest.raises(UsageError, match=text):
+        create_model(name, **arguments)
+
+
+def test_importing_the_models_imports_nothing_heavier_than_torch():
+    code = (
+        "import sys, torch; before = set(sys.modules); import spiritlevel.models, spiritlevel.nn; "
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new = set(run.stdout.split())
+    assert new - {"spiritlevel"} <= sys.stdlib_module_names

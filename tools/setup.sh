@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# tools/setup.sh EXTRAS: a virtual environment in .venv with spiritlevel and EXTRAS, at the versions of constraints.txt.
+# uv takes seconds where pip takes a minute; pip is the fallback, and both read the same constraints.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+find_python() {
+  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+    [ -n "$candidate" ] || continue
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"; return
+    fi
+  done
+  echo "set-up: no Python 3.11 or newer with venv found; install one (on Debian also python3-venv), or name it: PYTHON=/path/to/python3 make ..." >&2
+  return 1
+}
+
+pip_setting() { .venv/bin/python -m pip config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | head -n 1 | sed 's/\\n/ /g'; }
+
+if [ ! -x .venv/bin/python ]; then
+  python=$(find_python)
+  echo "set-up: a virtual environment in .venv ($("$python" --version))"
+  "$python" -m venv .venv
+fi
+
+echo "set-up: installing spiritlevel[$1] with the versions of constraints.txt"
+# uv does not read pip's configuration, so what pip was told of wheels and index is passed on.
+find_links=$(pip_setting find-links); index=$(pip_setting index-url); cert=$(pip_setting cert)
+[ -z "$find_links" ] || export UV_FIND_LINKS=${UV_FIND_LINKS:-${find_links// /,}}
+[ -z "$index" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
+[ -z "$cert" ] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$cert}
+if .venv/bin/python -m pip install --quiet uv >/dev/null 2>&1 \
+   && .venv/bin/python -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[$1]"; then
+  exit 0
+fi
+echo "set-up: uv could not do it, pip takes over (about a minute)"
+.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[$1]"
