@@ -37,7 +37,7 @@ browser: .venv/.dev
 	@tools/chromium.sh
 
 test: .venv/.dev browser
-	$(PYTEST) -n 2 -m "not slow and not gpu"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
 slow: .venv/.dev browser
 	$(PYTEST) -m slow

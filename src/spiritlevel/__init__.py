@@ -1,7 +1,7 @@
 """Batch normalization you can see, trust and ship, with GhostNet built in.
 
-Everything public is here, and loaded when it is first asked for: `import spiritlevel` alone does not
-even import torch.
+Everything public is here, and loaded when it is first asked for: `import spiritlevel` alone does
+not even import torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every sentence that a reader meets on the page or from `explain`, by key.
 
-A language is one file, `catalogue_<language>.toml`. `[page]`, `[claims]`, `[examples]`, `[labels]` and
-`[arms]` go to the page and may carry inline HTML; the report escapes what is filled in, never the
-sentence. `[explain]` and `[terminal]` are plain text.
+A language is one file, `catalogue_<language>.toml`. `[page]`, `[claims]`, `[examples]`, `[labels]`
+and `[arms]` go to the page and may carry inline HTML; the report escapes what is filled in, never
+the sentence. `[explain]` and `[terminal]` are plain text.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ def sentence(key: str, language: str = "en") -> str:
 
 
 def say(key: str, language: str = "en", **values: object) -> str:
-    """The sentence behind `key`, filled in by `str.format`. Raises KeyError for a key that is not there."""
+    """The sentence behind `key`, filled in by `str.format`. Raises KeyError for an unknown key."""
     return sentence(key, language).format(**values)

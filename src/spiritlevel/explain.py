@@ -46,13 +46,13 @@ __all__ = [
 ]
 
 ZERO, ONE = Fraction(0), Fraction(1)
-TORCH_EPS = Fraction("1e-5")  # what torch.nn.BatchNorm* and the paper's code add to the variance
+TORCH_EPS = Fraction("1e-5")  # the default of torch.nn.BatchNorm*, as the next
 TORCH_MOMENTUM = Fraction("0.1")
 STEPS = (0, 1, 2, 5, 10, 50)  # the steps of the running average that are told
 SETTLED = 0.01  # of a standard deviation
 LISTED = 12  # values of a channel
 MAX_NUMBERS = 10_000
-MAX_VALUES = 10_000_000  # of an array: 80 MB in float64
+MAX_VALUES, MAX_CHANNELS = 100_000_000, 100_000  # of an array: seconds, not minutes
 MAX_EXPONENT = 100  # keeps every square and every variance a finite float64
 MAX_DIGITS = 100
 MAX_STEPS = 1_000_000
@@ -169,7 +169,7 @@ def load_array(path: Path) -> NDArray[Any]:
     """The array in a .npy file, not read before it is used. Never unpickles. Raises UsageError."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a broken header fails anywhere: in tokenize, ast, mmap
         raise UsageError(
             f"got {str(path)!r}, a .npy file that cannot be used ({error}); "
             "wanted plain numbers, saved by numpy.save: pickled objects are never loaded"
@@ -243,7 +243,7 @@ def scale_and_shift(number: Exact, gamma: Fraction, beta: Fraction) -> Exact:
     return root(gamma**2 * number.square, number.sign * (-1 if gamma < 0 else 1), beta)
 
 
-def running(start: Fraction, batch: Fraction, momentum: Fraction) -> Fraction:
+def running_average(start: Fraction, batch: Fraction, momentum: Fraction) -> Fraction:
     """One step of torch's running average: `momentum` is the weight of what is new."""
     return (1 - momentum) * start + momentum * batch
 
@@ -319,8 +319,8 @@ def explain_numbers(
         unbiased_variance=above,
         deviation=root(variance + eps),
         normalized=normalize(differences, variance + eps, gamma, beta),
-        running_mean=running(ZERO, center, momentum),
-        running_variance=None if above is None else running(ONE, above, momentum),
+        running_mean=running_average(ZERO, center, momentum),
+        running_variance=None if above is None else running_average(ONE, above, momentum),
         variance_with_torch_eps=variance / (variance + TORCH_EPS),
     )
 
@@ -373,9 +373,7 @@ class BatchExplanation:
     channels: tuple[Channel, ...]
     first_value: float
     train_output: float | None
-    running: tuple[
-        RunningStep, ...
-    ]  # empty if the unbiased variance is 0/0: torch refuses to train
+    running: tuple[RunningStep, ...]  # empty if the unbiased variance is 0/0
     steps_to_settle: int | None  # None: never, or more than MAX_STEPS
 
 
@@ -392,69 +390,75 @@ def explain_array(
     Raises UsageError for an array that is no such batch.
     """
     _check(eps, momentum)
-    x_CM = _by_channel(array)
-    count = x_CM.shape[1]
-    # Measured from the first value, a constant has variance 0 and a far mean costs no digits.
-    d_CM = x_CM - x_CM[:, :1]
-    shift_C1 = d_CM.mean(axis=1, keepdims=True)
-    mean_C, centred_CM = (x_CM[:, :1] + shift_C1)[:, 0], d_CM - shift_C1
-    variance_C = np.square(centred_CM).mean(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        normalized_CM = centred_CM / np.sqrt(variance_C + eps)[:, None]
-        unbiased_C = variance_C * count / np.float64(count - 1)
-    channels = tuple(
-        Channel(
-            values=tuple(x_CM[c].tolist()) if count <= LISTED else (),
-            mean=float(mean_C[c]),
-            variance=float(variance_C[c]),
-            unbiased_variance=_defined(unbiased_C[c]),
-            normalized_mean=_defined(normalized_CM[c].mean()),
-            normalized_variance=_defined(normalized_CM[c].var()),
-        )
-        for c in range(len(x_CM))
-    )
-    train_output = _defined(gamma * normalized_CM[0, 0] + beta)
-    running, settled = _running(centred_CM[0], channels[0], gamma, beta, eps, momentum)
+    _check_batch(array)
+    channels = tuple(_channel(_values(array, c), eps) for c in range(array.shape[1]))
+    first = _values(array, 0)
+    _, centred, variance = _moments(first)
+    square = variance + eps
+    running, settled = _running(centred, channels[0], gamma, beta, eps, momentum)
     return BatchExplanation(
         shape=array.shape,
         axes=AXES[array.ndim],
-        count=count,
+        count=first.size,
         eps=eps,
         gamma=gamma,
         beta=beta,
         momentum=momentum,
         channels=channels,
-        first_value=float(x_CM[0, 0]),
-        train_output=train_output,
+        first_value=float(first[0]),
+        train_output=gamma * float(centred[0]) / math.sqrt(square) + beta if square else None,
         running=running,
         steps_to_settle=settled,
     )
 
 
-def _by_channel(array: NDArray[Any]) -> NDArray[np.float64]:
-    """The array as C x M in float64, M the values of a channel. Raises UsageError."""
+def _check_batch(array: NDArray[Any]) -> None:
     if array.dtype.kind not in "iuf":
         raise UsageError(f"got an array of {array.dtype}, wanted real numbers, such as float32")
     if array.ndim not in AXES:
         raise UsageError(
-            f"got an array of shape {array.shape}, wanted N x C, or N x C x H x W; use numpy.reshape"
+            f"got an array of shape {array.shape}, wanted N x C or N x C x H x W; use numpy.reshape"
         )
-    if not 0 < array.size <= MAX_VALUES:
-        raise UsageError(f"got an array of shape {array.shape}, wanted 1 to {MAX_VALUES:,} values")
-    with np.errstate(over="ignore"):  # of a longdouble
-        x_CM = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1).astype(np.float64)
-    bad = ~(np.abs(x_CM) <= 10.0**MAX_EXPONENT)
-    if bad.any():
-        value = x_CM[bad][0]
+    if not 0 < array.size <= MAX_VALUES or array.shape[1] > MAX_CHANNELS:
         raise UsageError(
-            f"got {value:g} in the array ({int(bad.sum()):,} of {array.size:,} values), "
+            f"got an array of shape {array.shape}, "
+            f"wanted 1 to {MAX_VALUES:,} values in at most {MAX_CHANNELS:,} channels"
+        )
+
+
+def _values(array: NDArray[Any], channel: int) -> NDArray[np.float64]:
+    """The values of one channel, in the array's order."""
+    with np.errstate(over="ignore"):  # of a longdouble
+        x = array[:, channel].astype(np.float64).ravel()
+    bad = x[~(np.abs(x) <= 10.0**MAX_EXPONENT)]
+    if bad.size:
+        raise UsageError(
+            f"got {bad[0]:g} in channel {channel} ({bad.size:,} of {x.size:,} values), "
             f"wanted finite numbers up to 1e{MAX_EXPONENT} in size"
         )
-    return x_CM
+    return x
 
 
-def _defined(number: np.floating[Any]) -> float | None:
-    return float(number) if np.isfinite(number) else None
+def _moments(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], float]:
+    """The mean, the differences from it, and the biased variance."""
+    # Measured from the first value, a constant has variance 0 and a far mean costs no digits.
+    difference = x - x[0]
+    shift = difference.mean()
+    centred = difference - shift
+    return float(x[0] + shift), centred, float(np.square(centred).mean())
+
+
+def _channel(x: NDArray[np.float64], eps: float) -> Channel:
+    mean, centred, variance = _moments(x)
+    normalized = centred / math.sqrt(variance + eps) if variance + eps else None
+    return Channel(
+        values=tuple(x.tolist()) if x.size <= LISTED else (),
+        mean=mean,
+        variance=variance,
+        unbiased_variance=variance * x.size / (x.size - 1) if x.size > 1 else None,
+        normalized_mean=None if normalized is None else float(normalized.mean()),
+        normalized_variance=None if normalized is None else float(normalized.var()),
+    )
 
 
 def _running(
@@ -466,32 +470,39 @@ def _running(
     momentum: float,
 ) -> tuple[tuple[RunningStep, ...], int | None]:
     """The running average over steps of one batch, and after how many eval() has settled."""
-    if channel.unbiased_variance is None:
+    mean, variance = channel.mean, channel.unbiased_variance
+    if variance is None:
         return (), None
-    statistics = channel.mean, channel.unbiased_variance
-    told: list[tuple[int | None, float]] = [(step, (1 - momentum) ** step) for step in STEPS]
-    told.append((None, 0.0 if momentum else 1.0))
-    running = []
-    for step, start in told:
-        mean, variance, result = _evaluate(centred[0], *statistics, np.float64(start), eps)
-        output = _defined(gamma * result + beta)
-        running.append(RunningStep(step, float(mean), float(variance), output))
+    steps: tuple[int | None, ...] = (*STEPS, None)
+    weights = [*((1 - momentum) ** step for step in STEPS), 0.0 if momentum else 1.0]
+    outputs = gamma * _evaluate(centred[0], mean, variance, np.array(weights), eps) + beta
+    running = tuple(
+        RunningStep(
+            step=step,
+            running_mean=(1 - weight) * mean,
+            running_variance=weight + (1 - weight) * variance,
+            eval_output=float(output) if math.isfinite(output) else None,
+        )
+        for step, weight, output in zip(steps, weights, outputs, strict=True)
+    )
     # A result moves linearly with its value: if the outermost two have settled, all have.
     ends = np.array([[centred.min()], [centred.max()]])
-    return tuple(running), _steps_to_settle(ends, *statistics, eps, momentum)
+    return running, _steps_to_settle(ends, mean, variance, eps, momentum)
 
 
 def _evaluate(
-    centred: Any, mean: float, variance: float, start: Any, eps: float
-) -> tuple[Any, Any, Any]:
-    """Running mean, running variance, and what eval() makes of mean + `centred` with them.
+    centred: NDArray[np.float64] | np.float64,
+    mean: float,
+    variance: float,
+    weight: NDArray[np.float64],
+    eps: float,
+) -> NDArray[np.float64]:
+    """What eval() makes of mean + `centred`, before gamma and beta; nan or inf where it is x/0.
 
-    `start` is the weight that the start, 0 and 1, still has: (1 - momentum)^steps.
+    `weight` is what the start at 0 and 1 still has in the running average: (1 - momentum)^steps.
     """
-    running_variance = start + (1 - start) * variance
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = (centred + start * mean) / np.sqrt(running_variance + eps)
-    return (1 - start) * mean, running_variance, result
+        return (centred + weight * mean) / np.sqrt(weight + (1 - weight) * variance + eps)
 
 
 def _steps_to_settle(
@@ -503,9 +514,9 @@ def _steps_to_settle(
     if momentum == 1:
         return 1
     negligible = math.ceil(math.log(1e-20) / math.log1p(-momentum))
-    starts = (1 - momentum) ** np.arange(min(negligible, MAX_STEPS) + 1)
-    final = _evaluate(centred, mean, variance, np.float64(0), eps)[2]
-    off = np.abs(_evaluate(centred, mean, variance, starts, eps)[2] - final).max(axis=0) > SETTLED
+    weights = np.float64(1 - momentum) ** np.arange(min(negligible, MAX_STEPS) + 1)
+    last = _evaluate(centred, mean, variance, np.zeros(1), eps)
+    off = np.abs(_evaluate(centred, mean, variance, weights, eps) - last).max(axis=0) > SETTLED
     if off[-1]:
         return None
     return int(np.flatnonzero(off)[-1]) + 1 if off.any() else 0

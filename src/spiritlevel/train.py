@@ -50,7 +50,7 @@ def train(
     observe: Observer | None = None,
     every: int = 1,
 ) -> Curve:
-    """SGD on cross-entropy for `steps` batches drawn by `seed`; x (N, C, H, W) float32, y (N,) int64.
+    """SGD on cross-entropy, `steps` batches drawn by `seed`; x (N, C, H, W) float32, y (N,) int64.
 
     `observe` is called at every `every`-th step. Stops early at the first loss that is not finite.
     """

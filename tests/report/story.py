@@ -28,7 +28,14 @@ def series(
     arm: str, x: list[Any], y: list[Any], style: str = "line", **rest: Any
 ) -> dict[str, Any]:
     label = rest.pop("label", None)
-    return {"arm": arm, "label": label and text(label), "x": x, "y": y, "style": style, **rest}
+    return {
+        "arm": arm,
+        "label": label and text(label),
+        "x": list(x),
+        "y": list(y),
+        "style": style,
+        **rest,
+    }
 
 
 def lines(
@@ -54,7 +61,7 @@ def heatmap(title: str, rows: list[str], z: list[list[Any]], **colour: Any) -> d
         "title": text(title),
         "x": {"label": text("training step")},
         "y": {"label": text("layer, input at the top")},
-        "columns": STEPS,
+        "columns": list(STEPS),
         "rows": rows,
         "z": z,
         "colour": {"label": text("standard deviation"), "log": True, "range": None, "middle": None}
@@ -189,22 +196,14 @@ def claim(
             "n": 3,
         },
         "sentences": [
-            text(
-                "Over training, the inputs of the last hidden layer move six times less with the normalization."
-            ),
-            text(
-                "With noise added behind it they move as much as without, and the network learns just as fast."
-            ),
+            text("Over training, the last layer's inputs move six times less with it."),
+            text("With noise added behind it they move as much as without, at the same speed."),
             text("So the inputs are steadier, but that is not why the training is quick."),
         ],
         "literature": None
         if name == "vanishing"
-        else text(
-            "Santurkar et al. (2018) found the same with a deeper network: noise undoes the steadiness, not the speed."
-        ),
-        "rule": text(
-            "Supported if the ratio is 2 or more in every layer and for every seed; else not supported."
-        ),
+        else text("Santurkar et al. (2018) found the same with a deeper network."),
+        "rule": text("Supported if the ratio is 2 or more in every layer and for every seed."),
         "parts": [
             {
                 "quantity": text(f"Drift of layer {layer}, without over with"),
@@ -310,11 +309,9 @@ def examples() -> list[dict[str, Any]]:
             "title": text(title),
             "sentences": [
                 text(
-                    "The mean is 3, so the differences are −2, 0 and 2; their squares 4, 0 and 4 have the mean 2.67."
+                    "The mean is 3, the differences are −2, 0, 2, and their squares' mean is 2.67."
                 ),
-                text(
-                    "Divided by its root, 1.63, they become −1.22, 0 and 1.22: their mean is 0 and their variance 1."
-                ),
+                text("Divided by its root, 1.63, they become −1.22, 0 and 1.22."),
             ],
             "table": table,
             "figures": figures,
@@ -339,14 +336,14 @@ def example_story() -> dict[str, Any]:
         },
         "data": {
             "name": "my \"best\" photos & 'others' <b>",
-            "origin": "folder: /home/someone/photos/a-rather-long-folder-name/with-nothing-to-break-it-at",
+            "origin": "folder: /home/someone/photos/a-rather-long-name/without-a-place-to-break",
             "licence": "not stated",
             "notes": ["12 images of 28×28 pixels were brought to 32×32.", "Ünïcödé: 数字, אבג, 🐦"],
             "counts": {"train": 4000, "test": 1000},
             "classes": ["cat", HOSTILE, "日本語", "שלום", "$x^2$", "%{x}"],
             "size": 32,
             "channels": 1,
-            "fingerprint": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "fingerprint": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b82",
         },
         "environment": {
             "python": "3.11.9",

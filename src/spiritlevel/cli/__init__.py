@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `spiritlevel ARGV...`; a user's mistake becomes one message on stderr and exit code 2."""
-    import click
+    import typer
 
     from spiritlevel.cli.app import app
     from spiritlevel.errors import SpiritlevelError
 
+    # Newer typer brings its own copy of click: the class is taken from what typer itself raises.
+    wrong_use: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
@@ -22,16 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as mistake:
+    except wrong_use as mistake:
         mistake.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SpiritlevelError as error:
         if debug:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from spiritlevel.cli import explain
+from spiritlevel import __version__
+from spiritlevel.cli import explain, study
 
 __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Batch normalization you can see, trust and ship. Any command takes --debug.",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
 app.command("explain", context_settings=explain.CONTEXT)(explain.explain)
+app.command("study")(study.study)
+app.command("report")(study.report)

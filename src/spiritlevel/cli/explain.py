@@ -53,7 +53,7 @@ def explain(
     numbers: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NUMBERS]...",
+            show_default=False,
             help="Numbers; or a file of them, or a .npy array, N x C (x H x W); or - for a pipe.",
         ),
     ] = None,
@@ -173,7 +173,7 @@ class _Page:
         self.steps = 0
 
     def title(self, text: str) -> None:
-        self.console.print(text, style="bold", soft_wrap=not self.in_terminal)
+        self.console.print(text, style="bold")
 
     def step(self, text: str) -> None:
         """A numbered heading."""
@@ -191,7 +191,10 @@ class _Page:
 
     def prose(self, text: str, hanging: str = "") -> None:
         width = min(self.console.width, WIDEST) - INDENT if self.in_terminal else PIPE_WIDTH
-        for line in textwrap.wrap(text, max(width, 20), subsequent_indent=hanging):
+        lines = textwrap.wrap(
+            text, max(width, 20), subsequent_indent=hanging, break_on_hyphens=False
+        )
+        for line in lines:
             self.console.print(" " * INDENT + line, soft_wrap=True)
 
     def formula(self, text: str) -> None:

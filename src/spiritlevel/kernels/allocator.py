@@ -1,4 +1,4 @@
-"""glibc maps and page-faults every large tensor anew; told to keep them, it is up to twice as fast."""
+"""glibc maps and page-faults every large tensor anew; told to keep them, it is up to 2x as fast."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 2**31 - 1
 def tune_allocator() -> bool:
     """Let glibc keep freed memory for the next tensor; for this process, from now on.
 
-    Memory stays reserved at its peak instead of going back to the system. True where it took effect:
-    Linux with glibc; elsewhere nothing is changed.
+    Memory stays reserved at its peak instead of going back to the system. True where it took
+    effect: Linux with glibc; elsewhere nothing is changed.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Each operation as the paper writes it, in plain torch: the oracle that everything faster is held against."""
+"""Each operation as the paper writes it, in plain torch: the oracle for everything faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What batch normalization decouples exactly: the scale of a weight (Ioffe & Szegedy 2015, section 3.3)."""
+"""What batch norm decouples exactly: the scale of a weight (Ioffe & Szegedy 2015, section 3.3)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ def scaling_errors(loss: Loss, weight: Tensor, u: Tensor, *, scale: float) -> di
 
 
 def gradient_cosine(loss: Loss, weight: Tensor, u: Tensor) -> float:
-    """The mean over units of |cos(w, dL/dw)|: zero where the scale of w does not matter."""
+    """The mean over units of |cos(w, dL/dw)|: zero where the scale of w does not matter.
+
+    A unit without a gradient, such as one whose ReLU is always off, has no angle and is left out.
+    """
     _, gradient, _ = _value_and_gradients(loss, weight, u)
-    return F.cosine_similarity(weight.detach(), gradient, dim=1, eps=0.0).abs().mean().item()
+    return F.cosine_similarity(weight.detach(), gradient, dim=1, eps=0.0).abs().nanmean().item()
 
 
 def effective_rate(lr: float, weight: Tensor) -> float:
-    """lr / ||w||^2: the rate at which the direction of a scale-invariant weight turns (van Laarhoven 2017)."""
+    """lr / ||w||^2: how fast a scale-invariant weight's direction turns (van Laarhoven 2017)."""
     return lr / float(weight.detach().double().square().sum())
 
 

@@ -18,7 +18,7 @@ __all__ = ["LandscapeReading", "along_gradient"]
 
 @dataclass(frozen=True)
 class LandscapeReading:
-    """What a step along -g meets, over all the step lengths that were tried; infinite where it overflows."""
+    """What a step along -g meets, over all step lengths tried; infinite where it overflows."""
 
     loss_range: float
     """Largest minus smallest loss among the steps, nats."""
@@ -34,7 +34,7 @@ class LandscapeReading:
 def along_gradient(
     model: nn.Module, x: Tensor, y: Tensor, *, steps: Sequence[float]
 ) -> LandscapeReading:
-    """Walk from w along the negative gradient g of the cross-entropy on (x, y) by each eta in `steps`.
+    """Walk from w along -g by each eta in `steps`; g is the gradient of cross-entropy on (x, y).
 
     Training mode, one forward and backward pass per step length; the model is left undisturbed.
     """
@@ -76,5 +76,5 @@ def _square(tensor: Tensor) -> float:
 
 
 def _worst(values: Sequence[float]) -> float:
-    """The maximum, where NaN counts as infinite: a step that left the floats is the worst of all."""
+    """The maximum, with NaN as infinite: a step that left the floats is the worst of all."""
     return max(float("inf") if value != value else value for value in values)

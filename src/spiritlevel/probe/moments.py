@@ -43,7 +43,7 @@ def unit_percentiles(
 ) -> dict[str, Tensor]:
     """The 15th, 50th and 85th percentile of each unit's input, (3, F) float32, by module.
 
-    A unit is an index of axis 1; its percentiles are over all other axes. Otherwise as `input_moments`.
+    A unit is an index of axis 1; its percentiles are over all other axes. Else as `input_moments`.
     """
     return _read_inputs(model, x, layers, training, _percentiles)
 

@@ -27,10 +27,10 @@ def batch_noise(
 ) -> dict[str, float]:
     """E_x Var_B[f_B(x)]: the variance of each image's features over random batch-mates.
 
-    Each of `images` (M, C, H, W) is fed `draws` times, in training mode, with `batch_size - 1` others
-    drawn from `pool`; the unbiased variance over draws is averaged over images and features, for the
-    output of each named module and for the model's own (key "output"). Zero without batch statistics.
-    The model is left undisturbed. Raises UsageError where a batch cannot be made.
+    Each of `images` (M, C, H, W) is fed `draws` times, in training mode, with `batch_size - 1`
+    others drawn from `pool`; the unbiased variance over draws is averaged over images and features,
+    for the output of each named module and for the model's own (key "output"). Zero without batch
+    statistics. The model is left undisturbed. Raises UsageError where a batch cannot be made.
     """
     if not 2 <= batch_size <= len(pool) + 1 or draws < 2:
         raise UsageError(

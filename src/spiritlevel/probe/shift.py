@@ -17,7 +17,7 @@ __all__ = ["ShiftReading", "covariate_shift"]
 
 @dataclass(frozen=True)
 class ShiftReading:
-    """How far one layer's gradient G moves, to G', when the layers before it take their step first."""
+    """How far one layer's gradient G moves, to G', when the layers before it step first."""
 
     l2: float
     """||G - G'||: follows learning rate and gradient size, so never to be read alone."""

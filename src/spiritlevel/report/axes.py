@@ -9,17 +9,7 @@ from typing import Any
 from spiritlevel.errors import UsageError
 from spiritlevel.report.story import Axis
 
-__all__ = [
-    "FEW",
-    "axis",
-    "drawable",
-    "hover_text",
-    "layout",
-    "log_ticks",
-    "placed",
-    "scale",
-    "ticks_at",
-]
+__all__ = ["FEW", "axis", "drawable", "hover_text", "layout", "number_text", "placed", "scale"]
 
 # Up to this many points, each of them is marked and may have its own tick.
 FEW = 12
@@ -40,7 +30,7 @@ def layout(height: int, **rest: Any) -> dict[str, Any]:
         "hoverlabel": {
             "bgcolor": "var(--card)",
             "bordercolor": "var(--rule)",
-            "font": {"color": "var(--text)", "size": 13},
+            "font": {"family": FONT, "color": "var(--text)", "size": 13},
             "align": "left",
         },
     } | rest
@@ -112,14 +102,14 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def placed(values: Iterable[float], *, log: bool, what: str) -> list[float]:
     """Where `values` lie on an axis. Raises UsageError for 0 or less on a logarithmic one."""
     values = list(values)
-    if log and min(values) <= 0:
+    if log and any(value <= 0 for value in values):
         raise UsageError(f"got a {what} of {values} on a logarithmic axis, wanted numbers above 0")
     return [math.log10(value) if log else value for value in values]
 
 
-def drawable(values: Iterable[float | None], *, log: bool) -> list[float | None]:
-    """Six figures of each value, and None for what a logarithmic axis cannot show."""
-    return [None if v is None or (log and v <= 0) else float(f"{v:.6g}") for v in values]
+def drawable(values: Iterable[float | None], *, log: bool, figures: int = 6) -> list[float | None]:
+    """The values to so many figures, and None for what a logarithmic axis cannot show."""
+    return [None if v is None or (log and v <= 0) else float(f"{v:.{figures}g}") for v in values]
 
 
 def _is_plain(value: float) -> bool:
@@ -141,4 +131,4 @@ def _with_minus(value: float) -> str:
 
 def hover_text(html: str) -> str:
     """Plotly shows simple HTML, which is wanted, and fills in %{...}, which never is."""
-    return html.replace("%{", "%&#123;")
+    return str(html).replace("%{", "%&#123;")

@@ -115,11 +115,12 @@ def _panels(story: Story) -> Iterator[tuple[str, Lines | Heatmap]]:
 
 def _check_lengths(panel: Lines | Heatmap, where: str) -> None:
     if panel["kind"] == "heatmap":
-        found = [len(row) for row in panel["z"]]
-        if found != [len(panel["columns"])] * len(panel["rows"]):
+        rows, columns = len(panel["rows"]), len(panel["columns"])
+        found = sorted({len(row) for row in panel["z"]})
+        if len(panel["z"]) != rows or found not in ([], [columns]):
             raise UsageError(
-                f"got z with rows of {found} values in {where}, "
-                f"wanted {len(panel['rows'])} rows of {len(panel['columns'])}"
+                f"got {len(panel['z'])} rows of {found} values in {where}, "
+                f"wanted {rows} rows of {columns}"
             )
         return
     for index, series in enumerate(panel["series"]):

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from spiritlevel.report.axes import FEW, axis, drawable, hover_text, layout, placed, scale
+from spiritlevel.report.axes import FEW, axis, drawable, hover_text, layout, scale
+from spiritlevel.report.guides import guide_line, guide_name
 from spiritlevel.report.heatmap import plot_heatmap
-from spiritlevel.report.story import Figure, Guide, Heatmap, Lines, Series
+from spiritlevel.report.story import Figure, Heatmap, Lines, Series
 from spiritlevel.report.words import say
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def plot(panel: Lines | Heatmap) -> dict[str, Any]:
 
 
 def legend(figure: Figure) -> list[dict[str, Any]]:
-    """One entry for each label of an arm in the figure's panels, drawn as where it first appears."""
+    """One entry for each label of an arm in the figure's panels, drawn as where it is first."""
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for panel in figure["panels"]:
         for series in panel["series"] if panel["kind"] == "lines" else ():
@@ -119,22 +120,23 @@ def _plot_lines(panel: Lines) -> dict[str, Any]:
     guides = panel["guides"]
     xs: list[float | None] = [guide["at"] for guide in guides if guide["axis"] == "x"]
     ys: list[float | None] = [guide["at"] for guide in guides if guide["axis"] == "y"]
-    traces = []
+    traces, points = [], []
     for series in panel["series"]:
         x, y = drawable(series["x"], log=x_log), drawable(series["y"], log=y_log)
-        low = drawable(series.get("low", ()), log=y_log)
-        high = drawable(series.get("high", ()), log=y_log)
+        low = drawable(series.get("low", ()), log=y_log, figures=4)
+        high = drawable(series.get("high", ()), log=y_log, figures=4)
+        traces += _traces(series, x, y, low, high)
+        points += [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
         xs += x
         ys += [*y, *low, *high]
-        traces += _traces(series, x, y, low, high)
     return {
         "data": traces,
         "layout": layout(
             270,
             xaxis=axis(grid=False) | scale(panel["x"], xs, at_points=True),
             yaxis=axis(grid=True) | scale(panel["y"], ys, at_points=False),
-            shapes=[_guide_line(guide) for guide in guides],
-            annotations=[_guide_name(guide, panel) for guide in guides],
+            shapes=[guide_line(guide) for guide in guides],
+            annotations=[guide_name(guide, panel, points) for guide in guides],
         ),
     }
 
@@ -181,7 +183,7 @@ def _traces(
 def _error_bars(y: Values, low: Values, high: Values) -> dict[str, Any]:
     def reach(above: Values, below: Values) -> list[float | None]:
         pairs = zip(above, below, strict=True)
-        return [None if a is None or b is None else a - b for a, b in pairs]
+        return [None if a is None or b is None else float(f"{a - b:.6g}") for a, b in pairs]
 
     bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 0}
     return bars | {"array": reach(high, y), "arrayminus": reach(y, low)}
@@ -205,35 +207,3 @@ def _outline(x: Values, low: Values, high: Values) -> dict[str, Any]:
         "fill": "toself",
         "hoverinfo": "skip",
     }
-
-
-def _guide_line(guide: Guide) -> dict[str, Any]:
-    along, across = ("x", "y") if guide["axis"] == "y" else ("y", "x")
-    return {
-        "type": "line",
-        "layer": "below",
-        f"{along}ref": "paper",
-        f"{along}0": 0,
-        f"{along}1": 1,
-        f"{across}0": guide["at"],
-        f"{across}1": guide["at"],
-        "line": {"color": "var(--muted)", "width": 1, "dash": "2px,3px"},
-    }
-
-
-def _guide_name(guide: Guide, panel: Lines) -> dict[str, Any]:
-    """The guide's name at its end, on a veil that keeps it legible over the data."""
-    # Unlike a shape, an annotation is placed by the logarithm on a logarithmic axis.
-    (place,) = placed([guide["at"]], log=panel[guide["axis"]]["log"], what="guide")
-    name = {
-        "text": say(guide["label"]),
-        "showarrow": False,
-        "font": {"size": 11, "color": "var(--muted)"},
-        "bgcolor": "var(--ground)@0.7",
-        "borderpad": 1,
-    }
-    if guide["axis"] == "y":
-        end = {"xref": "paper", "x": 1, "xanchor": "right", "y": place, "yanchor": "bottom"}
-    else:
-        end = {"yref": "paper", "y": 1, "yanchor": "top", "x": place, "xanchor": "left"}
-    return name | end

@@ -13,11 +13,29 @@ from spiritlevel.report.story import Heatmap
 __all__ = ["colour_key", "plot_heatmap"]
 
 # Viridis at nine even steps: perceived lightness rises evenly.
-# fmt: off
-SEQUENTIAL = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"]
+SEQUENTIAL = [
+    "#440154",
+    "#472d7b",
+    "#3b528b",
+    "#2c728e",
+    "#21918c",
+    "#28ae80",
+    "#5ec962",
+    "#addc30",
+    "#fde725",
+]
 # Lightness (OKLab) falls evenly from the middle; blue and brown differ for every colour vision.
-DIVERGING = ["#014182", "#276ab8", "#6496d6", "#a5c3e9", "#eeeeee", "#e4b49f", "#cb7d59", "#a94911", "#6e2a01"]
-# fmt: on
+DIVERGING = [
+    "#014182",
+    "#276ab8",
+    "#6496d6",
+    "#a5c3e9",
+    "#eeeeee",
+    "#e4b49f",
+    "#cb7d59",
+    "#a94911",
+    "#6e2a01",
+]
 ROWS_NAMED = 24
 NAME_LENGTH = 21
 
@@ -32,7 +50,7 @@ def plot_heatmap(panel: Heatmap) -> dict[str, Any]:
         "type": "heatmap",
         "x": panel["columns"],
         "y": list(range(len(names))),
-        "z": [[math.log10(v) if log and v is not None else v for v in row] for row in z],
+        "z": [[round(math.log10(v), 4) if log and v is not None else v for v in row] for row in z],
         "zmin": low,
         "zmax": high,
         "colorscale": [[i / (len(shades) - 1), shade] for i, shade in enumerate(shades)],

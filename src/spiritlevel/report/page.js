@@ -99,7 +99,8 @@
   /** Five figures, as people write them. */
   function shown(value) {
     const size = Math.abs(value);
-    const text = size !== 0 && (size >= 1e7 || size < 1e-4) ? value.toExponential(3) : String(Number(value.toPrecision(5)));
+    const far = size >= 1e7 || (size !== 0 && size < 1e-4);
+    const text = far ? value.toExponential(3) : String(Number(value.toPrecision(5)));
     return text.replaceAll("-", "−");
   }
 
@@ -110,7 +111,8 @@
     const out = (name) => form.querySelector(`[data-result="${name}"]`);
     const curve = { place: document.getElementById("bell"), figure: bell };
     const say = (key, values) => texts[key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
-    const inputs = Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, form.elements.namedItem(name)]));
+    const fields = Object.keys(DEFAULTS).map((name) => [name, form.elements.namedItem(name)]);
+    const inputs = Object.fromEntries(fields);
 
     function row(cells) {
       const line = document.createElement("tr");
@@ -124,7 +126,8 @@
       out("deviation").textContent = shown(Math.sqrt(it.variance));
       out("after").textContent = shown(it.after);
       out("note").textContent = it.variance === 0 ? texts.flat : "";
-      const rows = it.values.map((value, i) => row([value, it.differences[i], it.squares[i], it.normalized[i], it.outputs[i]]));
+      const columns = [it.values, it.differences, it.squares, it.normalized, it.outputs];
+      const rows = it.values.map((_, i) => row(columns.map((column) => column[i])));
       out("rows").replaceChildren(...rows);
       const marks = bell.data[bell.data.length - 1];
       marks.x = it.normalized;
@@ -161,8 +164,9 @@
       if (name === "reset") {
         for (const [field, text] of Object.entries(DEFAULTS)) inputs[field].value = text;
       } else {
-        const words = inputs.numbers.value.split(/[\s,;]+/).filter((word) => number(word) !== null);
-        inputs.numbers.value = words.map((word) => Number(CHANGES[name](number(word)).toPrecision(12))).join(", ");
+        const known = inputs.numbers.value.split(/[\s,;]+/).map(number).filter((value) => value !== null);
+        const changed = known.map((value) => Number(CHANGES[name](value).toPrecision(12)));
+        inputs.numbers.value = changed.join(", ");
       }
       update();
     }

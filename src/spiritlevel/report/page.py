@@ -46,7 +46,8 @@ def render(story: Mapping[str, Any]) -> str:
         policy=_policy(scripts),
         widget={"texts": _widget_texts(), "bell": figures.bell()},
     )
-    return page
+    # Above the page itself the template has only macros.
+    return page.lstrip()
 
 
 def write(story: Mapping[str, Any], path: Path) -> Path:

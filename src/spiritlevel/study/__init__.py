@@ -1,0 +1,158 @@
+"""Many short runs -> records on disk -> a verdict on each claim."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spiritlevel.errors import UsageError
+from spiritlevel.report import write
+from spiritlevel.study.claims import CLAIMS, Judgement, rules
+from spiritlevel.study.config import plan_study
+from spiritlevel.study.examples import example_lines
+from spiritlevel.study.records import RecordFile, Records, read_json
+from spiritlevel.study.run import (
+    CONFIG,
+    ENVIRONMENT,
+    RECORDS,
+    Progress,
+    begin,
+    do_cells,
+)
+from spiritlevel.study.run import (
+    resume as resume_run,
+)
+from spiritlevel.study.story import build_story
+
+__all__ = ["Judgement", "Progress", "Study", "study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run that has ended, or what there is of one, as its folder tells it."""
+
+    folder: Path
+    records: Records
+    config: dict[str, Any]
+    torn: str | None = None
+    """The beginning of a torn last line of the records, which was left out."""
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Study:
+        """Read a run's folder without changing it. Raises RecordsError."""
+        path = Path(folder)
+        config = read_json(path / CONFIG)
+        file = RecordFile.read(path / RECORDS)
+        return cls(path, file.records, config, file.torn)
+
+    @cached_property
+    def verdicts(self) -> dict[str, Judgement]:
+        """Claim -> verdict, by the rules in `spiritlevel.study.claims`."""
+        return {claim: module.judge(self.records) for claim, module in CLAIMS.items()}
+
+    @property
+    def examples(self) -> list[str]:
+        """The article's four worked examples, as measured here, in a line each."""
+        return example_lines(self.records)
+
+    @property
+    def rules_changed(self) -> bool:
+        """Whether the rules of this version differ from those written down before the run."""
+        return bool(self.config["rules"] != rules())
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Draw the page from the records alone (default: `report.html` in the folder)."""
+        target = self.folder / "report.html" if path is None else Path(path)
+        environment = read_json(self.folder / ENVIRONMENT)
+        story = build_story(
+            self.config, environment, self.records, self.verdicts, folder=self.folder.resolve()
+        )
+        return write(story, target)
+
+
+def study(
+    *,
+    preset: str = "quick",
+    data: str | None = None,
+    norms: Sequence[str] | None = None,
+    lrs: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Study:
+    """Train with and without normalization on real images and judge each claim of the article.
+
+    `preset` is "quick" (about five minutes on two cores) or "smoke"; `data` an image source such as
+    "mnist5k"; `norms` and `lrs` the grid of the learning-rate sweep; `seed` the first of
+    consecutive seeds, or `seeds` all of them. Records go to `out` (default: a new folder in runs/),
+    cell by cell, from `jobs` processes (default: one a core) of `threads` torch threads each.
+    `resume=True` finishes what `out` (default: the latest run) lacks, by its own plan. Raises
+    UsageError, DataError, RecordsError and MissingExtra.
+    """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"got jobs={jobs}; wanted at least 1 process")
+    asked: dict[str, Any] = {
+        "data": data,
+        "norms": norms,
+        "lrs": lrs,
+        "seeds": seeds,
+        "seed": seed,
+        "threads": threads,
+    }
+    if resume:
+        if given := [name for name, value in asked.items() if value is not None]:
+            raise UsageError(
+                f"got {', '.join(given)} together with resume; a resumed run follows its own plan. "
+                "Leave them out, or start a new run"
+            )
+        run = resume_run(_latest() if out is None else Path(out))
+    else:
+        plan = plan_study(preset, **asked)
+        folder = _new_folder(preset) if out is None else Path(out)
+        run = begin(plan, folder, _command(preset, asked))
+    workers = min(jobs or _cores(), 64)
+    do_cells(run, jobs=workers, tell=progress or _silent)
+    return Study.load(run.folder)
+
+
+def _silent(_progress: Progress) -> None:
+    pass
+
+
+def _cores() -> int:
+    """Cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _new_folder(preset: str) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{preset}-{stamp}"
+
+
+def _latest() -> Path:
+    runs = [path.parent for path in Path("runs").glob(f"*/{CONFIG}")]
+    if not runs:
+        raise UsageError("got --resume, but there is no run in runs/; name its folder by --out")
+    return max(runs, key=lambda folder: (folder / CONFIG).stat().st_mtime)
+
+
+def _command(preset: str, asked: dict[str, Any]) -> str:
+    """The command line that asks for the same."""
+    words = ["spiritlevel", "study", "--preset", preset]
+    for name, value in asked.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            words += [f"--{name}", text]
+    return shlex.join(words)

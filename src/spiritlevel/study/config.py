@@ -14,7 +14,7 @@ __all__ = ["PRESETS", "Plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a study's cells. Frozen into `config.json` before the first cell runs."""
+    """All that decides a study's cells; frozen into `config.json` before the first cell runs."""
 
     preset: str
     data: str = "mnist5k"
@@ -50,15 +50,16 @@ class Plan:
         if set(values) != known:
             odd = ", ".join(sorted(set(values) ^ known))
             raise RecordsError(
-                f"got a run whose plan differs from this version's in: {odd}; wanted one of this version. "
+                f"got a run whose plan differs from this version's in: {odd}; "
+                "wanted one of this version. "
                 "Report it with the version that made it, or start a new run."
             )
         tuples: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**tuples)
 
 
-# `smoke` runs every kind of cell once in under a minute. One seed decides nothing, so every verdict that
-# needs repetition is `inconclusive`.
+# `smoke` runs every kind of cell once in under a minute. One seed decides nothing, so every verdict
+# that needs repetition is `inconclusive`.
 PRESETS: dict[str, Plan] = {
     "quick": Plan("quick"),
     "smoke": Plan(
@@ -111,7 +112,8 @@ def plan_study(
         plan = replace(plan, norms=_distinct("norms", norms))
         if not {"none", "batch"} <= set(plan.norms):
             raise UsageError(
-                f"got norms {', '.join(norms)}; wanted none and batch among them: the study compares them"
+                f"got norms {', '.join(norms)}; wanted none and batch among them: "
+                "the study compares them"
             )
     if lrs is not None:
         if not all(0 < lr < float("inf") for lr in lrs):

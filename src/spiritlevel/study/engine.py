@@ -1,4 +1,4 @@
-"""Cells in parallel processes: same numbers whatever their count, nothing left behind when one is killed."""
+"""Cells in parallel processes: same numbers whatever their count, and no orphans when one is killed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run_cells(
 ) -> Iterator[Record]:
     """Records in the order in which cells end, those with the largest `order` started first.
 
-    `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault in
-    a cell becomes its record's `error`. Closing the iterator kills the workers.
+    `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault
+    in a cell becomes its record's `error`. Closing the iterator kills the workers.
     """
     joblib = require("joblib", extra="study")
     queue = sorted(cells, key=order, reverse=True)
@@ -71,7 +71,7 @@ def _work(cell: Cell, data: str, fingerprint: str, threads: int, parent: int) ->
 
 @cache
 def _prepare_process(parent: int) -> None:
-    """Once a process: tune the allocator; in a worker also leave Ctrl-C to the parent, and die with it."""
+    """Once a process: tune the allocator; a worker also leaves Ctrl-C to its parent and dies with it."""
     from spiritlevel.kernels import tune_allocator
 
     tune_allocator()
@@ -81,8 +81,8 @@ def _prepare_process(parent: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    # A worker whose parent was killed would compute on for nobody. Torch releases the interpreter's lock
-    # while it computes, so this thread gets its turn.
+    # A worker whose parent was killed would compute on for nobody. Torch releases the interpreter's
+    # lock while it computes, so this thread gets its turn.
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
     os._exit(1)

@@ -1,6 +1,6 @@
 """What a run writes: one line of JSON a cell, appended and synced as each ends.
 
-runs/NAME/config.json       what was asked, and the rules of the verdicts, written before the first cell
+runs/NAME/config.json       what was asked, and the rules of the verdicts, before the first cell
 runs/NAME/environment.json  what it ran on
 runs/NAME/records.jsonl     the results
 """
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a cell. `error` is the message of a fault; a diverged run is a result, not a fault."""
+    """What came of a cell. `error` is the message of a fault; divergence is a result, not a fault."""
 
     key: str
     task: str
@@ -108,12 +108,12 @@ class RecordFile:
     path: Path
     records: Records = field(default_factory=Records)
     torn: str | None = None
-    """The beginning of a torn last line that was found and dropped; its cell is to be done again."""
+    """The beginning of a torn last line, found and dropped; its cell is to be done again."""
     _file: IO[bytes] | None = None
 
     @classmethod
     def read(cls, path: Path) -> RecordFile:
-        """Read without changing anything. Raises RecordsError for a line, other than the last, that is no record."""
+        """Read, change nothing. Raises RecordsError for a line, but the last, that is no record."""
         file = cls(path)
         if path.exists():
             lines = path.read_bytes().split(b"\n")
@@ -127,14 +127,18 @@ class RecordFile:
                     file.torn = line.decode(errors="replace") or "an empty line"
                 else:
                     raise RecordsError(
-                        f"got line {number} of {path}, which is not a record; wanted one JSON object a line. "
-                        "Restore the file, or delete that line: its cell is then done again with --resume."
+                        f"got line {number} of {path}, which is not a record; "
+                        "wanted one JSON object a line. Restore the file, or delete that line: "
+                        "its cell is then done again with --resume."
                     )
         return file
 
     @classmethod
     def open(cls, path: Path) -> RecordFile:
-        """Read, drop a torn last line, and hold the file for appending. Raises RecordsError if another process does."""
+        """Read, drop a torn last line, and hold the file for appending.
+
+        Raises RecordsError if another process holds it.
+        """
         handle = path.open("ab")
         _lock(handle, path)
         file = cls.read(path)
@@ -147,7 +151,7 @@ class RecordFile:
         return file
 
     def append(self, record: Record) -> None:
-        """Write one line and see it on the disk. Raises RecordsError when the disk does not take it."""
+        """Write one line and see it on the disk. Raises RecordsError if the disk does not take it."""
         assert self._file is not None, "opened by read(), not open()"
         try:
             self._file.write(record.to_json().encode() + b"\n")
@@ -155,7 +159,8 @@ class RecordFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RecordsError(
-                f"got {error.strerror or error} while writing {self.path}; wanted room for one more record. "
+                f"got {error.strerror or error} while writing {self.path}; "
+                "wanted room for one more record. "
                 "What was written before is safe: make room and run again with --resume."
             ) from error
         self.records.add(record)
@@ -219,7 +224,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordsError(
-            f"got {path.parent}, which holds no {path.name}; wanted the folder of a run of `spiritlevel study`"
+            f"got {path.parent}, which holds no {path.name}; "
+            "wanted the folder of a run of `spiritlevel study`"
         ) from None
     except ValueError as error:
         raise RecordsError(

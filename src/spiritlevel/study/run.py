@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records.jsonl
 
 @dataclass(frozen=True)
 class Progress:
-    """Told once before the first cell and after each: what is done, of how much, and how long it may take."""
+    """Told once before the first cell and after each: what is done, of how much."""
+
+    folder: Path
 
     done: int
     cells: int
     share: float
     """Of the estimated work, 0 to 1."""
     record: Record | None = None
+    torn: str | None = None
+    """The beginning of a torn last line that was dropped, its cell to be done again."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,6 @@ class Run:
     folder: Path
     plan: Plan
     config: dict[str, Any]
-    torn: str | None = None
 
 
 def all_cells(plan: Plan) -> list[Cell]:
@@ -65,15 +69,17 @@ def all_cells(plan: Plan) -> list[Cell]:
 def begin(plan: Plan, folder: Path, command: str) -> Run:
     """Write what is asked, and the rules of the verdicts, before anything is measured.
 
-    Raises RecordsError where the folder holds a run already, DataError for images that are of no use.
+    Raises RecordsError where the folder holds a run already, DataError for images of no use.
     """
     if (folder / RECORDS).exists() or (folder / CONFIG).exists():
         raise RecordsError(
-            f"got {folder}, which holds a run already; go on with it by --resume, or choose another --out"
+            f"got {folder}, which holds a run already; "
+            "go on with it by --resume, or choose another --out"
         )
     images = load(plan.data)
     config = {
         "version": __version__,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "plan": plan.to_json(),
         "rules": rules(),
@@ -85,13 +91,14 @@ def begin(plan: Plan, folder: Path, command: str) -> Run:
         write_json(folder / CONFIG, config)
     except OSError as error:
         raise RecordsError(
-            f"got {error.strerror or error} at {folder}; wanted a folder to write to: choose another --out"
+            f"got {error.strerror or error} at {folder}; "
+            "wanted a folder to write to: choose another --out"
         ) from error
     return Run(folder, plan, config)
 
 
 def resume(folder: Path) -> Run:
-    """The run in `folder`, to be finished. Raises RecordsError where there is none or its images changed."""
+    """The run in `folder`, to be finished. Raises RecordsError if none or if its images changed."""
     config = read_json(folder / CONFIG)
     plan = Plan.from_json(config["plan"])
     fingerprint = load(plan.data).fingerprint
@@ -100,7 +107,7 @@ def resume(folder: Path) -> Run:
             f"got images from {plan.data} that differ from those this run began with; "
             "wanted the same. Start a new run for the new images."
         )
-    return Run(folder, plan, config, RecordFile.read(folder / RECORDS).torn)
+    return Run(folder, plan, config)
 
 
 def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
@@ -115,7 +122,7 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         total = sum(map(cost, cells))
         spent = total - sum(map(cost, todo))
         finished = len(cells) - len(todo)
-        tell(Progress(finished, len(cells), spent / total))
+        tell(Progress(run.folder, finished, len(cells), spent / total, torn=file.torn))
         costs = {cell.key: cost(cell) for cell in todo}
         results = engine.run_cells(
             todo,
@@ -128,7 +135,7 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         for record in results:
             file.append(record)
             finished, spent = finished + 1, spent + costs[record.key]
-            tell(Progress(finished, len(cells), spent / total, record))
+            tell(Progress(run.folder, finished, len(cells), spent / total, record))
     finally:
         file.close()
 

@@ -1,4 +1,4 @@
-"""The five claims of the article: for each the cells it needs, the rule of its verdict, and the figures.
+"""The five claims of the article: for each its cells, the rule of its verdict, and the figures.
 
 A rule is written here before a run and copied into its `config.json`; `judge` reads records alone.
 """

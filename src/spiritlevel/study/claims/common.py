@@ -18,7 +18,7 @@ def mean_final_loss(records: Records, task: str, **settings: object) -> float:
 
 
 def best_rate(records: Records, task: str, norm: str, **settings: object) -> float | None:
-    """The learning rate at which an arm ends with the lowest training loss; None if it never ran."""
+    """The learning rate at which an arm ends with the least training loss; None if it never ran."""
     rates = records.values(task, "lr", norm=norm, **settings)
     return min(
         rates,

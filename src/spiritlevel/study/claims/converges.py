@@ -26,7 +26,7 @@ IOFFE = "Ioffe & Szegedy 2015, Fig. 2"
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
-    """The sweep; the landscape at two rates that every arm survives, with two initialisations; GhostNet."""
+    """The sweep; the landscape at two rates every arm survives, from two initialisations; GhostNet."""
     common = {"model": "small_vgg", "batch_size": 64, "size": plan.size}
     for seed in plan.seeds:
         for norm in plan.norms:
@@ -113,7 +113,7 @@ def largest_rate(records: Records, norm: str, seed: int) -> float | None:
 
 
 def _rates(records: Records) -> tuple[Interval | None, bool | None]:
-    """By seed, the largest rate with BN over the largest without. At the end of the grid it is a lower bound."""
+    """Per seed, the largest rate with BN over that without; a lower bound at the grid's end."""
     end = max(records.values("sweep", "lr"), default=None)
     ratios: list[float] = []
     for seed in records.values("sweep", "seed", norm="batch"):
@@ -128,7 +128,7 @@ def _rates(records: Records) -> tuple[Interval | None, bool | None]:
 
 
 def _steps(records: Records) -> dict[int, tuple[int, int]]:
-    """seed -> steps without and with BN, each at its best rate, to where the net without BN ends."""
+    """seed -> steps without and with BN, each at its best rate, to where the net without ends."""
     rates = {norm: best_rate(records, "sweep", norm) for norm in ("none", "batch")}
     plain = records.by_seed("sweep", norm="none", lr=rates["none"])
     normed = records.by_seed("sweep", norm="batch", lr=rates["batch"])
@@ -162,7 +162,7 @@ def _largest(records: Records) -> Iterator[Part]:
 
 
 def _landscape(records: Records) -> Iterator[Part]:
-    """Loss range, gradient change and beta: without BN over with it, at the smaller of the two rates."""
+    """Loss range, gradient change and beta: without BN over with it, at the smaller rate."""
     arms = {
         norm: records.by_seed("landscape", norm=norm, lr=LANDSCAPE_LRS[0], init="he")
         for norm in ("none", "batch")

@@ -16,14 +16,15 @@ __all__ = ["CLAIM", "DEEP_ARMS", "INITS", "RULE", "THEORY", "cells", "judge"]
 CLAIM = "gradients"
 RULE = {
     "steady_within": 0.05,  # |activation factor per layer - 1| with BN
-    "runs_away_beyond": 0.3,  # the same without BN, for some initialisation: else there is nothing to prevent
+    # the same without BN, for some initialisation: else there is nothing to prevent
+    "runs_away_beyond": 0.3,
     "gradient_within": 0.05,  # |gradient factor per layer - 1|, plain net with BN
     "residual_within": 0.08,
 }
 THEORY = math.sqrt(math.pi / (math.pi - 1))
 """1.211: the gradient's growth per layer in a wide plain ReLU net with BN (Yang et al. 2019)."""
 INITS = ("he*0.5", "he", "he*2")
-DEEP_LRS = (0.01, 0.1, 0.3)
+DEEP_LRS = (0.01, 0.03, 0.1, 0.3)
 DEEP_ARMS = (
     ("mlp", "none", "he"),
     ("mlp", "batch", "he"),
@@ -96,7 +97,7 @@ def _within(factors: Sequence[float | None], bound: float) -> list[bool]:
 
 
 def _activations(records: Records) -> bool | None:
-    """Steady with BN whatever the weights; and without BN some weights that run away, in every seed."""
+    """Steady with BN whatever the weights; and without BN some that run away, in every seed."""
     inits = [init for init in INITS if _factors(records, "mlp", "none", init, "activation")]
     control = [
         all(not inside for inside in _within(factors, RULE["runs_away_beyond"]))
@@ -147,7 +148,7 @@ def _controls(records: Records) -> Iterator[Part]:
 
 
 def _dependence(records: Records) -> Iterator[Part]:
-    """The same rate at other batch sizes and with another activation function, against the theory."""
+    """The same rate at other batch sizes and with another activation, against the theory."""
     for batch_size, activation in ((32, "relu"), (512, "relu"), (128, "tanh")):
         runs = records.by_seed(
             "depth",

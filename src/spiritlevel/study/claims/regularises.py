@@ -21,7 +21,7 @@ RULE = {
     "no_effect_within": 0.005,  # nats of test loss
 }
 NOISY = "ghost:16"
-# Name of an arm -> its settings. `off` is BN without batch noise: statistics from all training images.
+# Arm -> its settings. `off` is BN without batch noise: statistics from all training images.
 ARMS = {
     "off": {"norm": "batch", "noise": False, "lr": 0.1},
     "64": {"norm": "batch", "noise": True, "lr": 0.1},
@@ -68,7 +68,7 @@ def cells(plan: Plan) -> Iterator[Cell]:
 
 
 def judge(records: Records) -> Judgement:
-    """Test loss at equal training loss, noise on against noise off, paired by seed; then the rivals."""
+    """Test loss at equal training loss, noise on against off, paired by seed; then the rivals."""
     slope = mean_interval([run["slope"]["logits"] for run in records.by_seed("noise").values()])
     scales = None if slope is None else RULE["slope_from"] <= slope.value <= RULE["slope_to"]
     found = mean_interval(_list(differences(records, "16")))
@@ -93,7 +93,7 @@ def judge(records: Records) -> Judgement:
 
 
 def differences(records: Records, arm: str) -> dict[int, float | None]:
-    """seed -> test loss of `arm` minus that of noise off, both where the training loss passes the target."""
+    """seed -> test loss of `arm` minus that of noise off, where training loss passes the target."""
     off, on = (records.by_seed("gap", **ARMS[name]) for name in ("off", arm))
     found: dict[int, float | None] = {}
     for seed in sorted(off.keys() & on.keys()):

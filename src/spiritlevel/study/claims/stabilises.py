@@ -17,7 +17,7 @@ __all__ = ["CLAIM", "RULE", "cells", "drift_ratios", "judge"]
 
 CLAIM = "stabilises"
 RULE = {
-    "steadier_at_least": 2.0,  # drift without BN over drift with it, in every layer and seed
+    "steadier_at_least": 2.0,  # drift without BN over drift with it, mean over layers
     "noise_moves_at_least": 5.0,  # drift of noisy BN over that of BN, mean over layers
     "as_fast_at_most": 1.25,  # steps of noisy BN over those of BN
     "slower_at_least": 2.0,
@@ -83,13 +83,15 @@ def drift_ratios(records: Records, rates: dict[str, float | None]) -> dict[int, 
 
 
 def _steady(ratios: Sequence[Sequence[float]]) -> bool | None:
-    """True: every layer and seed. False: the interval of the worst layer's ratio lies below the bound."""
+    """True: the interval lies above the bound, no layer is less steady. False: it lies below."""
     bound = RULE["steadier_at_least"]
-    worst = [min(layers) for layers in ratios]
-    if worst and min(worst) >= bound:
+    found = ratio_interval([geometric_mean(layers) for layers in ratios])
+    if found is None:
+        return None
+    by_layer = [geometric_mean(seeds) for seeds in zip(*ratios, strict=True)]
+    if found.low >= bound and min(by_layer) > 1:
         return True
-    found = ratio_interval(worst)
-    return False if found is not None and found.high < bound else None
+    return False if found.high < bound else None
 
 
 def _noisy(records: Records) -> dict[int, tuple[float, float]]:
@@ -110,7 +112,7 @@ def _steps(result: dict[str, Any]) -> int:
 
 
 def _reason(noisy: dict[int, tuple[float, float]]) -> bool | None:
-    """Is steadiness the reason? False if unsteady inputs train as fast, True if they train slower."""
+    """Is steadiness the reason? False if unsteady inputs train as fast, True if slower."""
     if len(noisy) < MIN_SEEDS or any(m < RULE["noise_moves_at_least"] for m, _ in noisy.values()):
         return None
     if all(steps <= RULE["as_fast_at_most"] for _, steps in noisy.values()):
@@ -158,7 +160,7 @@ def _context(records: Records, rates: dict[str, float | None]) -> Iterator[Part]
 
 
 def _shift_parts(records: Records) -> Iterator[Part]:
-    """Definition 2.1, L2 and cosine, where both arms ran at the same rate: evidence, not part of the rule."""
+    """Definition 2.1, L2 and cosine, where both arms ran at one rate: outside the rule."""
     source = "Santurkar et al. 2018, Def. 2.1"
     for lr in records.values("landscape", "lr", norm="batch", init="he"):
         arms = {

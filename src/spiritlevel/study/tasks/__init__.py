@@ -1,4 +1,4 @@
-"""What a cell can be: a task measures, from its settings and the images alone, and returns plain numbers.
+"""What a cell can be: a task measures, from its settings and images alone, and gives plain numbers.
 
 A task seeds what it draws from its settings, so that it gives the same numbers in any process.
 """
@@ -30,14 +30,15 @@ TASKS: dict[str, Task] = {
     "example-bell": examples.bell,
 }
 
-# Rough seconds of one core at the sizes of preset `quick`: the longest start first, and the progress bar
-# weighs by it. Nothing else depends on it.
+# Rough seconds of one core for 100 steps in preset `quick`: the longest start first, and the
+# progress bar weighs by it. Nothing else depends on it.
 COST = {
-    "ghostnet": 10.0,
-    "landscape": 5.0,
-    "noise": 4.0,
-    "drift": 3.0,
-    "sweep": 2.0,
-    "deep": 1.5,
-    "gap": 1.5,
+    "ghostnet": 15.0,
+    "noise": 5.0,
+    "landscape": 3.0,
+    "example-bell": 2.0,
+    "sweep": 1.6,
+    "deep": 1.2,
+    "gap": 0.3,
+    "drift": 0.25,
 }

@@ -31,7 +31,7 @@ def depth(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 
 
 def _growth(activation: tuple[float, ...], gradient: tuple[float, ...]) -> dict[str, float | None]:
-    """Factors per layer: forward for activations, backward (from the loss to the image) for gradients."""
+    """Factors per layer: forward for activations, backward (loss to image) for gradients."""
     forward, onward = growth_per_layer(activation), growth_per_layer(gradient)
     return {"activation_growth": forward, "gradient_growth": None if onward is None else 1 / onward}
 

@@ -1,4 +1,4 @@
-"""Do the inputs of layers keep still? Ioffe & Szegedy 2015, figure 1; Santurkar et al. 2018, figure 2."""
+"""Do layers' inputs keep still? Ioffe & Szegedy 2015, figure 1; Santurkar et al. 2018, figure 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["drift"]
 
 
 def drift(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
-    """Train a sigmoid MLP and follow each unit's 15th, 50th and 85th percentile on fixed test images.
+    """Train a sigmoid MLP; follow each unit's 15th, 50th and 85th percentile on fixed test images.
 
     Settings: norm, lr, seed, steps, every, batch_size, size, depth, width.
     """
@@ -72,7 +72,7 @@ def drift(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 
 
 def _drift(percentiles: Sequence[Tensor]) -> float:
-    """The mean step of the median between observations, in units of the mean half-width (p85 - p15) / 2."""
+    """The median's mean step between observations, in units of mean half-width (p85 - p15) / 2."""
     p15, p50, p85 = torch.stack(list(percentiles)).unbind(1)  # each (T, F)
     return (p50.diff(dim=0).abs().mean() / ((p85 - p15) / 2).mean()).item()
 

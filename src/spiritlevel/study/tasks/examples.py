@@ -1,4 +1,4 @@
-"""The article's worked examples (b), (c) and (d) on real layers and real images; (a) is arithmetic."""
+"""The article's worked examples (b), (c), (d) on real layers and real images; (a) is arithmetic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shift(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 
 
 def _swing(first: Tensor, second: Tensor) -> dict[str, Any]:
-    """How far each channel's mean moves, in units of the channel's own deviation before the move."""
+    """How far each channel's mean moves, in units of its own deviation before the move."""
     axes = (0, 2, 3)
     moved = (second.mean(axes) - first.mean(axes)).abs() / first.std(axes)
     return {
@@ -82,7 +82,7 @@ def scale(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 
 
 def bell(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
-    """(d) The share of normalised activations within 1, 2 and 3 deviations, before and after training.
+    """(d) The share of normalised activations within 1, 2, 3 deviations, before and after training.
 
     Read at every BN of a VGG-like net, before gamma and beta, on one batch of real images.
     Settings: model, seed, lr, steps, batch_size, size, probe_images.
@@ -109,7 +109,7 @@ EDGES = [index / 10 - 5 for index in range(101)]
 
 
 def _shares(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Shares over all normalised values of all BN layers, each layer by its own channels' statistics."""
+    """Shares over all normalised values of all BN layers, each by its own channels' statistics."""
     values: list[Tensor] = []
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 

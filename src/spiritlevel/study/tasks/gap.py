@@ -30,8 +30,9 @@ class _Split:
 def gap(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     """Train an MLP on few images and read the test loss where the training loss passes `target`.
 
-    Noise on: statistics from the batch, or from groups of it (norm `ghost:g`). Noise off (norm `batch`,
-    noise False): statistics from all training images at every step, with the gradient through them.
+    Noise on: statistics from the batch, or from groups of it (norm `ghost:g`). Noise off (norm
+    `batch`, noise False): statistics from all training images at every step, with the gradient
+    through them.
     Losses are read in eval mode with the exact statistics of the training images.
     Settings: norm, noise, seed, lr, steps, every, batch_size, size, depth, width, images, target.
     """
@@ -79,10 +80,8 @@ def _train(
     drawn = batches(len(split.train_x), settings["batch_size"], settings["steps"], generator=order)
     for step, index in enumerate(drawn, 1):
         model.train()
-        if settings["noise"]:
-            logits = model(split.train_x[index])
-        else:
-            logits = model(split.train_x)[index]
+        noisy = settings["noise"]
+        logits = model(split.train_x[index]) if noisy else model(split.train_x)[index]
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(logits, split.train_y[index]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -92,7 +91,7 @@ def _train(
 
 
 def _scores(model: nn.Module, split: _Split) -> tuple[Score, Score]:
-    """(training, test) in eval mode, with the running statistics set to those of all training images."""
+    """(training, test) in eval mode, with running statistics set to those of all training images."""
     with undisturbed(model):
         _set_statistics(model, split.train_x)
         train = score(model, split.train_x, split.train_y, batch_size=5000)
@@ -101,7 +100,7 @@ def _scores(model: nn.Module, split: _Split) -> tuple[Score, Score]:
 
 
 def _set_statistics(model: nn.Module, x: Tensor) -> None:
-    """One pass over all of `x` with momentum 1: running statistics become those of `x`, layer after layer."""
+    """One pass over all of `x`, momentum 1: running statistics become its own, layer by layer."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, getattr(norm, "group_size", None)) for norm in norms]
     try:
@@ -120,7 +119,7 @@ def _set_statistics(model: nn.Module, x: Tensor) -> None:
 
 
 def at_training_loss(train_loss: list[float], values: list[float], target: float) -> float | None:
-    """`values` where the training loss first passes below `target`, log-linearly between two readings."""
+    """`values` where the training loss first passes below `target`, log-linear between readings."""
     for index in range(1, len(train_loss)):
         above, below = train_loss[index - 1], train_loss[index]
         if above > target >= below > 0:

@@ -24,7 +24,7 @@ UNITS, STEPS, LR, STRETCH = 30, 50, 0.1, 10.0
 
 
 def invariance(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
-    """Linear, BN, ReLU, linear on real images, in float64: BN(aWu) = BN(Wu), and what follows from it.
+    """Linear, BN, ReLU, linear on real images, in float64: BN(aWu) = BN(Wu), and what follows.
 
     Settings: seed, batch_size, size.
     """

@@ -18,7 +18,7 @@ __all__ = ["noise"]
 
 
 def noise(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
-    """Train a net with BN, then read E_x Var_B[f_B(x)] at its first and last norm and at the logits.
+    """Train a net with BN, then read E_x Var_B[f_B(x)] at its first and last norm and its logits.
 
     Settings: model, seed, lr, steps, batch_size, size, sizes (of the batches), draws, images.
     """

@@ -1,4 +1,4 @@
-"""Norm by learning rate by seed on a VGG-like net, and the loss along the gradient while it trains."""
+"""Norm by learning rate by seed on a VGG-like net, and the loss along the gradient in training."""
 
 from __future__ import annotations
 

@@ -1,0 +1,76 @@
+"""Pictures of claim 5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spiritlevel.report.story import Figure, Lines, Series
+from spiritlevel.study.claims.decouples import shift_pairs
+from spiritlevel.study.figures.build import axis, figure, lines, mean_curve, series
+from spiritlevel.study.records import Records
+
+__all__ = ["figures"]
+
+_STYLES = {"0.0": "line", "1e-05": "dash", "0.001": "thin"}
+
+
+def figures(records: Records) -> Iterator[Figure]:
+    runs = list(records.by_seed("invariance").values())
+    if runs:
+        yield figure("decouples.scale", _errors(runs), _trajectories(runs[0]))
+    pairs = shift_pairs(records)
+    if pairs:
+        yield figure("decouples.layers", _layers(pairs))
+
+
+def _errors(runs: list[dict]) -> Lines:  # type: ignore[type-arg]
+    scales = runs[0]["scales"]
+    drawn: list[Series] = [
+        series(
+            "batch",
+            scales,
+            mean_curve([run["errors"][eps] for run in runs]),
+            style,
+            ["labels.with_eps", {"eps": eps.removesuffix(".0")}],
+        )
+        for eps, style in _STYLES.items()
+    ]
+    without = mean_curve([run["errors_without"] for run in runs])
+    drawn.append(series("none", scales, without, "line", "arms.none"))
+    return lines(
+        "labels.errors_panel",
+        axis("weight_scale", log=True),
+        axis("relative_error", log=True),
+        drawn,
+    )
+
+
+def _trajectories(run: dict) -> Lines:  # type: ignore[type-arg]
+    found = run["trajectories"]
+    steps = list(range(len(found["loss"])))
+    drawn = [
+        series("batch", steps, found["loss"], "line", "labels.from_w"),
+        series("theory", steps, found["loss_same_effective_rate"], "dash", "labels.from_10w_100lr"),
+        series("other", steps, found["loss_same_rate"], "thin", "labels.from_10w"),
+    ]
+    return lines("labels.trajectories_panel", axis("step"), axis("loss"), drawn)
+
+
+def _layers(pairs: list[dict]) -> Lines:  # type: ignore[type-arg]
+    """A dot a pair of runs: the cross-layer figure without BN and with; the diagonal is equality."""
+    x = [pair["none"]["relative"] for pair in pairs]
+    y = [pair["batch"]["relative"] for pair in pairs]
+    drawn: list[Series] = []
+    for init in sorted({pair["init"] for pair in pairs}):
+        for lr in sorted({pair["lr"] for pair in pairs if pair["init"] == init}):
+            chosen = [i for i, p in enumerate(pairs) if p["init"] == init and p["lr"] == lr]
+            label = ["labels.pair", {"init": init, "lr": str(lr)}]
+            arm = "batch" if init == "he" and lr < 0.1 else "group" if init == "he" else "layer"
+            drawn.append(
+                series(arm, [x[i] for i in chosen], [y[i] for i in chosen], "dots", label)  # type: ignore[arg-type]
+            )
+    ends = [min(*x, *y) * 0.8, max(*x, *y) * 1.2]
+    drawn.append(series("theory", ends, ends, "dash", "labels.equal"))
+    return lines(
+        "labels.layers_panel", axis("shift_none", log=True), axis("shift_batch", log=True), drawn
+    )

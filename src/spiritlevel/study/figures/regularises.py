@@ -1,0 +1,86 @@
+"""Pictures of claim 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spiritlevel.report.story import Arm, Figure, Guide, Lines, Series
+from spiritlevel.study.claims.regularises import ARMS, differences
+from spiritlevel.study.figures.build import axis, figure, guide, lines, mean_curve, series
+from spiritlevel.study.records import Records
+from spiritlevel.study.stats import mean_interval
+
+__all__ = ["figures"]
+
+_GROUPS = {"4": 4, "16": 16, "64": 64}
+
+
+def figures(records: Records) -> Iterator[Figure]:
+    if records.select("noise"):
+        yield figure("regularises.noise", _noise(records), _difference(records))
+    if records.select("gap", **ARMS["off"]):
+        yield figure("regularises.curves", _curves(records))
+
+
+def _noise(records: Records) -> Lines:
+    runs = list(records.by_seed("noise").values())
+    sizes = runs[0]["sizes"]
+    drawn: list[Series] = []
+    styles = {"logits": "line", "last": "dash", "first": "thin"}
+    for place, style in styles.items():
+        curve = mean_curve([run["variance"][place] for run in runs])
+        drawn.append(series("batch", sizes, curve, style, f"labels.noise_{place}"))
+    start = mean_curve([run["variance"]["logits"] for run in runs])[0] or 1.0
+    inverse = [start * sizes[0] / size for size in sizes]
+    drawn.append(series("theory", sizes, inverse, "dash", "labels.inverse_n"))
+    return lines("labels.noise_panel", axis("batch_size", log=True), axis("noise", log=True), drawn)
+
+
+def _difference(records: Records) -> Lines:
+    """Test loss against noise off, by group size: a dot a seed, the mean with its interval."""
+    dots_x: list[float] = []
+    dots_y: list[float | None] = []
+    found = {}
+    for arm, size in _GROUPS.items():
+        values = differences(records, arm)
+        dots_x += [size] * len(values)
+        dots_y += values.values()
+        found[size] = mean_interval(list(values.values()))
+    known = {size: interval for size, interval in found.items() if interval is not None}
+    means = series("ghost", list(known), [i.value for i in known.values()], "line", "labels.mean")
+    means["low"] = [i.low for i in known.values()]
+    means["high"] = [i.high for i in known.values()]
+    dots = series("ghost", dots_x, dots_y, "dots", "labels.a_seed")
+    guides: list[Guide] = [guide("y", 0.0, "noise_off")]
+    for arm in ("layer", "none"):
+        rival = mean_interval(list(differences(records, arm).values()))
+        if rival is not None:
+            guides.append(guide("y", rival.value, f"rival_{arm}"))
+    return lines(
+        "labels.difference_panel",
+        axis("group_size", log=True),
+        axis("test_loss_difference"),
+        [means, dots],
+        guides,
+    )
+
+
+def _curves(records: Records) -> Lines:
+    """Test over training loss on the way down, mean over seeds; vertical: equal training loss."""
+    drawn: list[Series] = []
+    arms: dict[str, Arm] = {"off": "off", "16": "ghost", "none": "none", "layer": "layer"}
+    for name, arm in arms.items():
+        runs = list(records.by_seed("gap", **ARMS[name]).values())
+        x = mean_curve([run["train_loss"] for run in runs])
+        y = mean_curve([run["test_loss"] for run in runs])
+        pairs = [(a, b) for a, b in zip(x, y, strict=True) if a and b and a < 2]
+        label = f"labels.gap_{name}"
+        drawn.append(series(arm, [a for a, _ in pairs], [b for _, b in pairs], "line", label))
+    target = guide("x", 0.1, "target")
+    return lines(
+        "labels.curves_panel",
+        axis("train_loss", log=True),
+        axis("test_loss", log=True),
+        drawn,
+        [target],
+    )

@@ -1,0 +1,38 @@
+import pytest
+
+from spiritlevel.catalogue import keys
+from spiritlevel.errors import UsageError
+from spiritlevel.report.words import plain, say
+
+
+def test_values_are_escaped_and_the_sentence_is_not():
+    said = say(["page.resumed", {"folder": "<b>&\"'"}])
+    assert "<code>&lt;b&gt;&amp;&#34;&#39;</code>" in said
+
+
+def test_plain_drops_the_sentences_html_and_keeps_the_values_text():
+    said = plain(["page.resumed", {"folder": "<b>"}])
+    assert said.endswith("<b>.")
+    assert "code" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("page.nowhere", "'page.nowhere', which the catalogue does not have"),
+        (["page.footer", {}], "'page.footer' with values for \\[\\], wanted one for 'version'"),
+        (["page.footer"], "wanted a catalogue key or"),
+        (7, "got 7 for a text"),
+    ],
+)
+def test_errors_name_the_text_and_what_it_lacks(text, message):
+    with pytest.raises(UsageError, match=message):
+        say(text)
+
+
+def test_every_arm_has_a_name():
+    from typing import get_args
+
+    from spiritlevel.report.story import Arm
+
+    assert {f"arms.{arm}" for arm in get_args(Arm)} == {k for k in keys() if k.startswith("arms.")}

@@ -1,0 +1,61 @@
+"""Cells in processes: the same numbers whatever their count, faults kept to their cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from spiritlevel.data import load
+from spiritlevel.study.config import PRESETS
+from spiritlevel.study.engine import run_cells
+from spiritlevel.study.records import Cell
+from spiritlevel.study.run import all_cells
+
+SMOKE = PRESETS["smoke"]
+
+
+@pytest.fixture(scope="module")
+def fingerprint() -> str:
+    return load("digits").fingerprint
+
+
+def run(cells, fingerprint, jobs=1, threads=1):
+    found = run_cells(
+        cells, data="digits", fingerprint=fingerprint, jobs=jobs, threads=threads, order=lambda _: 0.0
+    )
+    return {record.key: record for record in found}
+
+
+def some_cells() -> list[Cell]:
+    """The first of each kind but the slowest."""
+    first: dict[str, Cell] = {}
+    for cell in all_cells(SMOKE):
+        first.setdefault(cell.task, cell)
+    return [cell for task, cell in first.items() if task not in ("ghostnet", "noise")]
+
+
+def test_one_worker_and_two_give_the_same_numbers(fingerprint):
+    cells = some_cells()
+    alone, together = run(cells, fingerprint, jobs=1), run(cells, fingerprint, jobs=2)
+    assert {key: record.result for key, record in alone.items()} == {
+        key: record.result for key, record in together.items()
+    }
+    assert all(record.error is None for record in alone.values())
+
+
+def test_a_cell_runs_on_the_threads_it_is_given(fingerprint):
+    (record,) = run(some_cells()[:1], fingerprint, threads=2).values()
+    assert record.threads == 2
+
+
+def test_a_faulty_cell_does_not_cost_the_others(fingerprint):
+    good = next(cell for cell in some_cells() if cell.task == "invariance")
+    bad = Cell("depth", {"seed": 1})  # lacks all other settings
+    found = run([bad, good], fingerprint)
+    assert found[bad.key].error is not None and found[bad.key].error.startswith("KeyError")
+    assert found[bad.key].result is None
+    assert found[good.key].error is None
+
+
+def test_images_that_changed_are_a_fault(fingerprint):
+    (record,) = run([Cell("invariance", {"seed": 1})], "0" * 64).values()
+    assert record.error is not None and "changed while the study ran" in record.error

@@ -1,0 +1,52 @@
+import subprocess
+import sys
+
+import pytest
+
+import spiritlevel
+
+HEAVY = {"torch", "numpy", "sklearn", "plotly", "jinja2", "joblib"}
+
+
+def child(code):
+    """What a fresh interpreter prints: this one has imported torch long ago."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import spiritlevel", "import spiritlevel; dir(spiritlevel); spiritlevel.errors.require"],
+)
+def test_importing_it_imports_nothing_heavy(code):
+    loaded = child(f"{code}; import sys; print(*sys.modules)")
+    assert "spiritlevel" in loaded
+    assert HEAVY.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("name", spiritlevel.__all__)
+def test_every_public_name_is_there(name):
+    value = getattr(spiritlevel, name)
+    assert value is getattr(spiritlevel, name)
+    assert value.__name__.split(".")[-1] == name
+
+
+def test_dir_shows_every_public_name():
+    shown = child("import spiritlevel; print(*dir(spiritlevel))")
+    assert set(spiritlevel.__all__) <= set(shown)
+    assert shown == sorted(shown)
+
+
+@pytest.mark.xfail(reason="importing the package `study` puts the module where the function belongs")
+def test_study_is_the_function_whatever_was_imported_before():
+    code = "import spiritlevel.study.config, spiritlevel; print(callable(spiritlevel.study))"
+    assert child(code) == ["True"]
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError) as caught:
+        spiritlevel.levels  # noqa: B018
+    assert str(caught.value) == (
+        "module 'spiritlevel' has no attribute 'levels'; it has: " + ", ".join(spiritlevel.__all__)
+    )
