@@ -36,16 +36,14 @@ def errors_by_modules(weight, u, scale, eps):
     def run(weight):
         linear = nn.Linear(6, 5, bias=False).double()
         linear.weight = nn.Parameter(weight.clone())
-        norm, leaf = nn.BatchNorm1d(5, eps=eps, affine=False), u.clone().requires_grad_()
+        norm, leaf = nn.BatchNorm1d(5, eps=eps, affine=False).double(), u.clone().requires_grad_()
         loss = F.nll_loss(torch.log_softmax(torch.tanh(norm(linear(leaf))) @ HEAD.T, 1), LABELS)
         loss.backward()
         return [v.detach().numpy() for v in (loss, leaf.grad, linear.weight.grad)]
 
     base, scaled = run(weight), run(weight * scale)
     scaled[2] = scaled[2] * scale
-    return [
-        np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(scaled, base, strict=True)
-    ]
+    return [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(scaled, base, strict=True)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,7 +116,6 @@ def test_behind_a_norm_the_gradient_is_at_right_angles():
     assert 1e-8 < gradient_cosine(behind_norm(1e-5), WEIGHT, U) < 1e-4
 
 
-@pytest.mark.xfail(reason="one unit whose gradient is zero makes the mean over all units NaN")
 def test_a_dead_unit_does_not_hide_the_others():
     weight = double(4, 6).abs()
     weight[0] = -weight[0]  # behind a ReLU and on positive inputs: dead

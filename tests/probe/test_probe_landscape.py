@@ -129,11 +129,11 @@ def test_beta_times_the_squared_norm_forgets_the_scale_of_the_weights(a):
 
 
 def test_on_a_parabola_beta_is_its_curvature():
-    """Near logits 0 the cross-entropy of two classes is log 2 - s w + w^2 / 8 + ..., w = z0 - z1."""
+    """Cross-entropy of two classes, logits 0: its second derivative is p (1 - p) in z0 - z1."""
     net = nn.Linear(1, 2, bias=False).double()
     nn.init.zeros_(net.weight)
     x, y = torch.ones(2, 1).double(), torch.tensor([0, 0])
-    # Along the gradient (-1/2, 1/2), z0 = -z1: the curvature is 2 p (1 - p) = 1/2.
+    # The gradient is (-1/2, 1/2); along it z0 - z1 moves sqrt(2) as far as w: 2 p (1 - p).
     assert along_gradient(net, x, y, steps=[1e-4]).beta == pytest.approx(0.5, rel=1e-3)
 
 

@@ -37,7 +37,9 @@ def test_a_layer_is_a_weight_and_the_norm_after_it():
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group:2"])
-@pytest.mark.parametrize("name", ["mlp", "residual_mlp", "small_vgg", "small_resnet", "ghostnet_050"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "residual_mlp", "small_vgg", "small_resnet", "ghostnet_100"]
+)
 def test_each_parameter_is_in_one_group(name, norm):
     model = create_model(name, 10, norm)
     groups = parameter_groups(model)

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,12 +45,10 @@ def test_it_is_one_forward_and_one_backward_pass(name, norm):
 
 
 def test_three_linear_layers_in_numpy():
-    """Back-propagation written out: dL/dz = softmax - onehot over N, then back through each weight."""
+    """Back-propagation written out: dL/dz = (softmax - onehot) / N, then through each weight."""
     torch.manual_seed(0)
     sizes = [6, 5, 4, 3]
-    net = nn.Sequential(
-        *(nn.Linear(n, m, bias=False) for n, m in zip(sizes, sizes[1:], strict=False))
-    )
+    net = nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in pairwise(sizes)))
     x, y = torch.randn(7, 6), np.arange(7) % 3
     w1, w2, w3 = (layer.weight.detach().double().numpy() for layer in net)
     a0 = x.double().numpy()

@@ -97,7 +97,8 @@ def test_a_second_run_does_not_overwrite_the_first(whole):
     before = (folder / "records.jsonl").read_bytes()
     done = spiritlevel(*SMOKE, "--out", folder)
     assert done.returncode == 2
-    assert "holds a run already" in done.stderr and "--resume" in done.stderr
+    assert "holds a run already" in done.stderr
+    assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / "records.jsonl").read_bytes() == before
 
@@ -146,7 +147,8 @@ def start(folder: Path, records: int) -> subprocess.Popen[str]:
     )
     file = folder / "records.jsonl"
     begun = wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= records, 120)
-    assert begun and process.poll() is None
+    assert begun
+    assert process.poll() is None
     return process
 
 

@@ -64,7 +64,7 @@ def study(
             )
         except KeyboardInterrupt:
             if bar.folder is not None:
-                bar.console.print(say("terminal.interrupted", folder=bar.folder), markup=False)
+                bar.say(say("terminal.interrupted", folder=bar.folder))
             raise
     return _finish(found, found.report(), as_json)
 
@@ -140,7 +140,7 @@ def _print_table(found: Study) -> None:
     console.print(table)
     console.print()
     for line in found.examples:
-        console.print(line)
+        console.print(line, soft_wrap=True)
     console.print()
 
 
@@ -177,18 +177,19 @@ class Bar:
     def tell(self, progress: Progress) -> None:
         self.folder = progress.folder
         if progress.torn is not None:
-            self.console.print(say("terminal.torn_redone", line=progress.torn[:60]), markup=False)
+            self.say(say("terminal.torn_redone", line=progress.torn[:60]))
         if progress.record is None:
             self.began, self.first_share = time.monotonic(), progress.share
             if progress.done:
-                self.console.print(
-                    say("terminal.resumed", done=progress.done, cells=progress.cells),
-                    highlight=False,
-                )
+                self.say(say("terminal.resumed", done=progress.done, cells=progress.cells))
         if self.console.is_terminal:
             self._draw(progress)
         else:
             self._line(progress)
+
+    def say(self, text: str) -> None:
+        """A line above the bar, never broken or coloured."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, progress: Progress) -> str:
         spent = time.monotonic() - self.began
@@ -197,6 +198,10 @@ class Bar:
             return "–:––"
         seconds = round(spent * (1 - progress.share) / gained)
         return f"{seconds // 60}:{seconds % 60:02d}"
+
+    def _told(self, progress: Progress) -> str:
+        done, cells = progress.done, progress.cells
+        return say("terminal.progress", done=done, cells=cells, left=self._left(progress))
 
     def _draw(self, progress: Progress) -> None:
         from rich.progress import BarColumn, TextColumn
@@ -211,10 +216,7 @@ class Bar:
             self.bar = RichProgress(*columns, console=self.console, transient=True)
             self.task = self.bar.add_task(say("terminal.training"), total=1.0, told="")
             self.bar.start()
-        told = say(
-            "terminal.progress", done=progress.done, cells=progress.cells, left=self._left(progress)
-        )
-        self.bar.update(self.task, completed=progress.share, told=told)
+        self.bar.update(self.task, completed=progress.share, told=self._told(progress))
 
     def _line(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -224,12 +226,4 @@ class Bar:
             or now - self.last > self.LINE_SECONDS
         ):
             self.last = now
-            told = say(
-                "terminal.progress",
-                done=progress.done,
-                cells=progress.cells,
-                left=self._left(progress),
-            )
-            self.console.print(
-                f"{say('terminal.training')} {told}", highlight=False, soft_wrap=True
-            )
+            self.say(f"{say('terminal.training')} {self._told(progress)}")

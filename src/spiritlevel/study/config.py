@@ -18,8 +18,8 @@ class Plan:
 
     preset: str
     data: str = "mnist5k"
-    seeds: tuple[int, ...] = (10, 11, 12)
-    gap_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15)
+    seeds: tuple[int, ...] = (101, 102, 103)
+    gap_seeds: tuple[int, ...] = (101, 102, 103, 104, 105, 106)
     """The effect of the noise on the gap is small: it needs more pairs than the others."""
     norms: tuple[str, ...] = ("none", "batch", "group:8")
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

@@ -1,16 +1,22 @@
-"""Cells in parallel processes: same numbers whatever their count, and no orphans when one is killed."""
+"""Cells in parallel processes: the same numbers whatever their count, and no orphans."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 
-from spiritlevel.errors import SpiritlevelError, require
-from spiritlevel.study.records import Cell, Record
+import torch
+
+from spiritlevel.data import Images
+from spiritlevel.errors import require
+from spiritlevel.kernels import tune_allocator
+from spiritlevel.study.records import Cell, Record, finite
 
 __all__ = ["run_cells"]
 
@@ -19,50 +25,53 @@ _WATCH_SECONDS = 0.5
 
 def run_cells(
     cells: Sequence[Cell],
+    images: Images,
     *,
-    data: str,
-    fingerprint: str,
     jobs: int,
     threads: int,
-    order: Callable[[Cell], float],
+    cost: Callable[[Cell], float],
 ) -> Iterator[Record]:
-    """Records in the order in which cells end, those with the largest `order` started first.
+    """Records in the order in which cells end; the most costly cells start first.
 
     `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault
     in a cell becomes its record's `error`. Closing the iterator kills the workers.
     """
     joblib = require("joblib", extra="study")
-    queue = sorted(cells, key=order, reverse=True)
     parallel = joblib.Parallel(
-        n_jobs=jobs, return_as="generator_unordered", pre_dispatch=f"{jobs}", batch_size=1
+        n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1
     )
-    work = joblib.delayed(_work)
-    finished = False
-    results = parallel(work(cell, data, fingerprint, threads, os.getpid()) for cell in queue)
-    try:
-        yield from results
-        finished = True
-    finally:
-        if jobs > 1:
-            from joblib.externals.loky import get_reusable_executor
+    with tempfile.TemporaryDirectory(prefix="spiritlevel-") as folder:
+        path = Path(folder) / "images.pt"
+        torch.save(vars(images), path)
+        work = joblib.delayed(_work)
+        queue = sorted(cells, key=cost, reverse=True)
+        finished = False
+        try:
+            yield from parallel(work(cell, path, threads, os.getpid()) for cell in queue)
+            finished = True
+        finally:
+            if jobs > 1:
+                _stop_workers(kill=not finished)
 
-            get_reusable_executor().shutdown(wait=finished, kill_workers=not finished)
+
+def _stop_workers(*, kill: bool) -> None:
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=not kill, kill_workers=kill)
 
 
-def _work(cell: Cell, data: str, fingerprint: str, threads: int, parent: int) -> Record:
+def _work(cell: Cell, images: Path, threads: int, parent: int) -> Record:
     _prepare_process(parent)
-    import torch
-
     from spiritlevel.study.tasks import TASKS
 
+    result, error = None, None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     start = time.perf_counter()
     try:
-        result = TASKS[cell.task](cell.settings, _images(data, fingerprint))
-        error = None
+        result = finite(TASKS[cell.task](cell.settings, _images(images)))
     except Exception as fault:  # one bad cell must not cost the others their results
-        result, error = None, f"{type(fault).__name__}: {fault}"
+        error = f"{type(fault).__name__}: {fault}"
     finally:
         torch.set_num_threads(before)
     seconds = round(time.perf_counter() - start, 3)
@@ -71,9 +80,7 @@ def _work(cell: Cell, data: str, fingerprint: str, threads: int, parent: int) ->
 
 @cache
 def _prepare_process(parent: int) -> None:
-    """Once a process: tune the allocator; a worker also leaves Ctrl-C to its parent and dies with it."""
-    from spiritlevel.kernels import tune_allocator
-
+    """Once a process: tune the allocator; a worker leaves Ctrl-C to its parent and dies with it."""
     tune_allocator()
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -88,11 +95,7 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-@cache
-def _images(data: str, fingerprint: str):  # type: ignore[no-untyped-def]
-    from spiritlevel.data import load
-
-    images = load(data)
-    if images.fingerprint != fingerprint:
-        raise SpiritlevelError(f"the images of {data} changed while the study ran; start it again")
-    return images
+@lru_cache(maxsize=1)
+def _images(path: Path) -> Images:
+    """What the parent loaded, mapped: workers share its pages, and import no data library."""
+    return Images(**torch.load(path, weights_only=True, mmap=True))

@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from spiritlevel.catalogue import say
-from spiritlevel.explain import Explanation, explain_numbers, readable, rounded
+from spiritlevel.explain import Explanation, exact, explain_numbers, rounded
 from spiritlevel.report.story import Arm, Example, Lines, Table
 from spiritlevel.report.words import Text
-from spiritlevel.study.claims.judgement import number
+from spiritlevel.study.claims.judgement import number, setting
 from spiritlevel.study.config import Plan
 from spiritlevel.study.figures.build import arm_of, axis, figure, lines, series
 from spiritlevel.study.records import Cell, Records
@@ -98,7 +98,7 @@ def _arithmetic() -> Example:
     found = explain_numbers(_ARTICLE)
     assert found.normalized is not None
     rows = [
-        [readable(value), readable(difference), readable(square), rounded(result)]
+        [*(str(exact(cell)) for cell in (value, difference, square)), rounded(result)]
         for value, difference, square, result in zip(
             found.values, found.differences, found.squares, found.normalized.results, strict=True
         )
@@ -116,7 +116,7 @@ def _arithmetic_words(found: Explanation) -> dict[str, str]:
     early = found.normalized.rounded_early
     assert early is not None
     return {
-        "mean": readable(found.mean),
+        "mean": str(exact(found.mean)),
         "variance": rounded(found.variance),
         "deviation": rounded(found.deviation),
         "result": rounded(early.result),
@@ -158,7 +158,9 @@ def _channels(run: dict[str, Any], arm: str) -> Lines:
         series(colour, channels, first, "dots", "labels.mean_100"),
         series("other", channels, second, "dots", "labels.mean_50"),
     ]
-    return lines(f"arms.{colour}", axis("channel"), axis("channel_mean"), drawn)
+    # Behind BN all means are rounding errors, which a scale of their own would blow up.
+    y = axis("channel_mean", range=None if colour == "none" else (-1, 1))
+    return lines(f"arms.{colour}", axis("channel"), y, drawn)
 
 
 # (weights, input scale) of the rows of example (c), and their names.
@@ -187,7 +189,7 @@ def _scale(records: Records) -> Example:
         cells = [
             words[f"{row}_{norm}{end}"] for end in ("", "_gradient") for norm in ("none", "batch")
         ]
-        rows.append([number(scale), _WEIGHTS[init], *cells])
+        rows.append([setting(scale), _WEIGHTS[init], *cells])
         for norm in ("none", "batch"):
             curve = _scale_runs(records, norm, row)[0]["activation_std"]
             style = "thin" if norm == "batch" else "line" if init == "he" else "dash"
@@ -203,7 +205,7 @@ def _scale(records: Records) -> Example:
 
 
 def _scale_words(records: Records) -> dict[str, str]:
-    """Last input's deviation and an early gradient's norm, by row and norm, mean over seeds."""
+    """Seed means by row and norm: the last layer's input deviation, an early gradient's norm."""
     words = {"depth": str(max(records.values("example-scale", "depth"), default=0))}
     for norm in ("none", "batch"):
         for row in _ROWS:

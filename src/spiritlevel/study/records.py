@@ -1,6 +1,6 @@
 """What a run writes: one line of JSON a cell, appended and synced as each ends.
 
-runs/NAME/config.json       what was asked, and the rules of the verdicts, before the first cell
+runs/NAME/config.json       what was asked, and the verdicts' rules, written before the first cell
 runs/NAME/environment.json  what it ran on
 runs/NAME/records.jsonl     the results
 """
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a cell. `error` is the message of a fault; divergence is a result, not a fault."""
+    """What came of a cell. `error` is a fault's message; divergence is a result, not a fault."""
 
     key: str
     task: str
@@ -113,7 +113,7 @@ class RecordFile:
 
     @classmethod
     def read(cls, path: Path) -> RecordFile:
-        """Read, change nothing. Raises RecordsError for a line, but the last, that is no record."""
+        """Read, change nothing. Raises RecordsError if a line other than the last is no record."""
         file = cls(path)
         if path.exists():
             lines = path.read_bytes().split(b"\n")
@@ -151,7 +151,7 @@ class RecordFile:
         return file
 
     def append(self, record: Record) -> None:
-        """Write one line and see it on the disk. Raises RecordsError if the disk does not take it."""
+        """Write one line and see it on the disk. Raises RecordsError if the disk refuses it."""
         assert self._file is not None, "opened by read(), not open()"
         try:
             self._file.write(record.to_json().encode() + b"\n")

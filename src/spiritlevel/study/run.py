@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spiritlevel import __version__
-from spiritlevel.data import load
+from spiritlevel.data import Images, load
 from spiritlevel.errors import RecordsError
 from spiritlevel.study import engine, environment
 from spiritlevel.study.claims import CLAIMS, rules
@@ -55,6 +55,7 @@ class Run:
 
     folder: Path
     plan: Plan
+    images: Images
     config: dict[str, Any]
 
 
@@ -94,20 +95,20 @@ def begin(plan: Plan, folder: Path, command: str) -> Run:
             f"got {error.strerror or error} at {folder}; "
             "wanted a folder to write to: choose another --out"
         ) from error
-    return Run(folder, plan, config)
+    return Run(folder, plan, images, config)
 
 
 def resume(folder: Path) -> Run:
     """The run in `folder`, to be finished. Raises RecordsError if none or if its images changed."""
     config = read_json(folder / CONFIG)
     plan = Plan.from_json(config["plan"])
-    fingerprint = load(plan.data).fingerprint
-    if fingerprint != config["data"]["fingerprint"]:
+    images = load(plan.data)
+    if images.fingerprint != config["data"]["fingerprint"]:
         raise RecordsError(
             f"got images from {plan.data} that differ from those this run began with; "
             "wanted the same. Start a new run for the new images."
         )
-    return Run(folder, plan, config)
+    return Run(folder, plan, images, config)
 
 
 def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
@@ -124,14 +125,7 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         finished = len(cells) - len(todo)
         tell(Progress(run.folder, finished, len(cells), spent / total, torn=file.torn))
         costs = {cell.key: cost(cell) for cell in todo}
-        results = engine.run_cells(
-            todo,
-            data=plan.data,
-            fingerprint=run.config["data"]["fingerprint"],
-            jobs=jobs,
-            threads=plan.threads,
-            order=cost,
-        )
+        results = engine.run_cells(todo, run.images, jobs=jobs, threads=plan.threads, cost=cost)
         for record in results:
             file.append(record)
             finished, spent = finished + 1, spent + costs[record.key]

@@ -26,7 +26,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float | None]) -> Interval | None:
-    """The mean and its interval; None with fewer than 3 values or if one is missing or not finite."""
+    """The mean and its interval; None with under 3 values or where one is missing or not finite."""
     known = [float(v) for v in values if v is not None and math.isfinite(v)]
     if len(known) < max(MIN_SEEDS, len(values)):
         return None

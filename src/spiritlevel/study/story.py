@@ -9,7 +9,7 @@ from typing import Any
 from spiritlevel.report.story import Claim, Story
 from spiritlevel.report.words import Text
 from spiritlevel.study.claims import CLAIMS, Judgement, Part
-from spiritlevel.study.claims.judgement import number
+from spiritlevel.study.claims.judgement import number, setting
 from spiritlevel.study.examples import examples
 from spiritlevel.study.figures import FIGURES
 from spiritlevel.study.records import Records
@@ -61,7 +61,7 @@ _DATA = (
 
 def _claim(verdict: Judgement, records: Records) -> Claim:
     claim, headline = verdict.claim, verdict.headline
-    rule = {name: number(value) for name, value in CLAIMS[claim].RULE.items()}
+    rule = {name: setting(value) for name, value in CLAIMS[claim].RULE.items()}
     return {
         "id": claim,
         "title": f"claims.{claim}.title",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spiritlevel.study.claims.common import best_rate
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, number, times
+from spiritlevel.study.claims.judgement import Judgement, Part, Status, setting, times
 from spiritlevel.study.config import Plan
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import MIN_SEEDS, Interval, ratio_interval
@@ -26,7 +26,7 @@ IOFFE = "Ioffe & Szegedy 2015, Fig. 2"
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
-    """The sweep; the landscape at two rates every arm survives, from two initialisations; GhostNet."""
+    """The sweep; landscapes at two rates all arms survive, with two initialisations; GhostNet."""
     common = {"model": "small_vgg", "batch_size": 64, "size": plan.size}
     for seed in plan.seeds:
         for norm in plan.norms:
@@ -53,7 +53,7 @@ GHOSTNET_ARMS = (
     ("batch", "default", (0.03,)),
     ("none", "default", (0.1, 1.0)),
     ("none", "he", (1e-6, 1e-4)),
-    ("none", "he+zero", (0.001,)),
+    ("none", "he+zero", (0.0003, 0.001)),
 )
 
 
@@ -70,7 +70,7 @@ def ghostnet_cells(plan: Plan) -> Iterator[Cell]:
                         "lr": lr,
                         "seed": seed,
                         "steps": plan.ghost_steps,
-                        "every": 10,
+                        "every": 6,
                         "batch_size": 32,
                         "momentum": 0.9,
                         "size": 32,
@@ -113,7 +113,7 @@ def largest_rate(records: Records, norm: str, seed: int) -> float | None:
 
 
 def _rates(records: Records) -> tuple[Interval | None, bool | None]:
-    """Per seed, the largest rate with BN over that without; a lower bound at the grid's end."""
+    """By seed, the largest rate with BN over that without; a lower bound at the grid's end."""
     end = max(records.values("sweep", "lr"), default=None)
     ratios: list[float] = []
     for seed in records.values("sweep", "seed", norm="batch"):
@@ -192,7 +192,7 @@ def _ghostnet(records: Records) -> Iterator[Part]:
                 "GhostNet, Han et al. 2020",
                 n=len(runs[best]),
                 unit=" %",
-                words={"init": init, "lr": number(best), "reached": str(reached[best])},
+                words={"init": init, "lr": setting(best), "reached": str(reached[best])},
             )
 
 
@@ -205,6 +205,6 @@ def _words(records: Records, speed: Interval | None, ratio: Interval | None) -> 
     return {
         "speed": times(speed),
         "ratio": times(ratio),
-        "rate_none": number(rates["none"]),
-        "rate_batch": number(rates["batch"]),
+        "rate_none": setting(rates["none"]),
+        "rate_batch": setting(rates["batch"]),
     }

@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 
 from spiritlevel.study.claims.common import best_rate, mean_final_loss
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, number, times
+from spiritlevel.study.claims.judgement import (
+    Judgement,
+    Part,
+    Status,
+    agree,
+    number,
+    setting,
+    times,
+)
 from spiritlevel.study.config import Plan
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import MIN_SEEDS, Interval, mean_interval
@@ -16,8 +24,7 @@ __all__ = ["CLAIM", "DEEP_ARMS", "INITS", "RULE", "THEORY", "cells", "judge"]
 CLAIM = "gradients"
 RULE = {
     "steady_within": 0.05,  # |activation factor per layer - 1| with BN
-    # the same without BN, for some initialisation: else there is nothing to prevent
-    "runs_away_beyond": 0.3,
+    "runs_away_beyond": 0.3,  # the same without BN, for some init: else there is nothing to prevent
     "gradient_within": 0.05,  # |gradient factor per layer - 1|, plain net with BN
     "residual_within": 0.08,
 }
@@ -32,7 +39,7 @@ DEEP_ARMS = (
     ("residual_mlp", "none", "normal*0.01"),
     ("residual_mlp", "batch", "he"),
 )
-BJORCK, YANG = "Bjorck et al. 2018, Fig. 5", "Yang et al. 2019, Thm 3.9"
+BJORCK, YANG = "Bjorck et al. 2018, Fig. 5", "Yang et al. 2019"
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
@@ -169,7 +176,7 @@ def _deep(records: Records) -> Iterator[Part]:
         rate = best_rate(records, "deep", norm, model=model, init=init)
         runs = records.by_seed("deep", model=model, norm=norm, init=init, lr=rate)
         loss = mean_final_loss(records, "deep", model=model, norm=norm, init=init, lr=rate)
-        words = {"norm": norm, "lr": number(rate), "init": init}
+        words = {"norm": norm, "lr": setting(rate), "init": init}
         source = "Bjorck et al. 2018; He et al. 2016"
         if runs:
             yield Part(f"claims.gradients.deep_{model}", loss, source, n=len(runs), words=words)

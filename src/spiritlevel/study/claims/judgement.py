@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from spiritlevel.study.stats import Interval
 
-__all__ = ["STATUSES", "Judgement", "Part", "Status", "agree", "number", "times"]
+__all__ = ["STATUSES", "Judgement", "Part", "Status", "agree", "number", "setting", "times"]
 
 Status = Literal["supported", "partly", "not supported", "inconclusive"]
 STATUSES: tuple[Status, ...] = ("supported", "partly", "not supported", "inconclusive")
@@ -70,7 +70,7 @@ def agree(values: Sequence[bool]) -> bool | None:
 
 
 def number(figure: Interval | float | None, unit: str = "") -> str:
-    """Three significant digits, as a person writes them; an en dash for what is not there."""
+    """A measured figure to three significant digits; an en dash for what is not there."""
     value = figure.value if isinstance(figure, Interval) else figure
     if value is None or math.isnan(value):
         return "–"
@@ -78,13 +78,20 @@ def number(figure: Interval | float | None, unit: str = "") -> str:
         return "∞"
     size = abs(value)
     if value and (size < 1e-3 or size >= 1e5):
-        mantissa, exponent = f"{value:.1e}".split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    elif size >= 100:
-        text = f"{value:.0f}"
+        text = _power_of_ten(f"{value:.1e}")
     else:
-        text = f"{value:.3g}"
+        text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.3g}"
     return text.replace("-", "−") + unit
+
+
+def setting(value: float | None) -> str:
+    """A number that somebody chose, such as a learning rate: no more digits than it has."""
+    return "–" if value is None else _power_of_ten(f"{value:g}").replace("-", "−")
+
+
+def _power_of_ten(text: str) -> str:
+    mantissa, _, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def times(figure: Interval | float | None) -> str:

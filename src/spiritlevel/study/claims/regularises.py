@@ -93,7 +93,7 @@ def judge(records: Records) -> Judgement:
 
 
 def differences(records: Records, arm: str) -> dict[int, float | None]:
-    """seed -> test loss of `arm` minus that of noise off, where training loss passes the target."""
+    """seed -> test loss of `arm` minus noise off's, both where training loss passes the target."""
     off, on = (records.by_seed("gap", **ARMS[name]) for name in ("off", arm))
     found: dict[int, float | None] = {}
     for seed in sorted(off.keys() & on.keys()):

@@ -7,7 +7,7 @@ from statistics import fmean, geometric_mean
 from typing import Any
 
 from spiritlevel.study.claims.common import best_rate
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, number, times
+from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, setting, times
 from spiritlevel.study.config import Plan
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import MIN_SEEDS, ratio_interval
@@ -136,7 +136,7 @@ def _context(records: Records, rates: dict[str, float | None]) -> Iterator[Part]
         runs = records.by_seed("drift", norm=norm, lr=rates[norm])
         if runs:
             value = fmean(run["test_accuracy"] for run in runs.values())
-            words = {"norm": norm, "lr": number(rates[norm])}
+            words = {"norm": norm, "lr": setting(rates[norm])}
             yield Part(
                 "claims.stabilises.accuracy",
                 100 * value,
@@ -148,7 +148,7 @@ def _context(records: Records, rates: dict[str, float | None]) -> Iterator[Part]
     noise_alone = records.by_seed("drift", norm="noisy-none", lr=NOISE_LR)
     if noise_alone:
         value = fmean(run["test_accuracy"] for run in noise_alone.values())
-        words = {"norm": "noisy-none", "lr": number(NOISE_LR)}
+        words = {"norm": "noisy-none", "lr": setting(NOISE_LR)}
         yield Part(
             "claims.stabilises.accuracy",
             100 * value,
@@ -160,7 +160,7 @@ def _context(records: Records, rates: dict[str, float | None]) -> Iterator[Part]
 
 
 def _shift_parts(records: Records) -> Iterator[Part]:
-    """Definition 2.1, L2 and cosine, where both arms ran at one rate: outside the rule."""
+    """Def. 2.1, L2 and cosine, where both arms ran at one rate: evidence, not part of the rule."""
     source = "Santurkar et al. 2018, Def. 2.1"
     for lr in records.values("landscape", "lr", norm="batch", init="he"):
         arms = {
@@ -174,7 +174,7 @@ def _shift_parts(records: Records) -> Iterator[Part]:
                 for seed in seeds
             ]
             ratio = ratio_interval([b / a if a and b is not None else None for b, a in pairs])
-            words = {"lr": number(lr)}
+            words = {"lr": setting(lr)}
             yield Part.of(
                 f"claims.stabilises.shift_{quantity}", ratio, source, unit="×", words=words
             )
@@ -190,8 +190,8 @@ def _words(
     steps = ratio_interval([s for _, s in noisy.values()])
     return {
         "ratio": times(overall),
-        "rate_none": number(rates["none"]),
-        "rate_batch": number(rates["batch"]),
+        "rate_none": setting(rates["none"]),
+        "rate_batch": setting(rates["batch"]),
         "moves": times(moves),
         "steps": times(steps),
         "seeds": str(len(noisy)),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from spiritlevel.report.story import Figure, Lines, Series
 from spiritlevel.study.claims.common import best_rate, mean_final_loss
 from spiritlevel.study.claims.converges import LANDSCAPE_LRS, RULE
-from spiritlevel.study.claims.judgement import number
+from spiritlevel.study.claims.judgement import setting
 from spiritlevel.study.figures.build import (
     arm_of,
     axis,
@@ -23,18 +23,21 @@ from spiritlevel.study.tasks.common import SMOOTH, smoothed
 
 __all__ = ["figures"]
 
+_OFF_CHART = 1e3
+"""Losses beyond it are on their way to infinity, and would flatten the rest."""
+
 
 def figures(records: Records) -> Iterator[Figure]:
     norms = records.values("sweep", "norm")
     if norms:
-        words = {"trained": number(RULE["trained_below"])}
+        words = {"trained": setting(RULE["trained_below"])}
         yield figure("converges.rates", _rates(records, norms), _accuracy(records, norms), **words)
     if records.select("landscape", lr=LANDSCAPE_LRS[0]):
         panels = (
             _landscape(records, quantity)
             for quantity in ("loss_range", "gradient_change", "beta_norm2")
         )
-        yield figure("converges.landscape", *panels, lr=number(LANDSCAPE_LRS[0]))
+        yield figure("converges.landscape", *panels, lr=setting(LANDSCAPE_LRS[0]))
     if records.select("ghostnet"):
         yield figure("converges.ghostnet", _ghostnet(records))
 
@@ -70,7 +73,7 @@ def _accuracy(records: Records, norms: list[str]) -> Lines:
         lr = best_rate(records, "sweep", norm)
         runs = records.by_seed("sweep", norm=norm, lr=lr).values()
         index, values = thinned(mean_curve([smoothed(run["accuracy"]) for run in runs]))
-        label = ["labels.at_rate", {"norm": norm, "lr": number(lr)}]
+        label = ["labels.at_rate", {"norm": norm, "lr": setting(lr)}]
         drawn.append(series(arm_of(norm), [SMOOTH + i for i in index], values, "line", label))
     return lines("labels.best_rate_panel", axis("step"), axis("accuracy", range=(0, 1)), drawn)
 
@@ -90,14 +93,15 @@ def _landscape(records: Records, quantity: str) -> Lines:
 def _ghostnet(records: Records) -> Lines:
     """The loss of each GhostNet arm at its first seed; an arm that diverges ends where it does."""
     drawn: list[Series] = []
-    for record in records.select("ghostnet"):
-        if record.settings["seed"] != min(records.values("ghostnet", "seed")) or not record.result:
+    first = min(records.values("ghostnet", "seed"))
+    for record in records.select("ghostnet", seed=first):
+        if not record.result:
             continue
         norm, init, lr = (record.settings[name] for name in ("norm", "init", "lr"))
         style = (
             "line" if norm == "batch" or init == "he+zero" else "dash" if init == "he" else "thin"
         )
-        label = [f"labels.ghostnet_{norm}", {"init": init, "lr": number(lr)}]
-        loss = record.result["loss"]
+        label = [f"labels.ghostnet_{norm}", {"init": init, "lr": setting(lr)}]
+        loss = [value if value and value < _OFF_CHART else None for value in record.result["loss"]]
         drawn.append(series(arm_of(norm), list(range(len(loss))), loss, style, label))
     return lines("labels.ghostnet_panel", axis("step"), axis("loss", log=True), drawn)

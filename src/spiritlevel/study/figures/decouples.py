@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from spiritlevel.report.story import Figure, Lines, Series
 from spiritlevel.study.claims.decouples import shift_pairs
+from spiritlevel.study.claims.judgement import setting
 from spiritlevel.study.figures.build import axis, figure, lines, mean_curve, series
 from spiritlevel.study.records import Records
 
@@ -31,7 +32,7 @@ def _errors(runs: list[dict]) -> Lines:  # type: ignore[type-arg]
             scales,
             mean_curve([run["errors"][eps] for run in runs]),
             style,
-            ["labels.with_eps", {"eps": eps.removesuffix(".0")}],
+            ["labels.with_eps", {"eps": setting(float(eps))}],
         )
         for eps, style in _STYLES.items()
     ]
@@ -57,20 +58,18 @@ def _trajectories(run: dict) -> Lines:  # type: ignore[type-arg]
 
 
 def _layers(pairs: list[dict]) -> Lines:  # type: ignore[type-arg]
-    """A dot a pair of runs: the cross-layer figure without BN and with; the diagonal is equality."""
+    """A dot a pair of runs: the cross-layer figure without and with BN; diagonal: equality."""
     x = [pair["none"]["relative"] for pair in pairs]
     y = [pair["batch"]["relative"] for pair in pairs]
     drawn: list[Series] = []
     for init in sorted({pair["init"] for pair in pairs}):
         for lr in sorted({pair["lr"] for pair in pairs if pair["init"] == init}):
             chosen = [i for i, p in enumerate(pairs) if p["init"] == init and p["lr"] == lr]
-            label = ["labels.pair", {"init": init, "lr": str(lr)}]
+            label = ["labels.pair", {"init": init, "lr": setting(lr)}]
             arm = "batch" if init == "he" and lr < 0.1 else "group" if init == "he" else "layer"
             drawn.append(
                 series(arm, [x[i] for i in chosen], [y[i] for i in chosen], "dots", label)  # type: ignore[arg-type]
             )
-    ends = [min(*x, *y) * 0.8, max(*x, *y) * 1.2]
+    ends = [0.0, 1.1 * max(*x, *y)]
     drawn.append(series("theory", ends, ends, "dash", "labels.equal"))
-    return lines(
-        "labels.layers_panel", axis("shift_none", log=True), axis("shift_batch", log=True), drawn
-    )
+    return lines("labels.layers_panel", axis("shift_none"), axis("shift_batch"), drawn)

@@ -66,7 +66,7 @@ def _difference(records: Records) -> Lines:
 
 
 def _curves(records: Records) -> Lines:
-    """Test over training loss on the way down, mean over seeds; vertical: equal training loss."""
+    """Test over training loss on the way down, seed means: equal training loss is vertical."""
     drawn: list[Series] = []
     arms: dict[str, Arm] = {"off": "off", "16": "ghost", "none": "none", "layer": "layer"}
     for name, arm in arms.items():

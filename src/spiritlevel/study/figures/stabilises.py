@@ -56,9 +56,9 @@ def _percentiles(records: Records, norm: str, lr: float) -> Lines:
     steps = [index * every for index in range(len(p50))]
     arm = arm_of(norm)
     drawn: list[Series] = [
-        series(arm, steps, p85, "thin", "labels.p85"),
+        series(arm, steps, p85, "thin", "labels.p15_p85"),
         series(arm, steps, p50, "line", "labels.p50"),
-        series(arm, steps, p15, "thin", "labels.p15"),
+        series(arm, steps, p15, "thin", "labels.p15_p85"),
     ]
     return lines(f"arms.{norm}", axis("step"), axis("unit_input"), drawn)
 

@@ -34,9 +34,9 @@ def build(name: str, images: Prepared, *, norm: str, init: str, **options: Any) 
 
 
 def initialise(model: nn.Module, init: str) -> nn.Module:
-    """Initialise as `init` says: `default` (torch's), `xavier`, `he` or one of these forms.
+    """By `init`: `default` (torch's), `xavier`, `he`, `he*2`, `normal*0.01` or `he+zero`.
 
-    `he*2` is He with every weight doubled, `normal*0.01` is N(0, 0.01^2), and `he+zero` starts each
+    `he*2` is He with every weight doubled, `normal*0.01` is N(0, 0.01^2); `he+zero` starts each
     residual branch at zero, as Fixup and SkipInit do.
     """
     kind, _, number = init.partition("*")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spiritlevel.data import Images, batches
 from spiritlevel.probe import undisturbed
 from spiritlevel.study.tasks.common import build, seeded, training_images
-from spiritlevel.train import Score, score
+from spiritlevel.train import SGD, Score, score
 
 __all__ = ["at_training_loss", "gap"]
 
@@ -74,7 +74,7 @@ def _draw(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, count: int, seed
 def _train(
     model: nn.Module, split: _Split, settings: Mapping[str, Any]
 ) -> list[tuple[Score, Score]]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings["lr"])
+    optimizer = SGD(model, lr=settings["lr"])
     order = torch.Generator().manual_seed(settings["seed"])
     scores = [_scores(model, split)]
     drawn = batches(len(split.train_x), settings["batch_size"], settings["steps"], generator=order)
@@ -82,16 +82,14 @@ def _train(
         model.train()
         noisy = settings["noise"]
         logits = model(split.train_x[index]) if noisy else model(split.train_x)[index]
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits, split.train_y[index]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.descend(F.cross_entropy(logits, split.train_y[index]))
         if step % settings["every"] == 0:
             scores.append(_scores(model, split))
     return scores
 
 
 def _scores(model: nn.Module, split: _Split) -> tuple[Score, Score]:
-    """(training, test) in eval mode, with running statistics set to those of all training images."""
+    """(training, test) in eval mode, running statistics set to those of all training images."""
     with undisturbed(model):
         _set_statistics(model, split.train_x)
         train = score(model, split.train_x, split.train_y, batch_size=5000)
