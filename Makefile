@@ -21,7 +21,7 @@ help:
 setup: .venv/.dev
 
 study: .venv/.study
-	@$(BIN)/spiritlevel study --preset quick --out runs/quick $(ARGS)
+	@$(BIN)/spiritlevel study $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check .

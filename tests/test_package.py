@@ -38,7 +38,6 @@ def test_dir_shows_every_public_name():
     assert shown == sorted(shown)
 
 
-@pytest.mark.xfail(reason="importing the package `study` shadows the function")
 def test_study_is_the_function_whatever_was_imported_before():
     code = "import spiritlevel.study.config, spiritlevel; print(callable(spiritlevel.study))"
     assert child(code) == ["True"]

@@ -22,7 +22,6 @@ __all__ = ["create_model", "errors", "list_models", "nn", "study"]
 _HOME = {
     "create_model": "spiritlevel.models",
     "list_models": "spiritlevel.models",
-    "study": "spiritlevel.study",
 }
 
 

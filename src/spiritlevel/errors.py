@@ -44,12 +44,12 @@ def require(module: str, *, extra: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        # A broken dependency inside the package is another fault: show that one instead.
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:
+            raise  # the package is there; something inside it is broken
         raise MissingExtra(
-            f"{module.split('.')[0]} is not installed; it comes with the extra {extra!r}. "
+            f"{package} is not installed; it comes with the extra {extra!r}. "
             f"Install it: pip install 'spiritlevel[{extra}]'",
             name=error.name,
         ) from error

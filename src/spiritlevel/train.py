@@ -46,7 +46,7 @@ class SGD:
     """
 
     def __init__(self, model: nn.Module, *, lr: float, momentum: float = 0.0) -> None:
-        self.parameters: list[Tensor] = list(model.parameters())
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.lr, self.momentum = lr, momentum
         self.buffers: list[Tensor | None] = [None] * len(self.parameters)
 
@@ -123,5 +123,6 @@ def score(
 
 
 def _chunks(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(x), size):
-        yield x[start : start + size], y[start : start + size]
+    """Parts of nearly equal length, at most `size`: a single image would have no statistics."""
+    parts = -(-len(x) // size)
+    yield from zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)

@@ -79,7 +79,7 @@ def test_scale_and_shift_of_the_input_are_forgotten(scale, sign, shift, shape):
     x = doubles(*shape)
     got = batch_norm(sign * scale * x + shift, eps=0)
     # Rounding of the shifted input, relative to its deviation.
-    tolerance = 1e-13 * (1 + abs(shift) / scale)
+    tolerance = 4e-15 * (1 + abs(shift) / scale)
     torch.testing.assert_close(got, sign * batch_norm(x, eps=0), rtol=0, atol=tolerance)
 
 

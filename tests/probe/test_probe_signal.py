@@ -81,11 +81,14 @@ class Backwards(nn.Module):
 
 def test_layers_come_in_the_order_of_the_forward_pass_each_at_its_first_call():
     torch.manual_seed(0)
-    model, x = Backwards(), torch.randn(6, 4)
-    got = signal_by_depth(model, x, torch.arange(6) % 3)
+    model, x, y = Backwards(), torch.randn(6, 4), torch.arange(6) % 3
+    got = signal_by_depth(model, x, y)
     assert got.layers == ("first", "twice", "last")
     with torch.no_grad():
         assert got.activation_std[1] == pytest.approx(np.std(model.first(x).numpy()), rel=1e-6)
+    cross_entropy(model(x), y).backward()
+    expected = [np.linalg.norm(m.weight.grad) for m in (model.first, model.twice, model.last)]
+    assert got.weight_gradient == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_image_that_asks_for_its_gradient_gets_it():

@@ -150,16 +150,17 @@ def stabilises_records(
     the rule (None: never), or `noise_accuracy`, batch by batch.
     """
     best = {"none": 1.0, "batch": 3.0}
-    bn_drift = 0.125
+    bn_drift = {0.3: 16.0, 1.0: 0.25, 3.0: 0.125}
 
     def drifts(s: Settings) -> list[float]:
         if s["norm"].startswith("noisy"):
-            return [_at(noise_moves, s) * bn_drift * layer for layer in (0.5, 1.0, 1.5)]
-        if s["norm"] == "batch":  # at the rate of the noise, too
-            return [bn_drift] * 3
+            ratio = _at(noise_moves, s)
+            return [ratio * bn_drift[s["lr"]] * layer for layer in (0.5, 1.0, 1.5)]
+        if s["norm"] == "batch":
+            return [bn_drift[s["lr"]]] * 3
         if s["lr"] == best["none"]:
-            return [_at(steadier, s) * bn_drift * layer for layer in layers]
-        return [bn_drift / 100] * 3  # does not learn, and keeps still
+            return [_at(steadier, s) * bn_drift[best["batch"]] * layer for layer in layers]
+        return [0.001] * 3  # does not learn, and keeps still
 
     def drift(s: Settings) -> Result:
         at_best = s["lr"] == best.get(s["norm"], stabilises.NOISE_LR)

@@ -189,3 +189,24 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
     assert f"--resume --out {folder}" in stderr
     assert "Traceback" not in stderr
     assert wait_until(lambda: not alive(workers), 10)
+
+
+@pytest.mark.browser
+def test_the_page_of_a_real_run_draws_every_chart(whole, browser):
+    """The story that the study builds, in a real Chromium, on a phone."""
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto((whole[0] / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 0")
+    page.wait_for_timeout(2000)
+    drawn = page.evaluate(
+        """() => [...document.querySelectorAll('.js-plotly-plot')].map(
+            plot => plot.querySelectorAll('.trace, .hm image, .points path').length)"""
+    )
+    assert len(drawn) >= 15
+    assert min(drawn) > 0
+    assert faults == []
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+    page.close()

@@ -121,7 +121,6 @@ def _print_table(found: Study) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from spiritlevel.study.claims.judgement import number
     from spiritlevel.study.story import interval_text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -132,7 +131,7 @@ def _print_table(found: Study) -> None:
         table.add_row(
             say(f"terminal.claims.{claim}"),
             Text(f"{_MARKS[verdict.status]} {verdict.status}", _COLOURS[verdict.status]),
-            number(headline.value, headline.unit),
+            headline.text,
             interval_text(headline.interval, headline.unit) or "–",
         )
     console = Console(highlight=False)

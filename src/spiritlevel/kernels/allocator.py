@@ -22,6 +22,8 @@ def tune_allocator() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False
-    return bool(
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST) and libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+    # Older releases take at most 32 MiB for the first of the two.
+    return any(
+        libc.mallopt(_M_MMAP_THRESHOLD, size) and libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+        for size in (_LARGEST, 32 * 2**20)
     )

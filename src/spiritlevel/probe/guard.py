@@ -16,10 +16,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within it, forward, backward and step as you like; after it, nothing has changed.
 
     Parameters, gradients, buffers, modes and torch's CPU random state are put back, also when the
-    block raises. Values are copied back in place, so an optimizer's references stay valid.
+    block raises. Values are copied back in place, so an optimizer's references stay valid; a graph
+    that was recorded before the block can no longer be walked back after it.
     """
     parameters = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    # By name, since a forward pass may assign a buffer anew: `self.n = self.n + 1`.
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
     modes = [(module, module.training) for module in model.modules()]
     random_state = torch.get_rng_state()
     for parameter, _, _ in parameters:
@@ -31,8 +37,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for parameter, value, gradient in parameters:
                 parameter.copy_(value)
                 parameter.grad = gradient
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, saved in buffers:
+                module._buffers[name] = buffer
+                if buffer is not None and saved is not None:
+                    buffer.copy_(saved)
         for module, training in modes:
             module.training = training
         torch.set_rng_state(random_state)

@@ -35,7 +35,8 @@ def gradient_cosine(loss: Loss, weight: Tensor, u: Tensor) -> float:
     A unit without a gradient, such as one whose ReLU is always off, has no angle and is left out.
     """
     _, gradient, _ = _value_and_gradients(loss, weight, u)
-    return F.cosine_similarity(weight.detach(), gradient, dim=1, eps=0.0).abs().nanmean().item()
+    cosine = F.cosine_similarity(weight.detach(), gradient, dim=1, eps=0.0).abs()
+    return cosine[gradient.norm(dim=1) != 0].mean().item()
 
 
 def effective_rate(lr: float, weight: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spiritlevel.errors import UsageError
 from spiritlevel.probe.guard import undisturbed
 from spiritlevel.probe.layers import weight_layers
 
@@ -36,9 +37,12 @@ def along_gradient(
 ) -> LandscapeReading:
     """Walk from w along -g by each eta in `steps`; g is the gradient of cross-entropy on (x, y).
 
-    Training mode, one forward and backward pass per step length; the model is left undisturbed.
+    Training mode, one forward and backward pass per step length; frozen parameters stay where they
+    are; the model is left undisturbed. Raises UsageError for a step that is not above 0.
     """
-    parameters = list(model.parameters())
+    if not steps or not all(eta > 0 for eta in steps):
+        raise UsageError(f"got steps {tuple(steps)}; wanted at least one, all above 0")
+    parameters = [p for p in model.parameters() if p.requires_grad]
     losses: list[float] = []
     changes: list[float] = []
     betas: list[float] = []
@@ -46,25 +50,28 @@ def along_gradient(
         model.train()
         random_state = torch.get_rng_state()
         start = [p.detach().clone() for p in parameters]
-        gradient, _ = _gradient(model, x, y)
+        gradient, _ = _gradient(model, x, y, parameters)
         size = _norm(gradient)
         for eta in steps:
             with torch.no_grad():
                 for parameter, origin, g in zip(parameters, start, gradient, strict=True):
                     parameter.copy_(origin - eta * g)
             torch.set_rng_state(random_state)
-            moved, loss = _gradient(model, x, y)
+            moved, loss = _gradient(model, x, y, parameters)
             change = _norm([a - b for a, b in zip(moved, gradient, strict=True)])
             losses.append(loss)
             changes.append(change)
-            betas.append(change / (eta * size) if size > 0 else 0.0)
+            betas.append(0.0 if size == 0 else change / (eta * size))
     norm2 = sum(_square(layer.weight) for layer in weight_layers(model).values())
-    return LandscapeReading(_worst(losses) - min(losses), _worst(changes), _worst(betas), norm2)
+    span = max(losses) - min(losses) if all(map(math.isfinite, losses)) else math.inf
+    return LandscapeReading(span, _worst(changes), _worst(betas), norm2)
 
 
-def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[list[Tensor], float]:
+def _gradient(
+    model: nn.Module, x: Tensor, y: Tensor, parameters: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], float]:
     loss = F.cross_entropy(model(x), y)
-    return list(torch.autograd.grad(loss, list(model.parameters()))), loss.item()
+    return torch.autograd.grad(loss, parameters), loss.item()
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -77,4 +84,4 @@ def _square(tensor: Tensor) -> float:
 
 def _worst(values: Sequence[float]) -> float:
     """The maximum, with NaN as infinite: a step that left the floats is the worst of all."""
-    return max(float("inf") if value != value else value for value in values)
+    return max(math.inf if math.isnan(value) else value for value in values)

@@ -41,7 +41,7 @@ def input_moments(
 def unit_percentiles(
     model: nn.Module, x: Tensor, *, layers: Collection[str] | None = None, training: bool = True
 ) -> dict[str, Tensor]:
-    """The 15th, 50th and 85th percentile of each unit's input, (3, F) float32, by module.
+    """The 15th, 50th and 85th percentile of each unit's input, (3, F), by module.
 
     A unit is an index of axis 1; its percentiles are over all other axes. Else as `input_moments`.
     """

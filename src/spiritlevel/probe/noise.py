@@ -29,8 +29,9 @@ def batch_noise(
 
     Each of `images` (M, C, H, W) is fed `draws` times, in training mode, with `batch_size - 1`
     others drawn from `pool`; the unbiased variance over draws is averaged over images and features,
-    for the output of each named module and for the model's own (key "output"). Zero without batch
-    statistics. The model is left undisturbed. Raises UsageError where a batch cannot be made.
+    for the output of each named module and of the model itself, whose name is "". Zero where
+    neither batch statistics nor dropout make a forward pass depend on chance. The model is left
+    undisturbed. Raises UsageError where a batch cannot be made.
     """
     if not 2 <= batch_size <= len(pool) + 1 or draws < 2:
         raise UsageError(
@@ -38,7 +39,7 @@ def batch_noise(
             "wanted 2 <= batch_size <= pool + 1 and at least 2 draws"
         )
     modules = dict(model.named_modules())
-    features: dict[str, list[Tensor]] = {name: [] for name in (*layers, "output")}
+    features: dict[str, list[Tensor]] = {name: [] for name in (*layers, "")}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -48,7 +49,7 @@ def batch_noise(
 
     noise = dict.fromkeys(features, 0.0)
     with undisturbed(model), torch.no_grad(), ExitStack() as hooks:
-        for name in layers:
+        for name in features:
             hooks.callback(modules[name].register_forward_hook(keep(name)).remove)
         model.train()
         for image in images:
@@ -56,8 +57,7 @@ def batch_noise(
                 values.clear()
             for _ in range(draws):
                 mates = torch.randperm(len(pool), generator=generator)[: batch_size - 1]
-                output = model(torch.cat([image[None], pool[mates]]))
-                features["output"].append(output[0].double().flatten())
+                model(torch.cat([image[None], pool[mates]]))
             for name, values in features.items():
                 noise[name] += torch.stack(values).var(0).mean().item() / len(images)
     return noise

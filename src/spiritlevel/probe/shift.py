@@ -34,21 +34,25 @@ def covariate_shift(
 
     The step is plain SGD at `lr` on the same batch, with all the parameters of a layer; the forward
     passes are in training mode, the loss is cross-entropy. One extra forward and backward pass per
-    layer; the model is left undisturbed.
+    layer; frozen parameters stay where they are, a layer whose weight is frozen is left out; the
+    model is left undisturbed.
     """
     weights = [(name, layer.weight) for name, layer in weight_layers(model).items()]
     groups = list(parameter_groups(model).values())
+    learning = [p for p in model.parameters() if p.requires_grad]
     readings: dict[str, ShiftReading] = {}
     with undisturbed(model):
         model.train()
         random_state = torch.get_rng_state()
-        before = _gradients(model, x, y, list(model.parameters()))
-        gradient_of = dict(zip(map(id, model.parameters()), before, strict=True))
+        before = _gradients(model, x, y, learning)
+        gradient_of = dict(zip(map(id, learning), before, strict=True))
         for index in range(1, len(weights)):
             name, weight = weights[index]
             with torch.no_grad():
-                for parameter in groups[index - 1]:
+                for parameter in filter(lambda p: p.requires_grad, groups[index - 1]):
                     parameter.sub_(gradient_of[id(parameter)], alpha=lr)
+            if not weight.requires_grad:
+                continue
             torch.set_rng_state(random_state)  # the same noise, so that only the step differs
             (after,) = _gradients(model, x, y, [weight])
             readings[name] = _compare(gradient_of[id(weight)], after)

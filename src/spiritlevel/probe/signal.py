@@ -69,7 +69,7 @@ def growth_per_layer(values: Sequence[float], *, skip: int = 2) -> float | None:
     """The factor by which `values` grow from one layer to the next: exp of the log-linear slope.
 
     The first `skip` layers, which adapt to the image, and the last, the classifier's, are left out.
-    None where a value is zero (underflow), negative or not finite: there is no slope to speak of.
+    None where a value is zero (underflow), negative or not finite, or fewer than two are left.
     """
     middle = [float(v) for v in values[skip:-1]]
     if len(middle) < 2 or not all(v > 0 and math.isfinite(v) for v in middle):

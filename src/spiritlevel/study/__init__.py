@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from spiritlevel.errors import UsageError
@@ -156,3 +158,12 @@ def _command(preset: str, asked: dict[str, Any]) -> str:
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             words += [f"--{name}", text]
     return shlex.join(words)
+
+
+class _StudyModule(ModuleType):
+    """`sl.study(...)` is a verb and `spiritlevel.study` a room: the module answers to both."""
+
+    __call__ = staticmethod(study)
+
+
+sys.modules[__name__].__class__ = _StudyModule

@@ -135,7 +135,7 @@ def _shift(records: Records) -> Example:
     if not runs:
         return _example("shift", [], None)
     words = _shift_words(records)
-    means = [number(value) for value in runs[0]["input_means"]]
+    means = [f"{value:.0f}" for value in runs[0]["input_means"]]
     rows = [["–", *means, words["without"]], ["BN", *means, words["with"]]]
     head = _head("shift", "norm", "first", "second", "swing")
     panels = [_channels(runs[0][arm], arm) for arm in ("without", "with")]
@@ -193,10 +193,8 @@ def _scale(records: Records) -> Example:
         for norm in ("none", "batch"):
             curve = _scale_runs(records, norm, row)[0]["activation_std"]
             style = "thin" if norm == "batch" else "line" if init == "he" else "dash"
-            label: Text = [
-                f"labels.scale_{norm}",
-                {"scale": number(scale), "weights": _WEIGHTS[init]},
-            ]
+            here = {"scale": setting(scale), "weights": _WEIGHTS[init]}
+            label: Text = ["labels.scale_none", here] if norm == "none" else "labels.scale_batch"
             drawn.append(series(arm_of(norm), list(range(1, len(curve) + 1)), curve, style, label))
     head = _head("scale", "input", "weights", "act_none", "act_batch", "grad_none", "grad_batch")
     panel = lines("labels.scale_panel", axis("layer"), axis("activation_std", log=True), drawn)

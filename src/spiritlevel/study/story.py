@@ -68,7 +68,7 @@ def _claim(verdict: Judgement, records: Records) -> Claim:
         "status": verdict.status,
         "headline": {
             "quantity": _quantity(headline),
-            "value": number(headline.value, headline.unit),
+            "value": headline.text,
             "interval": interval_text(headline.interval, headline.unit),
             "level": "95 %",
             "n": headline.n,
@@ -79,7 +79,7 @@ def _claim(verdict: Judgement, records: Records) -> Claim:
         "parts": [
             {
                 "quantity": _quantity(part),
-                "value": number(part.value, part.unit),
+                "value": part.text,
                 "interval": interval_text(part.interval, part.unit),
                 "n": part.n,
                 "holds": part.holds,

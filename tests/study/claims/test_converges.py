@@ -146,6 +146,12 @@ def test_faster_on_average_is_not_enough_if_the_interval_reaches_down_to_1():
     assert holds("steps", steps=arms(by_seed(40, 80, 100), 40)) is None
 
 
+def test_slower_on_average_is_not_enough_if_the_interval_reaches_up_to_the_bound():
+    """The ratios are 1, 1.1 and 1.2, then 0.75, 1.25 and 1.75."""
+    assert holds("steps", steps=arms(by_seed(40, 44, 48), 40)) is False
+    assert holds("steps", steps=arms(by_seed(30, 50, 70), 40)) is None
+
+
 def test_each_arm_runs_at_its_own_best_rate():
     """With BN the fast rate is the one that ends lowest; without, the slow one."""
     lowest = {"none": 0.03, "batch": 0.3}

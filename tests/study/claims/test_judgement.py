@@ -230,11 +230,7 @@ def test_a_part_takes_its_figure_from_the_interval():
         (-1e-15, "−1.0e−15"),
         (Interval(2.5, 1.0, 3.0, 3), "2.50"),
         (99.94, "99.9"),
-        pytest.param(
-            99.96,
-            "100",
-            marks=pytest.mark.xfail(strict=True, reason="the alternate form leaves a point: 100."),
-        ),
+        (99.96, "100"),
     ],
 )
 def test_number(value, expected):

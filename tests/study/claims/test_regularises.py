@@ -142,6 +142,13 @@ def test_the_bound_of_no_effect():
         assert status(difference=spread(0.0, NO_EFFECT / t * factor)) == expected
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_effect_is_bounded_on_both_sides(sign):
+    """The interval reaches beyond one of the two bounds, whichever it is."""
+    mean = 0.8 * NO_EFFECT
+    assert status(difference=spread(sign * mean, mean / ERRORS * ABOVE)) == "inconclusive"
+
+
 def test_a_rival_must_do_as_well():
     mean = -0.02
     difference = by_seed(*[mean] * 6)

@@ -96,6 +96,13 @@ def test_inconclusive_if_runs_are_missing(change, settings):
     assert judge(change(stabilises_records(), "drift", **settings)).status == "inconclusive"
 
 
+@pytest.mark.parametrize("change", [without, fail])
+def test_noise_in_two_seeds_tells_no_reason(change):
+    records = change(stabilises_records(noise_steps=None), norm="noisy-batch", seed=12)
+    assert judge(records).status == "partly"
+    assert part(judge(records), "noise_steps").holds is None
+
+
 def test_inconclusive_below_three_seeds():
     assert status(plan=TWO_SEEDS) == "inconclusive"
 
@@ -144,6 +151,7 @@ def test_each_arm_is_read_at_its_own_best_rate():
 def test_a_rate_at_which_a_seed_diverges_is_not_the_best():
     records = diverge(stabilises_records(), norm="none", lr=1.0, seed=10)
     assert best_rate(records, "drift", "none") == 0.3
+    assert judge(records).status == "not supported"
 
 
 def test_the_accuracy_stands_beside_the_drift():

@@ -158,7 +158,9 @@ def _largest(records: Records) -> Iterator[Part]:
         by_seed = [largest_rate(records, norm, seed) for seed in seeds]
         value = None if None in by_seed else min(rate for rate in by_seed if rate is not None)
         words = {"norm": norm}
-        yield Part("claims.converges.largest", value, BJORCK, n=len(seeds), words=words)
+        yield Part(
+            "claims.converges.largest", value, BJORCK, n=len(seeds), words=words, chosen=True
+        )
 
 
 def _landscape(records: Records) -> Iterator[Part]:

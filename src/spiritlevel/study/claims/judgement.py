@@ -30,6 +30,12 @@ class Part:
     unit: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
     """Fills the placeholders of the sentence."""
+    chosen: bool = False
+    """The value is one of the grid's, not a measured figure."""
+
+    @property
+    def text(self) -> str:
+        return setting(self.value) if self.chosen else number(self.value, self.unit)
 
     @classmethod
     def of(cls, quantity: str, found: Interval | None, source: str, **more: Any) -> Part:
@@ -57,6 +63,7 @@ class Judgement:
             "verdict": self.status,
             "quantity": self.headline.quantity,
             "value": self.headline.value,
+            "figure": self.headline.text,
             "interval": None if interval is None else [interval.low, interval.high],
             "n": self.headline.n,
         }
@@ -80,7 +87,7 @@ def number(figure: Interval | float | None, unit: str = "") -> str:
     if value and (size < 1e-3 or size >= 1e5):
         text = _power_of_ten(f"{value:.1e}")
     else:
-        text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.3g}"
+        text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.3g}".rstrip(".")
     return text.replace("-", "−") + unit
 
 

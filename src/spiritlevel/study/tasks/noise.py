@@ -36,7 +36,7 @@ def noise(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
         seed=seed,
     )
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    places = {"first": norms[0], "last": norms[-1], "logits": "output"}
+    places = {"first": norms[0], "last": norms[-1], "logits": ""}
     draws = torch.Generator().manual_seed(seed)
     found = [
         batch_noise(

@@ -1,0 +1,129 @@
+"""What README tells a reader to type works, and the figures it quotes are measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spiritlevel.catalogue import say
+from spiritlevel.study.claims import CLAIMS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    return [line[2:].partition("  #")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+def environment() -> dict[str, str]:
+    """So that `spiritlevel` and `python` are the ones under test."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path}
+
+
+def test_it_is_short_and_has_its_picture():
+    assert len(README.splitlines()) <= 60
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_its_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_its_first_two_commands_are_study_and_test():
+    assert [command.split()[:2] for command in commands()[:2]] == [
+        ["make", "study"],
+        ["make", "test"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if not c.startswith(("make", "pip"))], ids=lambda c: c[:60]
+)
+def test_a_command_runs(command, tmp_path):
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_console_block_shows_is_what_is_printed():
+    """The lines below a command, each, stand in its output."""
+    for block in blocks("console"):
+        parts = re.split(r"^\$ ", block, flags=re.M)[1:]
+        for part in parts:
+            command, *shown = part.rstrip().splitlines()
+            if shown and command.startswith("spiritlevel explain"):
+                done = subprocess.run(
+                    command.partition("  #")[0],
+                    shell=True,
+                    env=environment(),
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
+                told = [line.strip() for line in done.stdout.splitlines()]
+                assert [line for line in shown if line.strip() not in (*told, "...")] == []
+
+
+def test_the_python_example_runs(tmp_path):
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_verdicts_it_quotes_are_those_that_a_run_wrote():
+    measured = json.loads((ROOT / "docs/quick/verdicts.json").read_text())["verdicts"]
+    assert [verdict["claim"] for verdict in measured] == list(CLAIMS)
+    for verdict in measured:
+        (row,) = [
+            line
+            for line in README.splitlines()
+            if line.startswith("| ") and say(f"terminal.claims.{verdict['claim']}") in line
+        ]
+        cells = [cell.strip() for cell in row.strip("| ").split(" | ")]
+        assert verdict["verdict"] in cells[1]
+        assert verdict["figure"] in cells[2]
+
+
+@pytest.mark.slow
+def test_make_study_in_a_fresh_clone(tmp_path):
+    """With all of its own set-up: five verdicts, four examples, and a page."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    clean = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    done = subprocess.run(
+        ["make", "study"], cwd=clone, env=clean, capture_output=True, text=True, timeout=1100
+    )
+    assert done.returncode == 0, done.stderr
+    for claim in CLAIMS:
+        assert say(f"terminal.claims.{claim}") in done.stdout
+    assert all(f"({letter})" in done.stdout for letter in "abcd")
+    (page,) = clone.glob("runs/*/report.html")
+    assert page.stat().st_size < 6e6
+    shutil.rmtree(clone)
