@@ -208,9 +208,7 @@ def test_a_last_line_cut_anywhere_is_dropped(path, cut):
         b"7\n",
         b"   ",
         b"   \n",
-        pytest.param(
-            b"\n", marks=pytest.mark.xfail(strict=True, reason="the line before it is dropped too")
-        ),
+        b"\n",
     ],
     ids=repr,
 )
@@ -239,11 +237,6 @@ def test_a_broken_line_before_the_last_is_named_and_nothing_is_changed(path, bro
     assert path.read_bytes() == content
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.PytestUnraisableExceptionWarning,
-    reason="the file is left open",
-)
 def test_a_broken_line_is_named_by_open_too_and_the_file_let_go(path):
     content = LINES[0] + b"{}\n" + LINES[1]
     path.write_bytes(content)
@@ -339,7 +332,6 @@ def test_a_full_disk_is_told(full):
     assert int(written) == path.read_bytes().count(b"\n") > 0
 
 
-@pytest.mark.xfail(strict=True, reason="closing tries to write the rest again: OSError")
 def test_a_file_on_a_full_disk_closes(full):
     _, done = full
     assert done.returncode == 0, done.stderr
@@ -383,7 +375,6 @@ def test_an_error_half_way_leaves_the_old_file(tmp_path):
     assert read_json(path) == {"new": 2}
 
 
-@pytest.mark.xfail(strict=True, reason="the temporary file stays")
 def test_an_error_half_way_leaves_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "config.json", {"bad": object()})
@@ -408,7 +399,6 @@ def test_a_file_that_is_no_json_object_is_told(tmp_path, content, message):
         read_json(path)
 
 
-@pytest.mark.xfail(strict=True, raises=NotADirectoryError, reason="only a missing file is caught")
 def test_a_file_instead_of_a_folder_is_told(tmp_path):
     (tmp_path / "report.html").write_text("")
     with pytest.raises(RecordsError, match="wanted the folder of a run"):

@@ -125,7 +125,6 @@ def test_the_bootstrap_agrees_with_the_normal_law_on_many_values():
     assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
 
 
-@pytest.mark.xfail(strict=True, reason="the bootstrap divides 0 by 0 where only rounding differs")
 def test_values_that_differ_by_rounding_are_equal():
     found = mean_interval([1.0] * 8 + [math.nextafter(1.0, 2.0)])
     assert found.low == pytest.approx(1)

@@ -12,8 +12,9 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from spiritlevel.errors import RecordsError
 
@@ -109,7 +110,9 @@ class RecordFile:
     records: Records = field(default_factory=Records)
     torn: str | None = None
     """The beginning of a torn last line, found and dropped; its cell is to be done again."""
-    _file: IO[bytes] | None = None
+    whole: int = 0
+    """Bytes of whole records: what is kept when the rest is dropped."""
+    _file: FileIO | None = None
 
     @classmethod
     def read(cls, path: Path) -> RecordFile:
@@ -123,6 +126,7 @@ class RecordFile:
                 record = _parse(line)
                 if record is not None:
                     file.records.add(record)
+                    file.whole += len(line) + 1
                 elif number == len(lines) and not tail:
                     file.torn = line.decode(errors="replace") or "an empty line"
                 else:
@@ -139,14 +143,16 @@ class RecordFile:
 
         Raises RecordsError if another process holds it.
         """
-        handle = path.open("ab")
-        _lock(handle, path)
-        file = cls.read(path)
-        if file.torn is not None:
-            content = path.read_bytes()
-            keep = content.rstrip(b"\n").rfind(b"\n") + 1
-            handle.truncate(keep)
-            os.fsync(handle.fileno())
+        handle = path.open("ab", buffering=0)
+        try:
+            _lock(handle, path)
+            file = cls.read(path)
+            if file.torn is not None:
+                handle.truncate(file.whole)
+                os.fsync(handle.fileno())
+        except BaseException:
+            handle.close()
+            raise
         file._file = handle
         return file
 
@@ -154,8 +160,9 @@ class RecordFile:
         """Write one line and see it on the disk. Raises RecordsError if the disk refuses it."""
         assert self._file is not None, "opened by read(), not open()"
         try:
-            self._file.write(record.to_json().encode() + b"\n")
-            self._file.flush()
+            line = record.to_json().encode() + b"\n"
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RecordsError(
@@ -171,7 +178,7 @@ class RecordFile:
             self._file = None
 
 
-def _lock(handle: IO[bytes], path: Path) -> None:
+def _lock(handle: FileIO, path: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -179,7 +186,6 @@ def _lock(handle: IO[bytes], path: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        handle.close()
         raise RecordsError(
             f"got {path}, to which another process is writing; wanted a run of its own. "
             "Wait for it, stop it, or choose another --out."
@@ -211,18 +217,21 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all: a temporary file, fsync, rename."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(finite(value), file, indent=2, allow_nan=False, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(finite(value), file, indent=2, allow_nan=False, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises RecordsError for a file that is missing or no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RecordsError(
             f"got {path.parent}, which holds no {path.name}; "
             "wanted the folder of a run of `spiritlevel study`"

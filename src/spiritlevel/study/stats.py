@@ -31,7 +31,7 @@ def mean_interval(values: Sequence[float | None]) -> Interval | None:
     if len(known) < max(MIN_SEEDS, len(values)):
         return None
     mean = math.fsum(known) / len(known)
-    if max(known) == min(known):
+    if math.isclose(max(known), min(known), rel_tol=1e-12):
         return Interval(mean, mean, mean, len(known))
     stats = require("scipy.stats", extra="study")
     if len(known) < _BOOTSTRAP_FROM:

@@ -113,11 +113,11 @@ def test_each_identity_must_be_exact(name):
     assert judge(records).status == "partly"
 
 
-def test_an_error_that_is_no_number_is_not_exact():
+def test_an_error_that_is_no_number_decides_nothing():
     records = decouples_records()
     for record in records.select("invariance"):
         record.result["errors"]["0.0"][0] = None
-    assert judge(records).status == "partly"
+    assert judge(records).status == "inconclusive"
 
 
 def test_the_bound_of_the_control():
@@ -177,7 +177,6 @@ def test_diverged_runs_are_left_out():
 
 
 @pytest.mark.parametrize("name", ["cosine", "trajectories"])
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="None is compared with a number")
 def test_an_identity_that_is_no_number_does_not_end_the_judging(name):
     records = decouples_records()
     for record in records.select("invariance", seed=10):

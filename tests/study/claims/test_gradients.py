@@ -79,7 +79,6 @@ def test_not_supported_is_not_for_want_of_residual_nets(change):
     assert judge(records).status == "partly"
 
 
-@pytest.mark.xfail(strict=True, reason="seeds are counted over all nets together")
 @pytest.mark.parametrize(
     "arm",
     [

@@ -93,12 +93,7 @@ def test_whatever_is_missing_there_is_a_verdict(claim, share):
         assert judge(claim, some).status in STATUSES
 
 
-NULLS = pytest.mark.xfail(strict=True, raises=TypeError, reason="a diverged drift is null")
-
-
-@pytest.mark.parametrize(
-    "claim", [pytest.param(c, marks=NULLS if c == "stabilises" else ()) for c in BUILDERS]
-)
+@everywhere
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
 def test_whatever_diverges_there_is_a_verdict(claim, share):
     for seed in range(10):
@@ -108,9 +103,7 @@ def test_whatever_diverges_there_is_a_verdict(claim, share):
         assert judge(claim, Records(some)).status in STATUSES
 
 
-@pytest.mark.parametrize(
-    "claim", [pytest.param(c, marks=NULLS if c == "stabilises" else ()) for c in BUILDERS]
-)
+@everywhere
 def test_nothing_holds_if_everything_diverged(claim):
     judgement = judge(claim, diverge(uneven(claim)))
     assert judgement.status in ("not supported", "inconclusive")

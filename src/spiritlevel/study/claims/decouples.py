@@ -70,13 +70,13 @@ def _scale(runs: list[dict[str, Any]]) -> bool | None:
     control = [run["cosine_without"] for run in runs]
     if not control or any(cosine is None or cosine <= RULE["control_above"] for cosine in control):
         return None
-    worst = [
-        max(*run["errors"]["0.0"], run["cosine"], run["trajectories"]["worst_difference"])
-        if None not in run["errors"]["0.0"]
-        else 1.0
+    figures = [
+        [*run["errors"]["0.0"], run["cosine"], run["trajectories"]["worst_difference"]]
         for run in runs
     ]
-    return agree([error < RULE["exact_below"] for error in worst])
+    if any(None in figure for figure in figures):
+        return None
+    return agree([max(figure) < RULE["exact_below"] for figure in figures])
 
 
 def shift_pairs(records: Records) -> list[dict[str, Any]]:

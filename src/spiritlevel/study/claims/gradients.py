@@ -99,18 +99,18 @@ def _factors(records: Records, model: str, norm: str, init: str, what: str) -> l
     return [run[f"{what}_growth"] for run in runs.values()]
 
 
-def _within(factors: Sequence[float | None], bound: float) -> list[bool]:
-    return [factor is not None and abs(factor - 1) < bound for factor in factors]
+def _within(factors: Sequence[float | None], bound: float) -> bool | None:
+    """Whether all seeds lie within the bound of 1, or none does; None if they differ or are few."""
+    if len(factors) < MIN_SEEDS:
+        return None
+    return agree([factor is not None and abs(factor - 1) < bound for factor in factors])
 
 
 def _activations(records: Records) -> bool | None:
-    """Steady with BN whatever the weights; and without BN some that run away, in every seed."""
-    inits = [init for init in INITS if _factors(records, "mlp", "none", init, "activation")]
-    control = [
-        all(not inside for inside in _within(factors, RULE["runs_away_beyond"]))
-        for factors in (_factors(records, "mlp", "none", init, "activation") for init in inits)
-    ]
-    if not any(control):
+    """Steady with BN whatever the weights; without BN some weights run away, in every seed."""
+    beyond = RULE["runs_away_beyond"]
+    controls = [_factors(records, "mlp", "none", init, "activation") for init in INITS]
+    if not any(_within(factors, beyond) is False for factors in controls):
         return None
     return _every_init(records, "mlp", INITS, "activation", RULE["steady_within"])
 
@@ -123,9 +123,7 @@ def _every_init(
     records: Records, model: str, inits: Sequence[str], what: str, bound: float
 ) -> bool | None:
     """True: within the bound for every weight scale and seed. False: for some scale, in no seed."""
-    verdicts = [
-        agree(_within(_factors(records, model, "batch", init, what), bound)) for init in inits
-    ]
+    verdicts = [_within(_factors(records, model, "batch", init, what), bound) for init in inits]
     if all(verdicts):
         return True
     return False if False in verdicts else None

@@ -79,8 +79,10 @@ def judge(records: Records) -> Judgement:
         status = "inconclusive"
     elif not lower:
         status = "not supported"
+    elif rival or not scales:
+        status = "partly"
     else:
-        status = "supported" if scales and not rival else "partly"
+        status = "inconclusive" if rival is None else "supported"
     headline = Part.of(
         "claims.regularises.difference", found, HOFFER, holds=lower, words={"arm": "16"}
     )
@@ -121,11 +123,13 @@ def _lower(records: Records, found: Interval | None) -> bool | None:
     return False if found.low > 0 or (-bound < found.low and found.high < bound) else None
 
 
-def _rival(records: Records) -> bool:
-    """Does an arm without batch noise lower the test loss as much?"""
+def _rival(records: Records) -> bool | None:
+    """Does an arm without batch noise lower the test loss as much? None if one was not measured."""
     noise = mean_interval(_list(differences(records, "16")))
     rivals = [mean_interval(_list(differences(records, arm))) for arm in RIVALS]
-    return noise is not None and any(r is not None and r.value <= noise.value for r in rivals)
+    if noise is not None and any(r is not None and r.value <= noise.value for r in rivals):
+        return True
+    return None if noise is None or None in rivals else False
 
 
 def _arms(records: Records) -> Iterator[Part]:

@@ -98,17 +98,20 @@ def _noisy(records: Records) -> dict[int, tuple[float, float]]:
     """seed -> (drift ratio, steps ratio) of noisy BN against BN, at the same rate."""
     noisy = records.by_seed("drift", norm="noisy-batch", lr=NOISE_LR)
     clean = records.by_seed("drift", norm="batch", lr=NOISE_LR)
+    steps = max(records.values("drift", "steps"), default=0)
     found: dict[int, tuple[float, float]] = {}
     for seed in sorted(noisy.keys() & clean.keys()):
         a, b = noisy[seed], clean[seed]
+        if None in a["drift"] or None in b["drift"]:
+            continue  # one of the two diverged
         moves = fmean(x / y for x, y in zip(a["drift"], b["drift"], strict=True))
-        found[seed] = (moves, _steps(a) / _steps(b))
+        found[seed] = (moves, _steps(a, steps) / _steps(b, steps))
     return found
 
 
-def _steps(result: dict[str, Any]) -> int:
-    """Steps to the accuracy of the rule; one more than the run where it was not reached."""
-    return steps_to(result["accuracy"], RULE["accuracy"]) or len(result["accuracy"]) + 1
+def _steps(result: dict[str, Any], planned: int) -> int:
+    """Steps to the accuracy of the rule; one more than planned where it was not reached."""
+    return steps_to(result["accuracy"], RULE["accuracy"]) or planned + 1
 
 
 def _reason(noisy: dict[int, tuple[float, float]]) -> bool | None:
