@@ -150,7 +150,7 @@ def stabilises_records(
     the rule (None: never), or `noise_accuracy`, batch by batch.
     """
     best = {"none": 1.0, "batch": 3.0}
-    bn_drift = {0.3: 16.0, 1.0: 0.25, 3.0: 0.125}
+    bn_drift = {10.0: 16.0, 1.0: 0.25, 3.0: 0.125}
 
     def drifts(s: Settings) -> list[float]:
         if s["norm"].startswith("noisy"):

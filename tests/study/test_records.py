@@ -196,27 +196,27 @@ def test_a_last_line_cut_anywhere_is_dropped(path, cut):
 @pytest.mark.parametrize(
     "tail",
     [
-        b'{"key": "sweep/seed=3", "task"\n',
-        b"\0" * 64,
-        b"\0" * 64 + b"\n",
-        LINES[2][:20] + b"\0" * 512,
-        b"\xff\xfe\xfd\n",
-        LINES[2][:-1] + b" trailing\n",
-        b'{"key": "sweep/seed=3"}\n',
-        b'{"another": "object"}\n',
-        b"[1, 2]\n",
-        b"7\n",
-        b"   ",
-        b"   \n",
-        b"\n",
+        pytest.param(b'{"key": "sweep/seed=3", "task"\n', id="half a line"),
+        pytest.param(b"\0" * 64, id="zeros"),
+        pytest.param(b"\0" * 64 + b"\n", id="a line of zeros"),
+        pytest.param(LINES[2][:20] + b"\0" * 512, id="a beginning and zeros"),
+        pytest.param(b"\xff\xfe\xfd\n", id="no text"),
+        pytest.param(LINES[2][:-1] + b" trailing\n", id="more than a record"),
+        pytest.param(b'{"key": "sweep/seed=3"}\n', id="less than a record"),
+        pytest.param(b'{"another": "object"}\n', id="another object"),
+        pytest.param(b"[1, 2]\n", id="no object"),
+        pytest.param(b"   ", id="blanks"),
+        pytest.param(b"   \n", id="a line of blanks"),
+        pytest.param(b"\n", id="an empty line"),
     ],
-    ids=repr,
 )
 def test_a_last_line_that_is_no_record_is_dropped(path, tail):
     torn(path, tail)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\0\0\n", b"\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\0\0\n", b"\n"], ids=["none", "torn", "zeros", "empty"]
+)
 def test_a_file_of_nothing_but_a_torn_line(path, content):
     path.write_bytes(content)
     assert (RecordFile.read(path).torn is None) == (content == b"")
@@ -224,9 +224,14 @@ def test_a_file_of_nothing_but_a_torn_line(path, content):
     assert path.read_bytes() == LINES[0]
 
 
-@pytest.mark.parametrize("broken", [b"\n", b"{}\n", b"\0\0\n", LINES[1][:-9] + b"\n"], ids=repr)
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("end", [b"", b'{"to'], ids=["whole", "torn"])
+@pytest.mark.parametrize(
+    "broken",
+    [b"\n", b"{}\n", b"\0\0\n", LINES[1][:-9] + b"\n"],
+    ids=["empty", "no record", "zeros", "torn"],
+)
+@pytest.mark.parametrize(
+    ("number", "end"), [(1, b""), (2, b""), (3, b""), (1, b'{"to'), (3, b'{"to'), (4, b'{"to')]
+)
 def test_a_broken_line_before_the_last_is_named_and_nothing_is_changed(path, broken, number, end):
     lines = [*LINES]
     lines.insert(number - 1, broken)
@@ -362,6 +367,15 @@ def test_json_is_written_strictly_and_read_back(tmp_path):
     assert read_json(path) == {"name": "Müller", "rates": [0.1, None], "n": 3}
     assert "Müller" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_who_reads_the_old_file_is_not_disturbed_by_the_new(tmp_path):
+    path = tmp_path / "config.json"
+    write_json(path, {"old": 1})
+    with path.open() as reader:
+        write_json(path, {"new": list(range(100))})
+        assert json.load(reader) == {"old": 1}
+    assert read_json(path)["new"][-1] == 99
 
 
 def test_an_error_half_way_leaves_the_old_file(tmp_path):

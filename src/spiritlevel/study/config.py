@@ -18,8 +18,8 @@ class Plan:
 
     preset: str
     data: str = "mnist5k"
-    seeds: tuple[int, ...] = (101, 102, 103)
-    gap_seeds: tuple[int, ...] = (101, 102, 103, 104, 105, 106)
+    seeds: tuple[int, ...] = (111, 112, 113)
+    gap_seeds: tuple[int, ...] = (111, 112, 113, 114, 115, 116)
     """The effect of the noise on the gap is small: it needs more pairs than the others."""
     norms: tuple[str, ...] = ("none", "batch", "group:8")
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -32,8 +32,8 @@ class Plan:
     drift_steps: int = 500
     depth: int = 40
     width: int = 256
-    deep_depth: int = 30
-    deep_steps: int = 100
+    deep_depth: int = 24
+    deep_steps: int = 80
     gap_steps: int = 400
     noise_steps: int = 120
     noise_draws: int = 16

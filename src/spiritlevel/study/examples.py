@@ -51,7 +51,7 @@ def example_cells(plan: Plan) -> Iterator[Cell]:
                 "model": "small_vgg",
                 "seed": seed,
                 "lr": 0.1,
-                "steps": plan.sweep_steps,
+                "steps": plan.sweep_steps // 2,
                 "batch_size": 64,
                 "size": plan.size,
                 "probe_images": 256,

@@ -81,6 +81,11 @@ def test_nothing_trains():
     assert status(largest=arms(None, None)) == "inconclusive"
 
 
+def test_a_net_that_never_trains_is_nothing_to_be_faster_than():
+    """The rule: inconclusive where the net without BN trains nowhere."""
+    assert status(largest=arms(None, 1.0)) == "inconclusive"
+
+
 def test_the_end_of_the_grid():
     end = max(PLAN.lrs)
     assert holds("rate", largest=arms(end, end)) is None

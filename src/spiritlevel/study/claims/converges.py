@@ -85,7 +85,9 @@ def judge(records: Records) -> Judgement:
     speed = ratio_interval([none / batch for none, batch in steps.values()])
     speed_holds = _faster(speed)
     status: Status
-    if (rate_holds is None and not speed_holds) or (speed_holds is None and not rate_holds):
+    nothing_to_compare = rate_ratio is None and rate_holds is None
+    undecided = (rate_holds is None and not speed_holds) or (speed_holds is None and not rate_holds)
+    if nothing_to_compare or undecided:
         status = "inconclusive"
     elif rate_holds and speed_holds:
         status = "supported"

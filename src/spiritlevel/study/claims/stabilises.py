@@ -23,7 +23,7 @@ RULE = {
     "slower_at_least": 2.0,
     "accuracy": 0.8,
 }
-LRS = (0.3, 1.0, 3.0)
+LRS = (1.0, 3.0, 10.0)
 NOISE_LR = 1.0
 IOFFE, SANTURKAR = "Ioffe & Szegedy 2015, Fig. 1", "Santurkar et al. 2018, Fig. 2"
 

@@ -19,6 +19,10 @@ from spiritlevel.train import SGD, Score, score
 __all__ = ["at_training_loss", "gap"]
 
 
+_PAST = 0.3
+"""The run ends below this share of the target: what follows is not used."""
+
+
 @dataclass(frozen=True)
 class _Split:
     train_x: Tensor
@@ -54,7 +58,7 @@ def gap(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     found = at_training_loss(train_loss, test_loss, target)
     accuracy = at_training_loss(train_loss, [s.accuracy for _, s in scores], target)
     return {
-        "steps": list(range(0, settings["steps"] + 1, settings["every"])),
+        "steps": [index * settings["every"] for index in range(len(scores))],
         "train_loss": train_loss,
         "test_loss": test_loss,
         "test_accuracy": [test.accuracy for _, test in scores],
@@ -85,6 +89,8 @@ def _train(
         optimizer.descend(F.cross_entropy(logits, split.train_y[index]))
         if step % settings["every"] == 0:
             scores.append(_scores(model, split))
+            if scores[-1][0].loss < settings["target"] * _PAST:
+                break
     return scores
 
 
