@@ -263,6 +263,7 @@ from spiritlevel.study.records import Record, RecordFile
 path = Path(sys.argv[1])
 try:
     RecordFile.open(path)
+    print("not refused", flush=True)
 except RecordsError as error:
     print(error, flush=True)
 sys.stdin.readline()

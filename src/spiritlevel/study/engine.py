@@ -38,7 +38,7 @@ def run_cells(
     """
     joblib = require("joblib", extra="study")
     parallel = joblib.Parallel(
-        n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1
+        n_jobs=jobs, return_as="generator_unordered", pre_dispatch=2 * jobs, batch_size=1
     )
     with tempfile.TemporaryDirectory(prefix="spiritlevel-") as folder:
         path = Path(folder) / "images.pt"

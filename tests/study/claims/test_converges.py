@@ -128,10 +128,9 @@ def test_three_times_the_rate_is_three_times_the_rate(none, batch):
 
 
 def test_the_loss_below_which_a_run_has_trained():
-    loss = by("lr", {1.0: RULE["trained_below"] * BELOW}, 0.2)
-    assert status(loss=loss) == "supported"
-    loss = by("lr", {1.0: RULE["trained_below"] * ABOVE, 0.3: RULE["trained_below"] * ABOVE}, 0.2)
-    assert status(loss=loss) == "partly"
+    for factor, expected in ((BELOW, "supported"), (ABOVE, "partly")):
+        bound = RULE["trained_below"] * factor
+        assert status(loss=by("lr", {0.3: bound, 1.0: bound}, 0.2)) == expected
 
 
 def test_the_bound_of_the_steps():

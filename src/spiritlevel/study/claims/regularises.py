@@ -124,12 +124,17 @@ def _lower(records: Records, found: Interval | None) -> bool | None:
 
 
 def _rival(records: Records) -> bool | None:
-    """Does an arm without batch noise lower the test loss as much? None if one was not measured."""
-    noise = mean_interval(_list(differences(records, "16")))
-    rivals = [mean_interval(_list(differences(records, arm))) for arm in RIVALS]
-    if noise is not None and any(r is not None and r.value <= noise.value for r in rivals):
+    """Does an arm without batch noise do as well? False if each is clearly worse, seed by seed."""
+    noise = differences(records, "16")
+    behind = []
+    for arm in RIVALS:
+        rival = differences(records, arm)
+        pairs = [(rival[seed], noise[seed]) for seed in sorted(noise.keys() & rival.keys())]
+        gaps = [None if a is None or b is None else a - b for a, b in pairs]
+        behind.append(mean_interval(gaps))
+    if any(interval is not None and interval.low <= 0 for interval in behind):
         return True
-    return None if noise is None or None in rivals else False
+    return None if None in behind else False
 
 
 def _arms(records: Records) -> Iterator[Part]:
