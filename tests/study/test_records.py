@@ -418,3 +418,12 @@ def test_a_file_instead_of_a_folder_is_told(tmp_path):
     (tmp_path / "report.html").write_text("")
     with pytest.raises(RecordsError, match="wanted the folder of a run"):
         read_json(tmp_path / "report.html" / "config.json")
+
+
+def test_settings_that_hold_commas_and_equals_signs_do_not_collide():
+    one, two = Cell("task", {"a": "1,b=2"}), Cell("task", {"a": 1, "b": 2})
+    assert one.key == "task/a=1%2Cb%3D2"
+    assert one.key != two.key
+    assert (
+        Cell("task", {"norm": "group:8", "init": "he*0.5"}).key == "task/init=he*0.5,norm=group:8"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from study.synthetic import gradients_records
 
 from spiritlevel.data import load
 from spiritlevel.study import Study, environment
@@ -59,3 +60,23 @@ def test_example_lines_come_from_the_records():
     records = Records(found)
     (result,) = records.by_seed("example-shift").values()
     assert f"move {result['without']['mean_swing']:.3f} deviations" in example_lines(records)[1]
+
+
+def test_no_verdict_from_fewer_runs_than_were_planned(begun):
+    """The rest would do for the rule; what was registered decides."""
+    write_records(begun, gradients_records(plan=PRESETS["quick"]))
+    assert Study.load(begun).verdicts["gradients"].status == "supported"
+    records = [r for r in gradients_records(plan=PRESETS["quick"]) if r.settings.get("lr") != 0.1]
+    missing = len(list(CLAIMS["gradients"].cells(PRESETS["quick"]))) - len(records)
+    write_records(begun, records)
+    study = Study.load(begun)
+    assert study.verdicts["gradients"].status == "inconclusive"
+    assert f"{missing} of the runs planned for it gave no result" in study.report().read_text()
+
+
+def write_records(folder, records):
+    config = json.loads((folder / "config.json").read_text())
+    config["plan"] = PRESETS["quick"].to_json()
+    write_json(folder / "config.json", config)
+    lines = [record.to_json() for record in records]
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")

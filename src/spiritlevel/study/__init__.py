@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from spiritlevel.errors import UsageError
 from spiritlevel.report import write
 from spiritlevel.study.claims import CLAIMS, Judgement, rules
-from spiritlevel.study.config import plan_study
+from spiritlevel.study.config import Plan, plan_study
 from spiritlevel.study.examples import example_lines
 from spiritlevel.study.records import RecordFile, Records, read_json
 from spiritlevel.study.run import (
@@ -55,8 +55,18 @@ class Study:
 
     @cached_property
     def verdicts(self) -> dict[str, Judgement]:
-        """Claim -> verdict, by the rules in `spiritlevel.study.claims`."""
-        return {claim: module.judge(self.records) for claim, module in CLAIMS.items()}
+        """Claim -> verdict, by the rules in `spiritlevel.study.claims`.
+
+        A claim some of whose planned runs gave no result is inconclusive.
+        """
+        return {claim: self._judge(claim) for claim in CLAIMS}
+
+    def _judge(self, claim: str) -> Judgement:
+        module = CLAIMS[claim]
+        planned = {cell.key for cell in module.cells(Plan.from_json(self.config["plan"]))}
+        found: Judgement = module.judge(self.records)
+        missing = len(planned - self.records.done())
+        return replace(found, status="inconclusive", missing=missing) if missing else found
 
     @property
     def examples(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from spiritlevel.errors import RecordsError, UsageError
 from spiritlevel.nn import norm_layer
 
-__all__ = ["PRESETS", "Plan"]
+__all__ = ["PRESETS", "Plan", "plan_study"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Plan:
     # Sizes, in preset `quick` those whose trial runs gave clear measurements in seconds.
     size: int = 14
     """Pixels a side of what the small nets are fed: larger images are averaged down to it."""
-    sweep_steps: int = 160
-    landscape_steps: int = 120
+    sweep_steps: int = 140
+    landscape_steps: int = 100
     drift_steps: int = 500
     depth: int = 40
     width: int = 256
@@ -38,7 +38,7 @@ class Plan:
     noise_steps: int = 120
     noise_draws: int = 16
     ghost_model: str = "ghostnet_050"
-    ghost_steps: int = 60
+    ghost_steps: int = 50
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from spiritlevel.errors import RecordsError
 
@@ -200,7 +201,9 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _plain(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A setting in a key; commas and equals signs, which a norm may hold, as %2C and %3D."""
+    text = "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return quote(text, safe=":*+/ ")
 
 
 def finite(value: Any) -> Any:

@@ -98,7 +98,9 @@ def _sentences(verdict: Judgement) -> list[Text]:
     return [
         [f"claims.{claim}.measured", words],
         [f"claims.{claim}.found", words] if measured else "claims.not_measured",
-        f"claims.{claim}.meaning.{verdict.status.replace(' ', '_')}",
+        ["claims.incomplete", {"missing": str(verdict.missing)}]
+        if verdict.missing
+        else f"claims.{claim}.meaning.{verdict.status.replace(' ', '_')}",
     ]
 
 

@@ -156,6 +156,29 @@ def test_a_rival_must_do_as_well():
     assert status(difference=difference, rivals=mean * BELOW) == "supported"
 
 
+@pytest.mark.parametrize(
+    ("behind", "expected"), [(2.58, "supported"), (2.56, "partly"), (-2.56, "partly")]
+)
+def test_a_rival_is_beaten_if_the_interval_of_its_distance_lies_above_0(behind, expected):
+    """Student's t of six is 2.571 standard errors; the distances are paired by seed."""
+    error = 0.01
+    noise = by_seed(-0.09, -0.1, -0.11, -0.1, -0.12, -0.08)
+    distance = spread(behind * error, error)
+
+    def rivals(settings):
+        return noise(settings) + distance(settings)
+
+    assert status(difference=noise, rivals=rivals) == expected
+
+
+@pytest.mark.parametrize("change", [fail, without, diverge])
+def test_a_rival_that_one_seed_did_not_measure_is_not_beaten(change):
+    """A run that is missing leaves a pair fewer; one that misses the target leaves no interval."""
+    arm = ARMS[RIVALS[0]]
+    records = change(regularises_records(), "gap", seed=10, **arm)
+    assert judge(records).status == ("inconclusive" if change is diverge else "supported")
+
+
 def test_not_supported_for_want_of_rivals():
     records = regularises_records()
     for arm in RIVALS:
@@ -191,3 +214,8 @@ def test_figures():
 def test_no_two_arms_are_the_same_cell():
     gap = [cell.key for cell in cells(PLAN) if cell.task == "gap"]
     assert len(set(gap)) == len(gap) == len(ARMS) * len(PLAN.gap_seeds)
+
+
+def test_a_tiny_effect_is_no_effect_however_clear():
+    tiny = RULE["no_effect_within"] / 5
+    assert status(difference=by_seed(*[-tiny] * 6)) == "not supported"

@@ -100,8 +100,18 @@ def test_inconclusive_if_runs_are_missing(change, settings):
 @pytest.mark.parametrize("change", [without, fail])
 def test_noise_in_two_seeds_tells_no_reason(change):
     records = change(stabilises_records(noise_steps=None), norm="noisy-batch", seed=12)
-    assert judge(records).status == "partly"
+    assert judge(records).status == "inconclusive"
     assert part(judge(records), "noise_steps").holds is None
+    records = change(stabilises_records(steadier=1.5), norm="noisy-batch", seed=12)
+    assert judge(records).status == "not supported", "that is decided without the noise"
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_drift_of_zero_is_no_ratio(norm):
+    records = stabilises_records()
+    for record in records.select("drift", norm=norm):
+        record.result["drift"] = [0.0, 0.0, 0.0]
+    assert judge(records).status == "inconclusive"
 
 
 def test_inconclusive_below_three_seeds():

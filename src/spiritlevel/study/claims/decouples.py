@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import geometric_mean
 from typing import Any
 
+from spiritlevel.study.claims.converges import landscape_cells
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, number, times
 from spiritlevel.study.config import Plan
 from spiritlevel.study.records import Cell, Records
@@ -26,7 +27,8 @@ SANTURKAR = "Santurkar et al. 2018, Def. 2.1"
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
-    """The identities; the cross-layer figure comes from the landscape runs of claim 2."""
+    """The identities; the cross-layer figure is read in the landscape runs of claim 2."""
+    yield from landscape_cells(plan)
     for seed in plan.seeds:
         yield Cell("invariance", {"seed": seed, "batch_size": 64, "size": plan.size})
 

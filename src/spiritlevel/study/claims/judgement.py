@@ -55,6 +55,8 @@ class Judgement:
     headline: Part
     parts: tuple[Part, ...]
     words: Mapping[str, str]
+    missing: int = 0
+    """Runs that were planned for it and gave no result: then it is inconclusive."""
 
     def to_json(self) -> dict[str, Any]:
         interval = self.headline.interval

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import fmean
+from statistics import fmean, stdev
 
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, number
 from spiritlevel.study.config import Plan
@@ -112,15 +112,14 @@ def _lower(records: Records, found: Interval | None) -> bool | None:
     """Is the test loss lower with the noise on? None where the seeds do not tell."""
     if found is None:
         return None
-    values = [value for value in differences(records, "16").values() if value is not None]
-    spread = (sum((v - found.value) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    error = spread / len(values) ** 0.5
-    negative = sum(value < 0 for value in values) / len(values)
-    clear = found.value < -RULE["standard_errors"] * error
-    if clear and negative >= RULE["share_of_seeds"]:
-        return True
     bound = RULE["no_effect_within"]
-    return False if found.low > 0 or (-bound < found.low and found.high < bound) else None
+    if found.low > 0 or (-bound < found.low and found.high < bound):
+        return False
+    values = [value for value in differences(records, "16").values() if value is not None]
+    error = stdev(values) / len(values) ** 0.5
+    clear = found.value < -RULE["standard_errors"] * error
+    negative = sum(value < 0 for value in values) / len(values)
+    return True if clear and negative >= RULE["share_of_seeds"] else None
 
 
 def _rival(records: Records) -> bool | None:

@@ -55,10 +55,10 @@ def judge(records: Records) -> Judgement:
     reason = _reason(noisy)
     overall = ratio_interval([geometric_mean(layers) for layers in ratios.values()])
     status: Status
-    if len(ratios) < MIN_SEEDS or steady is None:
-        status = "inconclusive"
-    elif not steady:
+    if steady is False:
         status = "not supported"
+    elif steady is None or len(noisy) < MIN_SEEDS:
+        status = "inconclusive"
     else:
         status = "supported" if reason else "partly"
     headline = Part.of("claims.stabilises.drift", overall, IOFFE, holds=steady, unit="×")
@@ -78,7 +78,7 @@ def drift_ratios(records: Records, rates: dict[str, float | None]) -> dict[int, 
     return {
         seed: [a / b for a, b in zip(plain[seed]["drift"], normed[seed]["drift"], strict=True)]
         for seed in sorted(plain.keys() & normed.keys())
-        if None not in plain[seed]["drift"] and all(normed[seed]["drift"])
+        if all(plain[seed]["drift"]) and all(normed[seed]["drift"])
     }
 
 
@@ -102,8 +102,8 @@ def _noisy(records: Records) -> dict[int, tuple[float, float]]:
     found: dict[int, tuple[float, float]] = {}
     for seed in sorted(noisy.keys() & clean.keys()):
         a, b = noisy[seed], clean[seed]
-        if None in a["drift"] or None in b["drift"]:
-            continue  # one of the two diverged
+        if None in a["drift"] or not all(b["drift"]):
+            continue  # one of the two diverged, or never moved
         moves = fmean(x / y for x, y in zip(a["drift"], b["drift"], strict=True))
         found[seed] = (moves, _steps(a, steps) / _steps(b, steps))
     return found
