@@ -129,7 +129,10 @@ def _print_table(found: Study) -> None:
     for claim, verdict in found.verdicts.items():
         headline = verdict.headline
         table.add_row(
-            say(f"terminal.claims.{claim}"),
+            Text.assemble(
+                say(f"terminal.claims.{claim}"),
+                (f"\n{say(headline.quantity, **headline.words)}\n", "dim"),
+            ),
             Text(f"{_MARKS[verdict.status]} {verdict.status}", _COLOURS[verdict.status]),
             headline.text,
             interval_text(headline.interval, headline.unit) or "–",
@@ -139,7 +142,7 @@ def _print_table(found: Study) -> None:
     console.print(table)
     console.print()
     for line in found.examples:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)
     console.print()
 
 

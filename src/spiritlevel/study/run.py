@@ -10,13 +10,14 @@ from typing import Any
 
 from spiritlevel import __version__
 from spiritlevel.data import Images, load
-from spiritlevel.errors import RecordsError
+from spiritlevel.errors import DataError, RecordsError
 from spiritlevel.study import engine, environment
 from spiritlevel.study.claims import CLAIMS, rules
 from spiritlevel.study.config import Plan
 from spiritlevel.study.examples import example_cells
 from spiritlevel.study.records import Cell, Record, RecordFile, read_json, write_json
 from spiritlevel.study.tasks import COST, TASKS
+from spiritlevel.study.tasks.gap import MIN_IMAGES
 
 __all__ = [
     "CONFIG",
@@ -78,6 +79,11 @@ def begin(plan: Plan, folder: Path, command: str) -> Run:
             "go on with it by --resume, or choose another --out"
         )
     images = load(plan.data)
+    if len(images.train_y) < MIN_IMAGES:
+        raise DataError(
+            f"got {len(images.train_y)} training images from {plan.data}; wanted at least "
+            f"{MIN_IMAGES}, which the runs on overfitting draw. Add images, or choose other data"
+        )
     config = {
         "version": __version__,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -20,7 +20,15 @@ from study.synthetic import (
     without,
 )
 
-from spiritlevel.study.claims.regularises import ARMS, RIVALS, RULE, cells, differences, judge
+from spiritlevel.study.claims.regularises import (
+    ARMS,
+    RIVALS,
+    RULE,
+    _name,
+    cells,
+    differences,
+    judge,
+)
 from spiritlevel.study.records import Records
 
 NO_EFFECT, ERRORS = RULE["no_effect_within"], RULE["standard_errors"]
@@ -56,7 +64,7 @@ def test_partly_if_lower_but_not_by_the_noise_alone(figures):
 def test_partly_whichever_rival_does_as_well(arm):
     rival = by("norm", {ARMS[arm]["norm"]: by("lr", {ARMS[arm]["lr"]: -0.03}, 0.01)}, 0.01)
     assert status(rivals=rival) == "partly"
-    assert judge(regularises_records(rivals=rival)).words["rival"] == arm
+    assert judge(regularises_records(rivals=rival)).words["rival"] == _name(arm)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +213,11 @@ def test_figures():
     assert judgement.headline.value == pytest.approx(-0.02)
     assert judgement.headline.n == len(PLAN.gap_seeds)
     assert part(judgement, "slope").value == pytest.approx(-1)
-    assert part(judgement, "difference", arm="layer").value == pytest.approx(0.01)
-    gap = part(judgement, "gap", arm="off").value - part(judgement, "gap", arm="16").value
+    assert part(judgement, "difference", arm="layer norm").value == pytest.approx(0.01)
+    gap = (
+        part(judgement, "gap", arm="noise off").value
+        - part(judgement, "gap", arm="groups of 16").value
+    )
     assert gap == pytest.approx(0.02)
     assert judgement.words["lower_in"] == "6 of 6"
 

@@ -210,9 +210,10 @@ def _ghostnet(records: Records) -> Iterator[Part]:
         }
         best = max(lrs, key=lambda lr: (reached[lr], _mean_accuracy(runs[lr])))
         if runs[best]:
+            diverged = all(run["diverged_at"] is not None for run in runs[best].values())
             yield Part(
                 f"claims.converges.ghostnet_{norm}",
-                100 * _mean_accuracy(runs[best]),
+                None if diverged else 100 * _mean_accuracy(runs[best]),
                 "GhostNet, Han et al. 2020",
                 n=len(runs[best]),
                 unit=" %",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean, stdev
 
+from spiritlevel.catalogue import say
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, number
 from spiritlevel.study.config import Plan
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import Interval, mean_interval
+from spiritlevel.study.tasks.gap import MIN_IMAGES
 
 __all__ = ["ARMS", "CLAIM", "RULE", "cells", "differences", "judge"]
 
@@ -58,7 +60,7 @@ def cells(plan: Plan) -> Iterator[Cell]:
         "depth": 2,
         "width": 128,
         "size": plan.size,
-        "images": 500,
+        "images": MIN_IMAGES,
         "batch_size": 64,
         "target": 0.1,
     }
@@ -84,7 +86,7 @@ def judge(records: Records) -> Judgement:
     else:
         status = "inconclusive" if rival is None else "supported"
     headline = Part.of(
-        "claims.regularises.difference", found, HOFFER, holds=lower, words={"arm": "16"}
+        "claims.regularises.difference", found, HOFFER, holds=lower, words={"arm": _name("16")}
     )
     parts = (
         headline,
@@ -102,6 +104,10 @@ def differences(records: Records, arm: str) -> dict[int, float | None]:
         a, b = on[seed]["test_loss_at_target"], off[seed]["test_loss_at_target"]
         found[seed] = None if a is None or b is None else a - b
     return found
+
+
+def _name(arm: str) -> str:
+    return say(f"claims.regularises.arms.{arm.replace(' ', '_').replace('.', '')}")
 
 
 def _list(by_seed: dict[int, float | None]) -> list[float | None]:
@@ -140,12 +146,14 @@ def _arms(records: Records) -> Iterator[Part]:
     for arm in ARMS:
         if arm not in ("off", "16"):
             found = mean_interval(_list(differences(records, arm)))
-            yield Part.of("claims.regularises.difference", found, HOFFER, words={"arm": arm})
+            yield Part.of("claims.regularises.difference", found, HOFFER, words={"arm": _name(arm)})
     for arm in ("off", "16"):
         runs = records.by_seed("gap", **ARMS[arm])
         gaps = [run["gap_at_target"] for run in runs.values()]
         source = "Zhang et al. 2017, Table 1"
-        yield Part.of("claims.regularises.gap", mean_interval(gaps), source, words={"arm": arm})
+        yield Part.of(
+            "claims.regularises.gap", mean_interval(gaps), source, words={"arm": _name(arm)}
+        )
 
 
 def _words(records: Records, found: Interval | None, slope: Interval | None) -> dict[str, str]:
@@ -166,6 +174,6 @@ def _words(records: Records, found: Interval | None, slope: Interval | None) -> 
         "off": number(fmean(known) if known else None),
         "lower_in": f"{sum(v < 0 for v in values)} of {len(values)}",
         "slope": number(slope),
-        "rival": best[1],
+        "rival": _name(best[1]) if best[1] in ARMS else "–",
         "rival_difference": number(best[0]),
     }

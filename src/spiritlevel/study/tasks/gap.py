@@ -19,6 +19,8 @@ from spiritlevel.train import SGD, Score, score
 __all__ = ["at_training_loss", "gap"]
 
 
+MIN_IMAGES = 500
+"""What a run draws to train on: few enough to overfit."""
 _PAST = 0.3
 """The run ends below this share of the target: what follows is not used."""
 

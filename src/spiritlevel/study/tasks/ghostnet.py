@@ -23,14 +23,12 @@ def ghostnet(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     """Settings: model, norm, init, lr, seed, steps, every, batch_size, momentum, size."""
     data = training_images(images, settings["size"])
     seeded(settings["seed"])
-    # 64 px and more are halved at the stem, as in the paper; smaller images keep their size there.
-    stem = "cifar" if data.size < 64 else "imagenet"
     model = create_model(
         settings["model"],
         num_classes=data.num_classes,
         in_chans=data.channels,
         norm=settings["norm"],
-        stem=stem,
+        stem="cifar",  # images this small are not halved at the stem
     )
     initialise(model, settings["init"])
     steps: list[int] = []

@@ -1,0 +1,78 @@
+"""How a run begins and resumes: what is refused, and that nothing is left half-begun."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from spiritlevel.errors import DataError, RecordsError
+from spiritlevel.study.config import PRESETS
+from spiritlevel.study.records import read_json, write_json
+from spiritlevel.study.run import all_cells, begin, resume
+
+SMOKE = PRESETS["smoke"]
+
+
+def folder_of_images(path, count: int):
+    for label in ("a", "b"):
+        (path / label).mkdir(parents=True)
+        for index in range(count):
+            Image.new("L", (32, 32), index % 256).save(path / label / f"{index}.png")
+    return path
+
+
+def test_too_few_images_are_refused_before_anything_is_written(tmp_path):
+    few = folder_of_images(tmp_path / "few", 5)
+    with pytest.raises(DataError, match="got 8 training images .* wanted at least 500"):
+        begin(replace(SMOKE, data=f"folder:{few}"), tmp_path / "run", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path):
+    begin(SMOKE, tmp_path, "")
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(RecordsError, match="holds a run already"):
+        begin(replace(SMOKE, seeds=(5,)), tmp_path, "")
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RecordsError, match="wanted a folder to write to"):
+        begin(SMOKE, tmp_path / "file" / "run", "")
+
+
+def test_resume_without_a_run_is_told(tmp_path):
+    with pytest.raises(RecordsError, match=r"holds no config\.json"):
+        resume(tmp_path)
+
+
+def test_resume_refuses_images_that_changed(tmp_path):
+    begin(SMOKE, tmp_path, "")
+    config = read_json(tmp_path / "config.json")
+    config["data"]["fingerprint"] = "0" * 64
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(RecordsError, match="differ from those this run began with"):
+        resume(tmp_path)
+
+
+def test_resume_follows_the_plan_of_the_run(tmp_path):
+    plan = replace(SMOKE, seeds=(5, 6), lrs=(0.2,))
+    begin(plan, tmp_path, "")
+    assert resume(tmp_path).plan == plan
+
+
+@pytest.mark.parametrize("plan", PRESETS.values(), ids=PRESETS)
+def test_each_cell_stands_once_and_every_norm_gets_as_many(plan):
+    cells = all_cells(plan)
+    assert len({cell.key for cell in cells}) == len(cells)
+    for task in ("drift", "sweep", "deep"):
+        counts = {
+            norm: sum(c.task == task and c.settings["norm"] == norm for c in cells)
+            for norm in ("none", "batch")
+        }
+        assert counts["none"] == counts["batch"] > 0
+    ghostnet = [cell.settings["norm"] for cell in cells if cell.task == "ghostnet"]
+    assert ghostnet.count("none") >= ghostnet.count("batch") > 0
