@@ -332,7 +332,7 @@ def example_story() -> dict[str, Any]:
             "failed": 2,
             "version": "0.1.0",
             "command": "spiritlevel study --preset quick --seed 10",
-            "resume_of": None,
+            "rules_changed": False,
         },
         "data": {
             "name": "my \"best\" photos & 'others' <b>",

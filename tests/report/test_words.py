@@ -6,12 +6,12 @@ from spiritlevel.report.words import plain, say
 
 
 def test_values_are_escaped_and_the_sentence_is_not():
-    said = say(["page.resumed", {"folder": "<b>&\"'"}])
+    said = say(["page.plain", {"text": "<b>&\"'"}])
     assert "<code>&lt;b&gt;&amp;&#34;&#39;</code>" in said
 
 
 def test_plain_drops_the_sentences_html_and_keeps_the_values_text():
-    said = plain(["page.resumed", {"folder": "<b>"}])
+    said = plain(["page.plain", {"text": "<b>"}])
     assert said.endswith("<b>.")
     assert "code" not in said
 

@@ -215,6 +215,7 @@ def converges_records(
             "accuracy": accuracy if trains else [0.1] * 3,
             "diverged_at": None if trains else 2,
             "final_loss": _at(loss, s) if trains else None,
+            "classes": 10,
             "final_accuracy": tail_mean(accuracy) if trains else 0.1,
             "test_accuracy": 0.9,
             "test_accuracy_batch": 0.9,
@@ -282,6 +283,7 @@ def _landscape(
             "loss": [2.3, 0.3],
             "diverged_at": None,
             "final_loss": _at(loss, s),
+            "classes": 10,
             "median": dict.fromkeys(QUANTITIES, 3.0 * smoother if plain else 3.0),
             "shift_median": shift,
         }

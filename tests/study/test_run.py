@@ -25,7 +25,7 @@ def folder_of_images(path, count: int):
 
 def test_too_few_images_are_refused_before_anything_is_written(tmp_path):
     few = folder_of_images(tmp_path / "few", 5)
-    with pytest.raises(DataError, match="got 8 training images .* wanted at least 500"):
+    with pytest.raises(DataError, match=r"got 8 training images .* wanted at least 500"):
         begin(replace(SMOKE, data=f"folder:{few}"), tmp_path / "run", "")
     assert not (tmp_path / "run").exists()
 

@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         return 130
-    except (BrokenPipeError, SystemExit):
-        # The reader of our output, such as `head`, has seen enough; rich says so by SystemExit.
+    except (BrokenPipeError, SystemExit) as stop:
+        # The reader of our output, such as `head`, has seen enough; rich makes a SystemExit of it.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SpiritlevelError as error:

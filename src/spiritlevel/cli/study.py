@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -21,8 +22,9 @@ __all__ = ["report", "study"]
 
 def study(
     preset: Annotated[
-        str, typer.Option(help="quick (five minutes on two cores) or smoke.")
-    ] = "quick",
+        str | None,
+        typer.Option(help="quick (the default, under five minutes) or smoke."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="mnist5k, digits or folder:PATH. [default: the preset's]")
     ] = None,
@@ -84,7 +86,8 @@ def report(
 
 
 def _split(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]
+    """At each comma that a norm's name follows: options, as in ghost:16,eps=1e-3, stay with it."""
+    return None if text is None else re.split(r",\s*(?=[a-z-]+(?:[:,]|$))", text.strip())
 
 
 Number = TypeVar("Number", int, float)

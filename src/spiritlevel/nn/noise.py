@@ -1,4 +1,4 @@
-"""The control of Santurkar et al. 2018, section 2.2: moments that are made to wander.
+"""The control of Santurkar et al. 2018, section 2.1: moments that are made to wander.
 
 If batch normalization helps because it steadies the moments of what each layer sees, then noise
 that unsteadies them again should undo the help.

@@ -1,4 +1,4 @@
-"""How smooth the loss is along the gradient: Santurkar et al. 2018, section 3.1 and figure 4."""
+"""How smooth the loss is along the gradient: Santurkar et al. 2018, section 3.2 and figure 4."""
 
 from __future__ import annotations
 

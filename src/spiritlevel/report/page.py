@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from spiritlevel.catalogue import keys, sentence
 from spiritlevel.errors import require
+from spiritlevel.files import write_whole
 from spiritlevel.report import figures, heatmap
 from spiritlevel.report.check import check
 from spiritlevel.report.words import plain, say
@@ -52,17 +52,7 @@ def render(story: Mapping[str, Any]) -> str:
 
 def write(story: Mapping[str, Any], path: Path) -> Path:
     """Render to `path`, which holds the old page or the whole new one at every moment."""
-    # A file name that was not valid Unicode may have become a class's name.
-    page = render(story).encode("utf-8", errors="replace")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(path, render(story))
     return path
 
 
@@ -77,7 +67,8 @@ def _policy(scripts: list[str]) -> str:
     ]
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 

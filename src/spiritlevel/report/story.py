@@ -46,7 +46,7 @@ class Run(TypedDict):
     failed: int
     version: str
     command: str
-    resume_of: str | None
+    rules_changed: bool
 
 
 class Counts(TypedDict):

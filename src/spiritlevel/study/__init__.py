@@ -83,14 +83,19 @@ class Study:
         target = self.folder / "report.html" if path is None else Path(path)
         environment = read_json(self.folder / ENVIRONMENT)
         story = build_story(
-            self.config, environment, self.records, self.verdicts, folder=self.folder.resolve()
+            self.config,
+            environment,
+            self.records,
+            self.verdicts,
+            folder=self.folder.resolve(),
+            rules_changed=self.rules_changed,
         )
         return write(story, target)
 
 
 def study(
     *,
-    preset: str = "quick",
+    preset: str | None = None,
     data: str | None = None,
     norms: Sequence[str] | None = None,
     lrs: Sequence[float] | None = None,
@@ -104,9 +109,9 @@ def study(
 ) -> Study:
     """Train with and without normalization on real images and judge each claim of the article.
 
-    `preset` is "quick" (about five minutes on two cores) or "smoke"; `data` an image source such as
-    "mnist5k"; `norms` and `lrs` the grid of the learning-rate sweep; `seed` the first of
-    consecutive seeds, or `seeds` all of them. Records go to `out` (default: a new folder in runs/),
+    `preset` is "quick" (the default, under five minutes on two cores) or "smoke"; `data` an image
+    source such as "mnist5k"; `norms` and `lrs` the grid of the learning-rate sweep; `seed` the
+    first of consecutive seeds, or `seeds` all of them. Records go to `out` (default: a new folder in runs/),
     cell by cell, from `jobs` processes (default: one a core) of `threads` torch threads each.
     `resume=True` finishes what `out` (default: the latest run) lacks, by its own plan. Raises
     UsageError, DataError, RecordsError and MissingExtra.
@@ -114,6 +119,7 @@ def study(
     if jobs is not None and jobs < 1:
         raise UsageError(f"got jobs={jobs}; wanted at least 1 process")
     asked: dict[str, Any] = {
+        "preset": preset,
         "data": data,
         "norms": norms,
         "lrs": lrs,
@@ -129,11 +135,11 @@ def study(
             )
         run = resume_run(_latest() if out is None else Path(out))
     else:
-        plan = plan_study(preset, **asked)
-        folder = _new_folder(preset) if out is None else Path(out)
-        run = begin(plan, folder, _command(preset, asked))
-    workers = min(jobs or _cores(), 64)
-    do_cells(run, jobs=workers, tell=progress or _silent)
+        asked["preset"] = preset or "quick"
+        plan = plan_study(**asked)
+        folder = _new_folder(plan.preset) if out is None else Path(out)
+        run = begin(plan, folder, _command(asked))
+    do_cells(run, jobs=jobs or _cores(), tell=progress or _silent)
     return Study.load(run.folder)
 
 
@@ -160,9 +166,9 @@ def _latest() -> Path:
     return max(runs, key=lambda folder: (folder / CONFIG).stat().st_mtime)
 
 
-def _command(preset: str, asked: dict[str, Any]) -> str:
+def _command(asked: dict[str, Any]) -> str:
     """The command line that asks for the same."""
-    words = ["spiritlevel", "study", "--preset", preset]
+    words = ["spiritlevel", "study"]
     for name, value in asked.items():
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -7,7 +7,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def run_cells(
     jobs: int,
     threads: int,
     cost: Callable[[Cell], float],
-) -> Iterator[Record]:
+) -> Generator[Record]:
     """Records in the order in which cells end; the most costly cells start first.
 
     `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault
@@ -40,7 +40,7 @@ def run_cells(
     parallel = joblib.Parallel(
         n_jobs=jobs, return_as="generator_unordered", pre_dispatch=2 * jobs, batch_size=1
     )
-    with tempfile.TemporaryDirectory(prefix="spiritlevel-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spiritlevel-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "images.pt"
         torch.save(vars(images), path)
         work = joblib.delayed(_work)
@@ -57,7 +57,8 @@ def run_cells(
 def _stop_workers(*, kill: bool) -> None:
     from joblib.externals.loky import get_reusable_executor
 
-    get_reusable_executor().shutdown(wait=not kill, kill_workers=kill)
+    # With other arguments than joblib's it first ends joblib's workers, killing them if told to.
+    get_reusable_executor(kill_workers=kill).shutdown(wait=not kill, kill_workers=kill)
 
 
 def _work(cell: Cell, images: Path, threads: int, parent: int) -> Record:

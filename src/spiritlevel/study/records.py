@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from spiritlevel.errors import RecordsError
+from spiritlevel.files import write_whole
 
 __all__ = ["Cell", "Record", "RecordFile", "Records", "finite", "read_json", "write_json"]
 
@@ -218,16 +219,8 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all: a temporary file, fsync, rename."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(finite(value), file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write whole or not at all. Raises UsageError where the place cannot be written to."""
+    write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -236,13 +229,19 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise RecordsError(
-            f"got {path.parent}, which holds no {path.name}; "
-            "wanted the folder of a run of `spiritlevel study`"
+            f"got {path.parent}, which holds no {path.name}; wanted the folder of a run of "
+            "`spiritlevel study`: check the path"
         ) from None
+    except OSError as error:
+        raise RecordsError(
+            f"got {error.strerror or error} at {path}; wanted a file that can be read: check its rights"
+        ) from error
     except ValueError as error:
         raise RecordsError(
-            f"got {path}, which is not JSON ({error}); wanted what the run wrote"
+            f"got {path}, which is not JSON ({error}); wanted what the run wrote: restore it"
         ) from error
     if not isinstance(value, dict):
-        raise RecordsError(f"got {path}, which holds no JSON object; wanted what the run wrote")
+        raise RecordsError(
+            f"got {path}, which holds no JSON object; wanted what the run wrote: restore it"
+        )
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,10 +133,11 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         tell(Progress(run.folder, finished, len(cells), spent / total, torn=file.torn))
         costs = {cell.key: cost(cell) for cell in todo}
         results = engine.run_cells(todo, run.images, jobs=jobs, threads=plan.threads, cost=cost)
-        for record in results:
-            file.append(record)
-            finished, spent = finished + 1, spent + costs[record.key]
-            tell(Progress(run.folder, finished, len(cells), spent / total, record))
+        with closing(results):  # a full disk, too, must not leave workers behind
+            for record in results:
+                file.append(record)
+                finished, spent = finished + 1, spent + costs[record.key]
+                tell(Progress(run.folder, finished, len(cells), spent / total, record))
     finally:
         file.close()
 

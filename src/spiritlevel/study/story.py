@@ -25,6 +25,7 @@ def build_story(
     verdicts: dict[str, Judgement],
     *,
     folder: Path,
+    rules_changed: bool,
 ) -> Story:
     """All that the page says, from a run's files alone."""
     return {
@@ -37,7 +38,7 @@ def build_story(
             "failed": len(records.failed()),
             "version": config["version"],
             "command": config["command"],
-            "resume_of": None,
+            "rules_changed": rules_changed,
         },
         "data": {name: config["data"][name] for name in _DATA},  # type: ignore[typeddict-item]
         "environment": environment,

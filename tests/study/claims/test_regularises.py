@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+from scipy.stats import t
 from study.synthetic import (
     ABOVE,
     BELOW,
-    FIVE_SEEDS,
     PLAN,
     TWO_SEEDS,
     by,
@@ -31,8 +32,10 @@ from spiritlevel.study.claims.regularises import (
 )
 from spiritlevel.study.records import Records
 
-NO_EFFECT, ERRORS = RULE["no_effect_within"], RULE["standard_errors"]
+NO_EFFECT = RULE["no_effect_within"]
+ERRORS = t.ppf(0.975, 5)  # half the interval of six values, in standard errors
 SLOPES = (RULE["slope_from"], RULE["slope_to"])
+TEN_SEEDS = replace(PLAN, gap_seeds=tuple(range(10, 20)))
 UNCLEAR = by_seed(-0.05, 0.03, -0.02, 0.04, -0.03, 0.01)
 
 
@@ -137,10 +140,11 @@ def test_the_bound_in_standard_errors():
 
 def test_the_share_of_seeds():
     """Exactly at the share it holds, one seed below it does not, and the mean is clear in both."""
-    lower = math.ceil(RULE["share_of_seeds"] * len(FIVE_SEEDS.gap_seeds))
+    lower = math.ceil(RULE["share_of_seeds"] * len(TEN_SEEDS.gap_seeds))
     for count, expected in ((lower, "supported"), (lower - 1, "inconclusive")):
-        values = [-0.1] * count + [1e-6] * (5 - count)
-        assert status(difference=by_seed(*values), plan=FIVE_SEEDS) == expected
+        values = [-0.1] * count + [1e-6] * (10 - count)
+        by_ten = by("seed", dict(zip(TEN_SEEDS.gap_seeds, values, strict=True)))
+        assert status(difference=by_ten, plan=TEN_SEEDS) == expected
 
 
 def test_the_bound_of_no_effect():

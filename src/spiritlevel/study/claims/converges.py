@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log10
+from statistics import geometric_mean
 
 from spiritlevel.study.claims.common import best_rate
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, setting, times
@@ -15,7 +17,7 @@ __all__ = ["CLAIM", "RULE", "cells", "judge", "landscape_cells", "largest_rate"]
 
 CLAIM = "converges"
 RULE = {
-    "trained_below": 0.5,  # final training loss, nats, of a run that counts as trained
+    "trained_below": 0.5,  # final training loss, nats, for ten classes: a fifth of chance, ln 10
     "rate_ratio_at_least": 3.0,
     "step_ratio_at_least": 1.5,
     "ghostnet_accuracy": 0.5,
@@ -113,7 +115,9 @@ def judge(records: Records) -> Judgement:
     else:
         status = "partly" if rate_holds or speed_holds else "not supported"
     headline = Part.of("claims.converges.steps", speed, IOFFE, holds=speed_holds, unit="×")
-    rate = Part.of("claims.converges.rate", rate_ratio, BJORCK, holds=rate_holds, unit="×")
+    rate = Part(
+        "claims.converges.rate", rate_ratio, BJORCK, holds=rate_holds, unit="×", n=len(steps)
+    )
     parts = (headline, rate, *_largest(records), *_landscape(records), *_ghostnet(records))
     return Judgement(CLAIM, status, headline, parts, _words(records, speed, rate_ratio))
 
@@ -128,12 +132,12 @@ def largest_rate(records: Records, norm: str, seed: int) -> float | None:
         for record in runs
         if record.result
         and record.result["final_loss"] is not None
-        and record.result["final_loss"] < RULE["trained_below"]
+        and record.result["final_loss"] < RULE["trained_below"] * log10(record.result["classes"])
     ]
     return max(trained, default=None)
 
 
-def _rates(records: Records) -> tuple[Interval | None, bool | None]:
+def _rates(records: Records) -> tuple[float | None, bool | None]:
     """By seed, the largest rate with BN over that without; a lower bound at the grid's end."""
     end = max(records.values("sweep", "lr"), default=None)
     ratios: list[float] = []
@@ -146,7 +150,8 @@ def _rates(records: Records) -> tuple[Interval | None, bool | None]:
         return None, None
     bound = RULE["rate_ratio_at_least"] * (1 - 1e-9)  # 0.3 / 0.1 is a rounding error short of 3
     holds = [ratio >= bound for ratio in ratios]
-    return ratio_interval(ratios), holds[0] if len(set(holds)) == 1 else None
+    mean = geometric_mean(ratios) if all(ratios) else None
+    return mean, holds[0] if len(set(holds)) == 1 else None
 
 
 def _steps(records: Records) -> dict[int, tuple[int, int]]:
@@ -225,11 +230,12 @@ def _mean_accuracy(by_seed: dict[int, dict[str, float]]) -> float:
     return sum(run["final_accuracy"] for run in by_seed.values()) / max(1, len(by_seed))
 
 
-def _words(records: Records, speed: Interval | None, ratio: Interval | None) -> dict[str, str]:
+def _words(records: Records, speed: Interval | None, ratio: float | None) -> dict[str, str]:
     rates = {norm: best_rate(records, "sweep", norm) for norm in ("none", "batch")}
     return {
         "speed": times(speed),
         "ratio": times(ratio),
         "rate_none": setting(rates["none"]),
         "rate_batch": setting(rates["batch"]),
+        "norms": ", ".join(records.values("sweep", "norm")),
     }

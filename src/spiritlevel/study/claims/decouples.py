@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log10
 from statistics import geometric_mean
 from typing import Any
 
@@ -82,22 +83,28 @@ def _scale(runs: list[dict[str, Any]]) -> bool | None:
 
 
 def shift_pairs(records: Records) -> list[dict[str, Any]]:
-    """Runs with and without BN at the same rate, initialisation and seed, where both train."""
-    found = []
+    """Runs with and without BN at the same rate, initialisation and seed, where both train.
+
+    A rate and initialisation counts only if its pair trains in every seed: what BN does here
+    depends on both, and the interval is over seeds alone.
+    """
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for record in records.select("landscape", norm="batch"):
         settings = {name: record.settings[name] for name in ("lr", "init", "seed")}
         twin = records.select("landscape", norm="none", **settings)
-        if not twin or record.result is None or twin[0].result is None:
-            continue
-        arms = {"batch": record.result, "none": twin[0].result}
-        if all(_comparable(run) for run in arms.values()):
-            found.append({name: run["shift_median"] for name, run in arms.items()} | settings)
-    return found
+        if twin and twin[0].result and record.result:
+            arms = {"batch": record.result, "none": twin[0].result}
+            if all(_comparable(run) for run in arms.values()):
+                pair = {name: run["shift_median"] for name, run in arms.items()} | settings
+                found.setdefault((pair["init"], pair["lr"]), []).append(pair)
+    seeds = len(records.values("landscape", "seed"))
+    return [pair for pairs in found.values() if len(pairs) == seeds for pair in pairs]
 
 
 def _comparable(run: dict[str, Any]) -> bool:
     """It trains, and its shift is a number."""
-    trains = run["final_loss"] is not None and run["final_loss"] < RULE["trains_below"]
+    bound = RULE["trains_below"] * log10(run["classes"])
+    trains = run["final_loss"] is not None and run["final_loss"] < bound
     return trains and None not in run["shift_median"].values()
 
 

@@ -72,7 +72,7 @@ def judge(records: Records) -> Judgement:
     plain = _gradients(records, "mlp", INITS, RULE["gradient_within"])
     residual = _gradients(records, "residual_mlp", ("he",), RULE["residual_within"])
     status: Status
-    if activations is None or plain is None:
+    if activations is None or plain is None or (activations and plain and residual is None):
         status = "inconclusive"
     elif activations and plain and residual:
         status = "supported"
@@ -179,19 +179,25 @@ def _deep(records: Records) -> Iterator[Part]:
             yield Part(f"claims.gradients.deep_{model}", loss, source, n=len(runs), words=words)
 
 
+def _farthest(records: Records) -> float | None:
+    """The activation factor with BN that is farthest from 1, over all weight scales and seeds."""
+    factors = [f for init in INITS for f in _factors(records, "mlp", "batch", init, "activation")]
+    known = [factor for factor in factors if factor is not None]
+    return max(known, key=lambda factor: abs(factor - 1), default=None)
+
+
 def _words(records: Records, headline: Part) -> dict[str, str]:
     def mean(model: str, norm: str, init: str, what: str) -> str:
         found: Interval | None = mean_interval(_factors(records, model, norm, init, what))
         return times(found)
 
     depth = max(records.values("depth", "depth"), default=0)
-    growth = headline.value or 1.0
     return {
-        "activation": mean("mlp", "batch", "he", "activation"),
+        "activation": times(_farthest(records)),
         "shrinks": mean("mlp", "none", "he*0.5", "activation"),
         "grows": mean("mlp", "none", "he*2", "activation"),
         "gradient": times(headline.value),
-        "over_depth": times(growth ** max(depth - 1, 0)),
+        "over_depth": times(None if headline.value is None else headline.value ** (depth - 1)),
         "residual": mean("residual_mlp", "batch", "he", "gradient"),
         "theory": number(THEORY),
         "depth": str(depth),

@@ -10,7 +10,7 @@ from spiritlevel.study.claims.common import best_rate
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, setting, times
 from spiritlevel.study.config import Plan
 from spiritlevel.study.records import Cell, Records
-from spiritlevel.study.stats import MIN_SEEDS, ratio_interval
+from spiritlevel.study.stats import MIN_SEEDS, mean_interval, ratio_interval
 from spiritlevel.study.tasks.common import steps_to
 
 __all__ = ["CLAIM", "RULE", "cells", "drift_ratios", "judge"]
@@ -29,7 +29,7 @@ IOFFE, SANTURKAR = "Ioffe & Szegedy 2015, Fig. 1", "Santurkar et al. 2018, Fig. 
 
 
 def cells(plan: Plan) -> Iterator[Cell]:
-    """none and batch at three rates each; the two noisy controls at the middle one."""
+    """none and batch at three rates each; the two noisy controls at `NOISE_LR`."""
     common = {
         "steps": plan.drift_steps,
         "every": 10,
@@ -57,7 +57,7 @@ def judge(records: Records) -> Judgement:
     status: Status
     if steady is False:
         status = "not supported"
-    elif steady is None or len(noisy) < MIN_SEEDS:
+    elif steady is None or reason is None:
         status = "inconclusive"
     else:
         status = "supported" if reason else "partly"
@@ -65,6 +65,7 @@ def judge(records: Records) -> Judgement:
     parts = (
         headline,
         *_noise_parts(noisy, reason),
+        *_equal_rates(records),
         *_context(records, rates),
         *_shift_parts(records),
     )
@@ -123,6 +124,15 @@ def _reason(noisy: dict[int, tuple[float, float]]) -> bool | None:
     return True if all(steps >= RULE["slower_at_least"] for _, steps in noisy.values()) else None
 
 
+def _equal_rates(records: Records) -> Iterator[Part]:
+    """The same ratio with both arms at one rate: steadier is not only a smaller step."""
+    for lr in records.values("drift", "lr", norm="none"):
+        ratios = drift_ratios(records, {"none": lr, "batch": lr})
+        found = ratio_interval([geometric_mean(layers) for layers in ratios.values()])
+        words = {"lr": setting(lr)}
+        yield Part.of("claims.stabilises.drift_at", found, IOFFE, unit="×", words=words)
+
+
 def _noise_parts(noisy: dict[int, tuple[float, float]], reason: bool | None) -> tuple[Part, Part]:
     moves = ratio_interval([m for m, _ in noisy.values()])
     steps = ratio_interval([s for _, s in noisy.values()])
@@ -171,15 +181,24 @@ def _shift_parts(records: Records) -> Iterator[Part]:
             for norm in ("none", "batch")
         }
         seeds = sorted(arms["none"].keys() & arms["batch"].keys())
-        for quantity in ("l2", "cosine"):
-            pairs = [
-                tuple(arms[norm][seed]["shift_median"][quantity] for norm in ("batch", "none"))
-                for seed in seeds
-            ]
-            ratio = ratio_interval([b / a if a and b is not None else None for b, a in pairs])
-            words = {"lr": setting(lr)}
+        shifts = {norm: [arm[seed]["shift_median"] for seed in seeds] for norm, arm in arms.items()}
+        words = {"lr": setting(lr)}
+        for quantity in ("l2", "relative"):
+            ratio = ratio_interval(
+                [
+                    with_bn[quantity] / without[quantity]
+                    if without[quantity] and with_bn[quantity] is not None
+                    else None
+                    for with_bn, without in zip(shifts["batch"], shifts["none"], strict=True)
+                ]
+            )
             yield Part.of(
                 f"claims.stabilises.shift_{quantity}", ratio, source, unit="×", words=words
+            )
+        for norm in ("none", "batch"):
+            cosine = mean_interval([shift["cosine"] for shift in shifts[norm]])
+            yield Part.of(
+                "claims.stabilises.shift_cosine", cosine, source, words=words | {"norm": norm}
             )
 
 
@@ -197,5 +216,5 @@ def _words(
         "rate_batch": setting(rates["batch"]),
         "moves": times(moves),
         "steps": times(steps),
-        "seeds": str(len(noisy)),
+        "noise_rate": setting(NOISE_LR),
     }

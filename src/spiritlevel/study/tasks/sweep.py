@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from spiritlevel.train import Curve, Observer, score, train
 __all__ = ["landscape", "sweep"]
 
 ETAS = (0.5, 1.0, 2.0, 4.0)
-"""Step lengths along -g as multiples of the learning rate: Santurkar et al. 2018, section 3.1."""
+"""Step lengths along -g as multiples of the learning rate: Santurkar et al. 2018, section 3.2."""
 
 
 def sweep(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def sweep(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
         "accuracy": curve.accuracy,
         "diverged_at": curve.diverged_at,
         "final_loss": None if curve.diverged_at is not None else tail_mean(curve.loss),
+        "classes": data.num_classes,
         "final_accuracy": tail_mean(curve.accuracy),
         "test_accuracy": score(model, data.test_x, data.test_y).accuracy,
         "test_accuracy_batch": score(model, data.test_x, data.test_y, training=True).accuracy,
@@ -54,25 +56,31 @@ def landscape(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 
     curve = _run(settings, data, model, observe)
     by_layer = [
-        [median(step[i][q] for step in shifts) for q in range(3)] for i in range(len(shifts[0]))
+        [_middle(step[i][q] for step in shifts) for q in range(3)] for i in range(len(shifts[0]))
     ]
     return {
         "loss": curve.loss,
         "diverged_at": curve.diverged_at,
         "final_loss": None if curve.diverged_at is not None else tail_mean(curve.loss),
+        "classes": data.num_classes,
         "steps": steps,
         "over_time": {name: [r[name] for r in readings] for name in readings[0]},
-        "median": {name: median(r[name] for r in readings) for name in readings[0]},
+        "median": {name: _middle(r[name] for r in readings) for name in readings[0]},
         "shift": [
             dict(zip(("l2", "cosine", "relative"), layer, strict=True)) for layer in by_layer
         ],
         "shift_median": {
-            "l2": median(layer[0] for layer in by_layer),
-            "cosine": median(layer[1] for layer in by_layer),
-            "relative": median(layer[2] for layer in by_layer),
+            "l2": _middle(layer[0] for layer in by_layer),
+            "cosine": _middle(layer[1] for layer in by_layer),
+            "relative": _middle(layer[2] for layer in by_layer),
         },
-        "shift_over_time": [[layer[2] for layer in step] for step in shifts],
     }
+
+
+def _middle(values: Iterable[float]) -> float:
+    """The median; NaN where a value is not finite, which sorting would put anywhere."""
+    known = list(values)
+    return median(known) if all(map(math.isfinite, known)) else math.nan
 
 
 def _start(settings: Mapping[str, Any], images: Images) -> tuple[Prepared, nn.Module]:
