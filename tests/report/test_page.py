@@ -108,13 +108,16 @@ def test_the_answer_comes_first_then_examples_claims_and_how_to_repeat_it(html):
     assert html.index('id="widget"') < html.index('id="example-shift"')
 
 
-def test_what_failed_and_what_was_resumed_is_said_only_when_it_was():
+def test_what_failed_and_rules_that_changed_are_said_only_when_they_did():
     story = example_story()
-    assert "2 of 214 runs failed" in report.render(story)
-    story["run"] |= {"failed": 0, "resume_of": "runs/<1>"}
+    page = report.render(story)
+    assert "2 of 214 runs failed" in page
+    assert "written down before the first run" in page
+    story["run"] |= {"failed": 0, "rules_changed": True}
     page = report.render(story)
     assert "runs failed" not in page
-    assert "<code>runs/&lt;1&gt;</code>" in page
+    assert "The rules have changed since this run was made" in page
+    assert "written down before the first run" not in page
 
 
 def test_a_missing_piece_stops_the_page_and_leaves_the_old_one(tmp_path):
@@ -144,7 +147,7 @@ def test_a_crash_while_writing_leaves_the_old_page(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UsageError, match="got No space left on device while writing"):
         report.write(example_story(), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.html"]

@@ -4,16 +4,18 @@ from spiritlevel.catalogue import keys
 from spiritlevel.errors import UsageError
 from spiritlevel.report.words import plain, say
 
+QUANTITY = "claims.stabilises.accuracy"  # a sentence with HTML of its own
+
 
 def test_values_are_escaped_and_the_sentence_is_not():
-    said = say(["page.plain", {"text": "<b>&\"'"}])
-    assert "<code>&lt;b&gt;&amp;&#34;&#39;</code>" in said
+    said = say([QUANTITY, {"norm": "<b>&\"'", "lr": "1"}])
+    assert "<em>&lt;b&gt;&amp;&#34;&#39;</em> at rate 1" in said
 
 
 def test_plain_drops_the_sentences_html_and_keeps_the_values_text():
-    said = plain(["page.plain", {"text": "<b>"}])
-    assert said.endswith("<b>.")
-    assert "code" not in said
+    said = plain([QUANTITY, {"norm": "<b>", "lr": "1"}])
+    assert said.endswith("<b> at rate 1")
+    assert "em>" not in said
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise RecordsError(
-            f"got {error.strerror or error} at {path}; wanted a file that can be read: check its rights"
+            f"got {error.strerror or error} at {path}; "
+            "wanted a file that can be read: check its rights"
         ) from error
     except ValueError as error:
         raise RecordsError(
