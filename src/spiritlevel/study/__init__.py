@@ -112,8 +112,8 @@ def study(
     `preset` is "quick" (the default, under five minutes on two cores) or "smoke"; `data` an image
     source such as "mnist5k"; `norms` and `lrs` the grid of the learning-rate sweep; `seed` the
     first of consecutive seeds, or `seeds` all of them. Records go to `out` (default: a new folder
-    in runs/), cell by cell, from `jobs` processes (default: one a core) of `threads` torch threads each.
-    `resume=True` finishes what `out` (default: the latest run) lacks, by its own plan. Raises
+    in runs/), cell by cell, from `jobs` processes (default: one a core) of `threads` torch threads
+    each. `resume=True` finishes what `out` (default: the latest run) lacks, by its own plan. Raises
     UsageError, DataError, RecordsError and MissingExtra.
     """
     if jobs is not None and jobs < 1:
