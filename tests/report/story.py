@@ -333,6 +333,8 @@ def example_story() -> dict[str, Any]:
             "version": "0.1.0",
             "command": "spiritlevel study --preset quick --seed 10",
             "rules_changed": False,
+            "missing": 0,
+            "planned": 214,
         },
         "data": {
             "name": "my \"best\" photos & 'others' <b>",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from spiritlevel.data import load
 from spiritlevel.study.config import PRESETS
 from spiritlevel.study.engine import run_cells
 from spiritlevel.study.records import Cell
 from spiritlevel.study.run import all_cells
+from spiritlevel.study.tasks import TASKS
 
 SMOKE = PRESETS["smoke"]
 
@@ -18,9 +20,13 @@ def images():
     return load("digits")
 
 
-def run(cells, images, jobs=1, threads=1):
-    found = run_cells(cells, images, jobs=jobs, threads=threads, cost=lambda _: 0.0)
-    return {record.key: record for record in found}
+@pytest.fixture
+def run(tmp_path):
+    def run(cells, images, jobs=1, threads=1, cost=lambda _: 0.0):
+        found = run_cells(cells, images, jobs=jobs, threads=threads, cost=cost, scratch=tmp_path)
+        return {record.key: record for record in found}
+
+    return run
 
 
 def some_cells() -> list[Cell]:
@@ -31,7 +37,7 @@ def some_cells() -> list[Cell]:
     return [cell for task, cell in first.items() if task not in ("ghostnet", "noise")]
 
 
-def test_one_worker_and_two_give_the_same_numbers(images):
+def test_one_worker_and_two_give_the_same_numbers(run, images):
     cells = some_cells()
     alone, together = run(cells, images, jobs=1), run(cells, images, jobs=2)
     assert {key: record.result for key, record in alone.items()} == {
@@ -40,12 +46,23 @@ def test_one_worker_and_two_give_the_same_numbers(images):
     assert all(record.error is None for record in alone.values())
 
 
-def test_a_cell_runs_on_the_threads_it_is_given(images):
-    (record,) = run(some_cells()[:1], images, threads=2).values()
-    assert record.threads == 2
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_cell_runs_on_the_threads_it_is_given(run, images, monkeypatch, threads):
+    """And torch's own setting is as before, afterwards."""
+    monkeypatch.setitem(TASKS, "invariance", lambda *_: {"threads": torch.get_num_threads()})
+    torch.set_num_threads(3)
+    (record,) = run([Cell("invariance", {"seed": 1})], images, threads=threads).values()
+    assert record.result == {"threads": threads}
+    assert record.threads == threads
+    assert torch.get_num_threads() == 3
 
 
-def test_a_faulty_cell_does_not_cost_the_others(images):
+def test_nothing_is_left_in_the_folder(run, images, tmp_path):
+    run(some_cells()[:1], images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_faulty_cell_does_not_cost_the_others(run, images):
     good = next(cell for cell in some_cells() if cell.task == "invariance")
     bad = Cell("depth", {"seed": 1})  # lacks all other settings
     found = run([bad, good], images)
@@ -55,7 +72,7 @@ def test_a_faulty_cell_does_not_cost_the_others(images):
     assert found[good.key].error is None
 
 
-def test_the_costly_start_first(images):
+def test_the_costly_start_first(run, images):
     cells = [Cell("invariance", {"seed": s, "batch_size": 8, "size": 14}) for s in (1, 2, 3)]
-    found = run_cells(cells, images, jobs=1, threads=1, cost=lambda cell: cell.settings["seed"] % 3)
-    assert [record.settings["seed"] for record in found] == [2, 1, 3]
+    found = run(cells, images, cost=lambda cell: cell.settings["seed"] % 3)
+    assert [record.settings["seed"] for record in found.values()] == [2, 1, 3]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -427,3 +428,22 @@ def test_settings_that_hold_commas_and_equals_signs_do_not_collide():
     assert (
         Cell("task", {"norm": "group:8", "init": "he*0.5"}).key == "task/init=he*0.5,norm=group:8"
     )
+
+
+def test_each_record_is_synced_before_it_counts(path, monkeypatch):
+    file = RecordFile.open(path)
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(path.read_bytes()))
+    file.append(ONE)
+    file.append(TWO)
+    file.close()
+    assert [content.count(b"\n") for content in synced] == [1, 2]
+
+
+@pytest.mark.parametrize("odd", ['"result": "x"', '"settings": [1]', '"key": 7'])
+def test_a_line_of_the_wrong_kind_is_no_record(path, odd):
+    whole = {"key": '"key": "a"', "settings": '"settings": {}', "result": '"result": {}'}
+    whole[odd.split('"')[1]] = odd
+    path.write_text("{" + ", ".join([*whole.values(), '"task": "t"']) + "}\n" + LINES[0].decode())
+    with pytest.raises(RecordsError, match="got line 1"):
+        RecordFile.read(path)

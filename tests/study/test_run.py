@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from spiritlevel.errors import DataError, RecordsError
+from spiritlevel.study import Study
 from spiritlevel.study.config import PRESETS
-from spiritlevel.study.records import read_json, write_json
+from spiritlevel.study.records import Record, read_json, write_json
 from spiritlevel.study.run import all_cells, begin, resume
 
 SMOKE = PRESETS["smoke"]
@@ -76,3 +77,46 @@ def test_each_cell_stands_once_and_every_norm_gets_as_many(plan):
         assert counts["none"] == counts["batch"] > 0
     ghostnet = [cell.settings["norm"] for cell in cells if cell.task == "ghostnet"]
     assert ghostnet.count("none") >= ghostnet.count("batch") > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("plan", None), ("plan", {}), ("data", "x"), ("began", 5), ("rules", None), ("cells", "many")],
+)
+def test_a_config_that_was_edited_is_told(tmp_path, name, value):
+    begin(SMOKE, tmp_path, "")
+    config = read_json(tmp_path / "config.json") | {name: value}
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(RecordsError):
+        resume(tmp_path)
+    with pytest.raises(RecordsError):
+        Study.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seeds", 5),
+        ("seeds", "abc"),
+        ("depth", 10**30),
+        ("depth", "8"),
+        ("lrs", [-1.0]),
+        ("data", 1),
+    ],
+)
+def test_a_plan_that_was_edited_is_told(tmp_path, name, value):
+    begin(SMOKE, tmp_path, "")
+    config = read_json(tmp_path / "config.json")
+    config["plan"][name] = value
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(RecordsError, match=f"got a plan whose {name}"):
+        resume(tmp_path)
+
+
+def test_records_without_what_was_measured_are_told(tmp_path):
+    begin(SMOKE, tmp_path, "")
+    cell = next(c for c in all_cells(SMOKE) if c.task == "drift")
+    record = Record(cell.key, cell.task, cell.settings, {})
+    (tmp_path / "records.jsonl").write_text(record.to_json() + "\n")
+    with pytest.raises(RecordsError, match="this version cannot read"):
+        _ = Study.load(tmp_path).verdicts

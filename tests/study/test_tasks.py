@@ -65,8 +65,9 @@ def test_drift_is_the_mean_step_of_the_median_over_the_mean_half_width():
 
 
 def test_at_training_loss_interpolates_in_the_logarithm():
-    found = gap.at_training_loss([1.0, 0.2, 0.05], [3.0, 2.0, 1.0], 0.1)
-    assert found == pytest.approx(1.5)  # 0.1 is half way from 0.2 to 0.05 in the logarithm
+    # From 0.8 to 0.05 the logarithm halves four times; 0.4 is the first quarter of the way.
+    assert gap.at_training_loss([1.0, 0.8, 0.05], [3.0, 2.0, 1.0], 0.4) == pytest.approx(1.75)
+    assert gap.at_training_loss([1.0, 0.8, 0.05], [3.0, 2.0, 1.0], 0.1) == pytest.approx(1.25)
     assert gap.at_training_loss([1.0, 0.2], [3.0, 2.0], 0.1) is None
 
 
@@ -152,3 +153,16 @@ def test_the_bell_counts_normalized_values():
         assert share == pytest.approx(math.erf(int(k) / math.sqrt(2)), abs=5e-3)
     assert sum(found["density"]) * 0.1 == pytest.approx(1, abs=1e-3)
     assert model[0].num_batches_tracked == 0, "reading changed the model"
+
+
+def test_growth_is_told_in_the_direction_of_each_pass(digits):
+    """Forward from the image, backward from the loss: both factors above 1 mean explosion."""
+    settings = cell("depth", model="mlp", norm="none", init="he*2")
+    result = TASKS["depth"](settings, digits)
+    assert result["activation_growth"] > 1.5
+    assert result["gradient_growth"] > 1.5
+    gradient = result["input_gradient"][2:-1]
+    ratio = (gradient[0] / gradient[-1]) ** (1 / (len(gradient) - 1))
+    assert result["gradient_growth"] == pytest.approx(ratio, rel=0.2)
+    with_bn = TASKS["depth"](settings | {"norm": "batch", "depth": 20, "width": 128}, digits)
+    assert 1.15 < with_bn["gradient_growth"] < 1.27

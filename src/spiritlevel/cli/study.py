@@ -68,7 +68,7 @@ def study(
             if bar.folder is not None:
                 bar.say(say("terminal.interrupted", folder=bar.folder))
             raise
-    return _finish(found, found.report(), as_json)
+    return _finish(found, _draw(found, None), as_json)
 
 
 def report(
@@ -82,7 +82,7 @@ def report(
     found = Study.load(run)
     if found.torn is not None:
         print(say("terminal.torn", line=found.torn[:60]), file=sys.stderr)
-    return _finish(found, found.report(out), as_json)
+    return _finish(found, _draw(found, out), as_json)
 
 
 def _split(text: str | None) -> list[str] | None:
@@ -102,11 +102,20 @@ def _numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] 
         ) from None
 
 
+def _draw(found: Study, out: Path | None) -> Path:
+    print(say("terminal.drawing"), file=sys.stderr)
+    return found.report(out)
+
+
 def _finish(found: Study, page: Path, as_json: bool) -> int:
     """Verdicts and the page's path; 1 where a cell failed."""
     if found.rules_changed:
         print(say("terminal.rules_changed"), file=sys.stderr)
     failed = found.records.failed()
+    if found.missing:
+        cells, folder = found.config["cells"], found.folder
+        missing = len(found.missing)
+        print(say("terminal.missing", missing=missing, cells=cells, folder=folder), file=sys.stderr)
     if as_json:
         verdicts = [verdict.to_json() for verdict in found.verdicts.values()]
         told = {"run": str(found.folder), "report": str(page), "verdicts": verdicts}
@@ -138,7 +147,7 @@ def _print_table(found: Study) -> None:
             ),
             Text(f"{_MARKS[verdict.status]} {verdict.status}", _COLOURS[verdict.status]),
             headline.text,
-            interval_text(headline.interval, headline.unit) or "–",
+            interval_text(headline) or "–",
         )
     console = Console(highlight=False)
     console.print()
@@ -194,7 +203,8 @@ class Bar:
 
     def say(self, text: str) -> None:
         """A line above the bar, never broken or coloured."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        wrap = not self.console.is_terminal
+        self.console.print(text, markup=False, highlight=False, soft_wrap=wrap)
 
     def _left(self, progress: Progress) -> str:
         spent = time.monotonic() - self.began

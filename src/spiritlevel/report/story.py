@@ -47,6 +47,8 @@ class Run(TypedDict):
     version: str
     command: str
     rules_changed: bool
+    missing: int
+    planned: int
 
 
 class Counts(TypedDict):

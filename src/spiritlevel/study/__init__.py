@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import RecordsError, SpiritlevelError, UsageError
 from spiritlevel.report import write
 from spiritlevel.study.claims import CLAIMS, Judgement, rules
 from spiritlevel.study.config import Plan, plan_study
@@ -24,8 +25,10 @@ from spiritlevel.study.run import (
     ENVIRONMENT,
     RECORDS,
     Progress,
+    all_cells,
     begin,
     do_cells,
+    read_config,
 )
 from spiritlevel.study.run import (
     resume as resume_run,
@@ -49,7 +52,7 @@ class Study:
     def load(cls, folder: str | os.PathLike[str]) -> Study:
         """Read a run's folder without changing it. Raises RecordsError."""
         path = Path(folder)
-        config = read_json(path / CONFIG)
+        config = read_config(path)
         file = RecordFile.read(path / RECORDS)
         return cls(path, file.records, config, file.torn)
 
@@ -61,11 +64,22 @@ class Study:
         """
         return {claim: self._judge(claim) for claim in CLAIMS}
 
+    @cached_property
+    def missing(self) -> frozenset[str]:
+        """Keys of planned runs that gave no result: they were not reached, or they failed."""
+        planned = {cell.key for cell in all_cells(self._plan)}
+        return frozenset(planned - self.records.done())
+
+    @property
+    def _plan(self) -> Plan:
+        return Plan.from_json(self.config["plan"])
+
     def _judge(self, claim: str) -> Judgement:
         module = CLAIMS[claim]
-        planned = {cell.key for cell in module.cells(Plan.from_json(self.config["plan"]))}
-        found: Judgement = module.judge(self.records)
-        missing = len(planned - self.records.done())
+        planned = {cell.key for cell in module.cells(self._plan)}
+        with _readable(self.folder):
+            found: Judgement = module.judge(self.records)
+        missing = len(planned & self.missing)
         return replace(found, status="inconclusive", missing=missing) if missing else found
 
     @property
@@ -82,15 +96,33 @@ class Study:
         """Draw the page from the records alone (default: `report.html` in the folder)."""
         target = self.folder / "report.html" if path is None else Path(path)
         environment = read_json(self.folder / ENVIRONMENT)
-        story = build_story(
-            self.config,
-            environment,
-            self.records,
-            self.verdicts,
-            folder=self.folder.resolve(),
-            rules_changed=self.rules_changed,
-        )
+        verdicts = self.verdicts
+        with _readable(self.folder):
+            story = build_story(
+                self.config,
+                environment,
+                self.records,
+                verdicts,
+                folder=self.folder.resolve(),
+                rules_changed=self.rules_changed,
+                missing=len(self.missing),
+            )
         return write(story, target)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Records that were edited by hand, or come from another version, are a user's mistake."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, SpiritlevelError):
+            raise
+        raise RecordsError(
+            f"got {folder}, whose records this version cannot read "
+            f"({type(error).__name__}: {error}); wanted what it wrote itself: "
+            "restore them, or start a new run"
+        ) from error
 
 
 def study(

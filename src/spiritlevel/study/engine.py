@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -30,28 +30,31 @@ def run_cells(
     jobs: int,
     threads: int,
     cost: Callable[[Cell], float],
+    scratch: Path,
 ) -> Generator[Record]:
     """Records in the order in which cells end; the most costly cells start first.
 
     `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault
-    in a cell becomes its record's `error`. Closing the iterator kills the workers.
+    in a cell becomes its record's `error`. Closing the iterator kills the workers. The images are
+    handed to them through a file in `scratch`.
     """
     joblib = require("joblib", extra="study")
     parallel = joblib.Parallel(
         n_jobs=jobs, return_as="generator_unordered", pre_dispatch=2 * jobs, batch_size=1
     )
-    with tempfile.TemporaryDirectory(prefix="spiritlevel-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "images.pt"
-        torch.save(vars(images), path)
-        work = joblib.delayed(_work)
-        queue = sorted(cells, key=cost, reverse=True)
-        finished = False
-        try:
-            yield from parallel(work(cell, path, threads, os.getpid()) for cell in queue)
-            finished = True
-        finally:
-            if jobs > 1:
-                _stop_workers(kill=not finished)
+    path = scratch / ".images.pt"
+    torch.save(vars(images), path)
+    work = joblib.delayed(_work)
+    queue = sorted(cells, key=cost, reverse=True)
+    finished = False
+    try:
+        yield from parallel(work(cell, path, threads, os.getpid()) for cell in queue)
+        finished = True
+    finally:
+        if jobs > 1:
+            _stop_workers(kill=not finished)
+        with suppress(OSError):  # Windows keeps a mapped file
+            path.unlink()
 
 
 def _stop_workers(*, kill: bool) -> None:

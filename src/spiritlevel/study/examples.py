@@ -75,8 +75,8 @@ def example_lines(records: Records) -> list[str]:
     return [
         say(f"terminal.examples.{name}", **found)
         if found
-        else say("terminal.not_measured", example=name)
-        for name, found in words.items()
+        else say("terminal.not_measured", letter=letter)
+        for letter, (name, found) in zip("abcd", words.items(), strict=True)
     ]
 
 
@@ -171,6 +171,7 @@ _ROWS = {
     "half": ("he*0.5", 1.0),
     "double": ("he*2", 1.0),
 }
+_STYLES = {"small": "thin", "middle": "line", "large": "dots", "half": "dash", "double": "dash"}
 _WEIGHTS = {"he": "He", "he*0.5": "He / 2", "he*2": "He × 2"}
 
 
@@ -192,7 +193,7 @@ def _scale(records: Records) -> Example:
         rows.append([setting(scale), _WEIGHTS[init], *cells])
         for norm in ("none", "batch"):
             curve = _scale_runs(records, norm, row)[0]["activation_std"]
-            style = "thin" if norm == "batch" else "line" if init == "he" else "dash"
+            style = "thin" if norm == "batch" else _STYLES[row]
             here = {"scale": setting(scale), "weights": _WEIGHTS[init]}
             label: Text = ["labels.scale_none", here] if norm == "none" else "labels.scale_batch"
             drawn.append(series(arm_of(norm), list(range(1, len(curve) + 1)), curve, style, label))

@@ -145,7 +145,13 @@ class RecordFile:
 
         Raises RecordsError if another process holds it.
         """
-        handle = path.open("ab", buffering=0)
+        try:
+            handle = path.open("ab", buffering=0)
+        except OSError as error:
+            raise RecordsError(
+                f"got {error.strerror or error} at {path}; "
+                "wanted a file to append to: check its rights"
+            ) from error
         try:
             _lock(handle, path)
             file = cls.read(path)
@@ -196,9 +202,11 @@ def _lock(handle: FileIO, path: Path) -> None:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        return Record(**json.loads(line))
+        record = Record(**json.loads(line))
     except (ValueError, TypeError):
         return None
+    sound = isinstance(record.key, str) and isinstance(record.settings, dict)
+    return record if sound and isinstance(record.result, dict | None) else None
 
 
 def _plain(value: Any) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "begin",
     "cost",
     "do_cells",
+    "read_config",
     "resume",
 ]
 
@@ -105,9 +106,31 @@ def begin(plan: Plan, folder: Path, command: str) -> Run:
     return Run(folder, plan, images, config)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Raises RecordsError where it is missing, or not as `begin` wrote it."""
+    config = read_json(folder / CONFIG)
+    wanted = {
+        "version": str,
+        "began": str,
+        "command": str,
+        "plan": dict,
+        "rules": dict,
+        "data": dict,
+        "cells": int,
+    }
+    odd = [name for name, kind in wanted.items() if not isinstance(config.get(name), kind)]
+    if odd:
+        raise RecordsError(
+            f"got {folder / CONFIG} with {', '.join(odd)} missing or of another kind; "
+            "wanted what the run wrote: restore it, or start a new run"
+        )
+    Plan.from_json(config["plan"])
+    return config
+
+
 def resume(folder: Path) -> Run:
     """The run in `folder`, to be finished. Raises RecordsError if none or if its images changed."""
-    config = read_json(folder / CONFIG)
+    config = read_config(folder)
     plan = Plan.from_json(config["plan"])
     images = load(plan.data)
     if images.fingerprint != config["data"]["fingerprint"]:
@@ -132,7 +155,14 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         finished = len(cells) - len(todo)
         tell(Progress(run.folder, finished, len(cells), spent / total, torn=file.torn))
         costs = {cell.key: cost(cell) for cell in todo}
-        results = engine.run_cells(todo, run.images, jobs=jobs, threads=plan.threads, cost=cost)
+        results = engine.run_cells(
+            todo,
+            run.images,
+            jobs=jobs,
+            threads=plan.threads,
+            cost=cost,
+            scratch=run.folder,
+        )
         with closing(results):  # a full disk, too, must not leave workers behind
             for record in results:
                 file.append(record)

@@ -13,7 +13,6 @@ from spiritlevel.study.claims.judgement import number, setting
 from spiritlevel.study.examples import examples
 from spiritlevel.study.figures import FIGURES
 from spiritlevel.study.records import Records
-from spiritlevel.study.stats import Interval
 
 __all__ = ["build_story", "interval_text"]
 
@@ -26,6 +25,7 @@ def build_story(
     *,
     folder: Path,
     rules_changed: bool,
+    missing: int,
 ) -> Story:
     """All that the page says, from a run's files alone."""
     return {
@@ -39,6 +39,8 @@ def build_story(
             "version": config["version"],
             "command": config["command"],
             "rules_changed": rules_changed,
+            "missing": missing,
+            "planned": config["cells"],
         },
         "data": {name: config["data"][name] for name in _DATA},  # type: ignore[typeddict-item]
         "environment": environment,
@@ -70,7 +72,7 @@ def _claim(verdict: Judgement, records: Records) -> Claim:
         "headline": {
             "quantity": _quantity(headline),
             "value": headline.text,
-            "interval": interval_text(headline.interval, headline.unit),
+            "interval": interval_text(headline),
             "level": "95 %",
             "n": headline.n,
         },
@@ -81,7 +83,7 @@ def _claim(verdict: Judgement, records: Records) -> Claim:
             {
                 "quantity": _quantity(part),
                 "value": part.text,
-                "interval": interval_text(part.interval, part.unit),
+                "interval": interval_text(part),
                 "n": part.n,
                 "holds": part.holds,
                 "source": part.source,
@@ -109,7 +111,9 @@ def _quantity(part: Part) -> Text:
     return [part.quantity, dict(part.words)] if part.words else part.quantity
 
 
-def interval_text(interval: Interval | None, unit: str = "") -> str | None:
-    if interval is None:
+def interval_text(part: Part) -> str | None:
+    """Such as 1.21 to 3.40×, in the digits and unit of the part."""
+    if part.interval is None:
         return None
-    return f"{number(interval.low)} to {number(interval.high, unit)}"
+    low = number(part.interval.low, digits=part.digits)
+    return f"{low} to {number(part.interval.high, part.unit, part.digits)}"

@@ -219,10 +219,15 @@ def _ghostnet(records: Records) -> Iterator[Part]:
             yield Part(
                 f"claims.converges.ghostnet_{norm}",
                 None if diverged else 100 * _mean_accuracy(runs[best]),
-                "GhostNet, Han et al. 2020",
+                "Han et al. 2020" if norm == "batch" else "control: no norm",
                 n=len(runs[best]),
                 unit=" %",
-                words={"init": init, "lr": setting(best), "reached": str(reached[best])},
+                words={
+                    "init": init,
+                    "lr": setting(best),
+                    "reached": str(reached[best]),
+                    "seeds": str(len(runs[best])),
+                },
             )
 
 

@@ -140,7 +140,7 @@ def _part(
     found = mean_interval(_factors(records, model, norm, init, what))
     quantity = f"claims.gradients.{what}_{model}_{norm}"
     words = {"init": init, "theory": number(THEORY)}
-    return Part.of(quantity, found, source, holds=holds, unit="×", words=words)
+    return Part.of(quantity, found, source, holds=holds, unit="×", digits=4, words=words)
 
 
 def _controls(records: Records) -> Iterator[Part]:

@@ -30,12 +30,13 @@ class Part:
     unit: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
     """Fills the placeholders of the sentence."""
+    digits: int = 3
     chosen: bool = False
     """The value is one of the grid's, not a measured figure."""
 
     @property
     def text(self) -> str:
-        return setting(self.value) if self.chosen else number(self.value, self.unit)
+        return setting(self.value) if self.chosen else number(self.value, self.unit, self.digits)
 
     @classmethod
     def of(cls, quantity: str, found: Interval | None, source: str, **more: Any) -> Part:
@@ -78,8 +79,8 @@ def agree(values: Sequence[bool]) -> bool | None:
     return values[0]
 
 
-def number(figure: Interval | float | None, unit: str = "") -> str:
-    """A measured figure to three significant digits; an en dash for what is not there."""
+def number(figure: Interval | float | None, unit: str = "", digits: int = 3) -> str:
+    """A measured figure to `digits` significant ones; an en dash for what is not there."""
     value = figure.value if isinstance(figure, Interval) else figure
     if value is None or math.isnan(value):
         return "–"
@@ -89,7 +90,7 @@ def number(figure: Interval | float | None, unit: str = "") -> str:
     if value and (size < 1e-3 or size >= 1e5):
         text = _power_of_ten(f"{value:.1e}")
     else:
-        text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.3g}".rstrip(".")
+        text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.{digits}g}".rstrip(".")
     return text.replace("-", "−") + unit
 
 

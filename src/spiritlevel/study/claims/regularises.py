@@ -31,9 +31,11 @@ ARMS = {
     "layer": {"norm": "layer", "noise": True, "lr": 0.1},
     "none": {"norm": "none", "noise": True, "lr": 0.1},
     "off at 0.3": {"norm": "batch", "noise": False, "lr": 0.3},
+    "layer at 0.3": {"norm": "layer", "noise": True, "lr": 0.3},
+    "none at 0.3": {"norm": "none", "noise": True, "lr": 0.3},
 }
-RIVALS = ("layer", "none", "off at 0.3")
-"""Arms without batch noise: another norm, none, or a larger learning rate."""
+RIVALS = ("layer", "layer at 0.3", "none", "none at 0.3", "off at 0.3")
+"""Arms without batch noise, each at two rates: another norm, none, and BN itself."""
 SIZES = (4, 8, 16, 32, 64, 128)
 HOFFER, LUO = "Hoffer et al. 2017 (ghost BN)", "Luo et al. 2019"
 
@@ -143,7 +145,8 @@ def _arms(records: Records) -> Iterator[Part]:
     for arm in ARMS:
         if arm not in ("off", "16"):
             found = mean_interval(_list(differences(records, arm)))
-            yield Part.of("claims.regularises.difference", found, HOFFER, words={"arm": _name(arm)})
+            source = HOFFER if arm in ("64", "4") else "control: no batch noise"
+            yield Part.of("claims.regularises.difference", found, source, words={"arm": _name(arm)})
     for arm in ("off", "16"):
         runs = records.by_seed("gap", **ARMS[arm])
         gaps = [run["gap_at_target"] for run in runs.values()]

@@ -70,6 +70,7 @@ def _layers(pairs: list[dict]) -> Lines:  # type: ignore[type-arg]
             drawn.append(
                 series(arm, [x[i] for i in chosen], [y[i] for i in chosen], "dots", label)  # type: ignore[arg-type]
             )
-    ends = [0.0, 1.1 * max(*x, *y)]
+    # A point at every twentieth: the axis takes a few points for its own ticks.
+    ends = [1.1 * max(*x, *y) * step / 20 for step in range(21)]
     drawn.append(series("theory", ends, ends, "dash", "labels.equal"))
     return lines("labels.layers_panel", axis("shift_none"), axis("shift_batch"), drawn)
