@@ -45,7 +45,8 @@ def judge(records: Records) -> Judgement:
         for pair in pairs
     ]
     share = sum(better) / len(better) if better else None
-    layers = _layers(share)
+    # What BN does here depends on the initialisation: one alone decides nothing.
+    layers = _layers(share) if len({pair["init"] for pair in pairs}) > 1 else None
     by_seed = _ratio_by_seed(pairs)
     ratio = ratio_interval(list(by_seed.values()))
     status: Status
