@@ -147,8 +147,11 @@ def _controls(records: Records) -> Iterator[Part]:
     for init in INITS:
         for what in ("activation", "gradient"):
             yield _part(records, "mlp", "none", init, what, BJORCK)
+    for init in ("he*0.5", "he*2"):
+        yield _part(records, "mlp", "batch", init, "activation", BJORCK)
     for init in ("he", "normal*0.01"):
-        yield _part(records, "residual_mlp", "none", init, "activation", BJORCK)
+        for what in ("activation", "gradient"):
+            yield _part(records, "residual_mlp", "none", init, what, BJORCK)
 
 
 def _dependence(records: Records) -> Iterator[Part]:

@@ -21,6 +21,8 @@ _LINES: tuple[tuple[str, str, str, Arm, str, str], ...] = (
     ("mlp", "batch", "he", "batch", "line", "labels.plain_batch"),
     ("residual_mlp", "batch", "he", "layer", "line", "labels.residual_batch"),
 )
+# What is read while the nets train, and the ends of its colour scale.
+_IN_TRAINING = {"activation_std": (1e-3, 1e3), "weight_gradient": (1e-6, 1e2)}
 _FLOOR, _CEILING = 1e-15, 1e15
 
 
@@ -31,9 +33,11 @@ def figures(records: Records) -> Iterator[Figure]:
             _by_depth(records, "activation_std", "activation_std"),
             _by_depth(records, "input_gradient", "input_gradient"),
         )
-    heatmaps = [panel for arm in DEEP_ARMS if (panel := _heatmap(records, *arm))]
-    if heatmaps:
-        yield figure("gradients.training", *heatmaps)
+    for quantity, scale in _IN_TRAINING.items():
+        panels = (_heatmap(records, quantity, scale, *arm) for arm in DEEP_ARMS)
+        drawn = [panel for panel in panels if panel]
+        if drawn:
+            yield figure(f"gradients.{quantity}", *drawn)
 
 
 def _by_depth(records: Records, quantity: str, label: str) -> Lines:
@@ -64,15 +68,15 @@ def _theory(values: list[float | None]) -> Series:
     return series("theory", list(range(1, len(values) + 1)), curve, "dash", "labels.theory_rate")
 
 
-def _heatmap(records: Records, model: str, norm: str, init: str) -> object | None:
-    """||dL/dW|| by layer and step at the arm's best rate, first seed."""
+def _heatmap(
+    records: Records, quantity: str, scale: tuple[float, float], model: str, norm: str, init: str
+) -> object | None:
+    """One quantity by layer and step at the arm's best rate, first seed."""
     rate = best_rate(records, "deep", norm, model=model, init=init)
     runs: list[Record] = records.select("deep", model=model, norm=norm, init=init, lr=rate)
     if not runs or not runs[0].result or not runs[0].result["steps"]:
         return None
     result = runs[0].result
-    rows = [str(layer + 1) for layer in range(len(result["weight_gradient"][0]))]
+    rows = [str(layer + 1) for layer in range(len(result[quantity][0]))]
     title: Text = f"labels.deep_{model}_{norm}"
-    return depth_by_time(
-        title, result["steps"], rows, result["weight_gradient"], "weight_gradient", (1e-6, 1e2)
-    )
+    return depth_by_time(title, result["steps"], rows, result[quantity], quantity, scale)
