@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spiritlevel import probe
+from spiritlevel.data import Pixels
 from spiritlevel.models import create_model
 from spiritlevel.train import SGD, score, train
 
@@ -93,6 +94,62 @@ def test_sgd_is_torchs_bit_for_bit(momentum):
     assert_same_weights(model, twin)
 
 
+class Fork(nn.Module):
+    """Three layers, of which a pass uses those it is told to, the last always."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(6, 6) for name in ("left", "right", "never")})
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, x, used):
+        return self.last(sum(self.layers[name](x) for name in used).tanh())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_what_the_loss_does_not_use_stays_and_keeps_its_momentum(momentum):
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(Fork())
+    model, twin = models
+    start = make_copy(model)
+    ours = SGD(model, lr=0.1, momentum=momentum)
+    torchs = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=momentum)
+    x, y = torch.randn(9, 6), torch.arange(9) % CLASSES
+    for used in (["left"], ["right"], ["right"], ["left", "right"], ["left"]):
+        before = make_copy(model)
+        ours.descend(F.cross_entropy(model(x, used), y))
+        torchs.zero_grad()
+        F.cross_entropy(twin(x, used), y).backward()
+        torchs.step()
+        assert_same_weights(model, twin)
+        for name, weight in model.state_dict().items():
+            moved = name.split(".")[1] in (*used, "weight", "bias")
+            assert torch.equal(weight, before[name]) != moved
+    assert torch.equal(model.layers["never"].weight, start["layers.never.weight"])
+    buffers = [torchs.state[p].get("momentum_buffer") for p in twin.parameters()]
+    for mine, theirs in zip(ours.buffers, buffers, strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.equal(mine, theirs)
+    assert sum(b is not None for b in buffers) == (6 if momentum else 0)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def make_copy(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_frozen_parameters_stay():
+    (x, y), model = data(), make("batch")
+    model.hidden[0].linear.weight.requires_grad_(False)
+    before = make_copy(model)
+    train(model, x, y, **SETTINGS)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert "hidden.0.linear.weight" in same
+    assert not {name for name in same if name.endswith("weight")} - {"hidden.0.linear.weight"}
+
+
 def test_the_seed_orders_the_batches_and_nothing_else():
     x, y = data()
     models = [make() for _ in range(3)]
@@ -116,6 +173,80 @@ def test_each_image_is_seen_once_an_epoch():
     )  # fmt: skip
     assert len(seen) == 48
     assert max(Counter(seen).values()) == 1
+
+
+def batches_seen(seed=3, **options):
+    """What `observe` was shown, and the curve."""
+    model, random_state = make(), torch.get_rng_state()
+    seen = []
+    curve = train(
+        model, *data(), **{**SETTINGS, "seed": seed}, **options,
+        observe=lambda _step, xb, yb: seen.append((xb.clone(), yb.clone())),
+    )  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), random_state)
+    return seen, curve
+
+
+def moved_by_hand(image, top, left, flip):
+    """(C, H, W), 4 pixels of nothing around it, seen from `top`, `left`; mirrored if `flip`."""
+    height, width = image.shape[-2:]
+    moved = torch.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            r, c = row + top - 4, (width - 1 - column if flip else column) + left - 4
+            if 0 <= r < height and 0 <= c < width:
+                moved[:, row, column] = image[:, r, c]
+    return moved
+
+
+def is_moved(image, original):
+    return any(
+        torch.equal(image, moved_by_hand(original, top, left, flip))
+        for top in range(9)
+        for left in range(9)
+        for flip in (False, True)
+    )
+
+
+def test_augmented_batches_are_crops_and_mirror_images_of_those_drawn():
+    x, y = data()
+    seen, curve = batches_seen(augment=True)
+    # The first epoch's order is drawn before anything is moved: the same with and without.
+    drawn = epochs(N, SETTINGS["batch_size"], SETTINGS["seed"])
+    for (xb, yb), rows, _ in zip(seen, drawn, range(N // SETTINGS["batch_size"]), strict=False):
+        assert torch.equal(yb, y[rows])
+        assert not torch.equal(xb, x[rows])
+    for image, row in zip(seen[0][0], next(epochs(N, 8, 3)), strict=True):
+        assert is_moved(image, x[row])
+    again, same_curve = batches_seen(augment=True)
+    assert curve == same_curve
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(seen, again, strict=True))
+    assert batches_seen(augment=True, seed=4)[1] != curve
+    assert batches_seen()[1] != curve
+
+
+def test_what_was_augmented_is_what_is_trained_on():
+    seen, curve = batches_seen(augment=True)
+    model = make().train()
+    with torch.no_grad():
+        assert F.cross_entropy(model(seen[0][0]), seen[0][1]).item() == curve.loss[0]
+
+
+def pixels():
+    """Bytes as a source holds them, read at half their size and standardised."""
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(256, (N, 1, 12, 12), generator=generator, dtype=torch.uint8)
+    mean, std = torch.tensor([0.4], dtype=torch.float64), torch.tensor([0.2], dtype=torch.float64)
+    return Pixels(raw, 6, mean, std), torch.arange(N) % CLASSES
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_training_on_bytes_is_training_on_what_they_stand_for(augment):
+    x, y = pixels()
+    model, twin = make(), make()
+    curve = train(model, x, y, **SETTINGS, augment=augment)
+    assert curve == train(twin, x[:], y, **SETTINGS, augment=augment)
+    assert_same_weights(model, twin)
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -190,15 +321,20 @@ OBSERVERS = {
     "scaling_errors": lambda m, x, _: probe.scaling_errors(
         behind_norm, m.hidden[0].linear.weight, x.flatten(1), scale=100.0
     ),
+    "norm_places": lambda m, *_: probe.norm_places(m),
+    "normalised_weights": lambda m, x, _: probe.normalised_weights(m, x),
     "score": lambda m, x, y: [
         score(m, x, y, batch_size=4, training=mode) for mode in (True, False)
     ],
     "signal_by_depth": lambda m, x, y: probe.signal_by_depth(m, x, y),
     "undisturbed": disturb,
     "unit_percentiles": lambda m, x, _: [
-        probe.unit_percentiles(m, x, training=mode) for mode in (True, False)
+        probe.unit_percentiles(m, x, training=mode, outputs=mode) for mode in (True, False)
     ],
     "weight_layers": lambda m, *_: probe.weight_layers(m),
+    "weight_scaling": lambda m, x, y: probe.weight_scaling(
+        m, x, y, "hidden.0.linear", scales=(0.1, 1e9)
+    ),
 }
 
 
@@ -251,6 +387,20 @@ def test_score_is_the_mean_over_images_however_they_are_fed(norm, batch_size):
     assert got.loss == pytest.approx(loss, rel=1e-5)
     assert got.accuracy == accuracy
     assert accuracy > 0.5
+
+
+@pytest.mark.parametrize("batch_size", [7, 50])
+@pytest.mark.parametrize("training", [True, False])
+def test_score_on_bytes_is_score_on_what_they_stand_for(training, batch_size):
+    x, y = pixels()
+    model = make("batch")
+    train(model, x, y, **SETTINGS)
+    read = {"batch_size": batch_size, "training": training}
+    assert score(model, x, y, **read) == score(model, x[:], y, **read)
+    if not training:
+        loss, accuracy = score_by_hand(model, x[:], y)
+        assert score(model, x, y, **read).loss == pytest.approx(loss, rel=1e-5)
+        assert score(model, x, y, **read).accuracy == accuracy
 
 
 def test_score_in_training_mode_takes_the_statistics_of_each_batch():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
-from spiritlevel.data import batches
+from spiritlevel.data import Pixels, batches, crop_and_flip
 from spiritlevel.probe import undisturbed
 
 __all__ = ["SGD", "Curve", "Score", "score", "train"]
@@ -52,12 +52,14 @@ class SGD:
 
     def descend(self, loss: Tensor) -> None:
         """One step along the gradient of `loss`."""
-        gradients = torch.autograd.grad(loss, self.parameters)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        buffers = [self.buffers[i] for i in used]
         with torch.no_grad():
             sgd(
-                self.parameters,
-                list(gradients),
-                self.buffers,
+                [self.parameters[i] for i in used],
+                [gradients[i] for i in used],
+                buffers,
                 lr=self.lr,
                 momentum=self.momentum,
                 weight_decay=0.0,
@@ -66,11 +68,13 @@ class SGD:
                 maximize=False,
                 foreach=False,
             )
+        for i, buffer in zip(used, buffers, strict=True):
+            self.buffers[i] = buffer
 
 
 def train(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Pixels,
     y: Tensor,
     *,
     lr: float,
@@ -78,12 +82,14 @@ def train(
     batch_size: int,
     seed: int,
     momentum: float = 0.0,
+    augment: bool = False,
     observe: Observer | None = None,
     every: int = 1,
 ) -> Curve:
     """SGD on cross-entropy, `steps` batches drawn by `seed`; x (N, C, H, W) float32, y (N,) int64.
 
-    `observe` is called at every `every`-th step. Stops early at the first loss that is not finite.
+    `augment` crops and flips each batch by chance, from the same seed. `observe` is called at every
+    `every`-th step. Stops early at the first loss that is not finite.
     """
     optimizer = SGD(model, lr=lr, momentum=momentum)
     order = torch.Generator().manual_seed(seed)
@@ -91,6 +97,8 @@ def train(
     model.train()
     for step, index in enumerate(batches(len(x), batch_size, steps, generator=order)):
         xb, yb = x[index], y[index]
+        if augment:
+            xb = crop_and_flip(xb, generator=order)
         if observe is not None and step % every == 0:
             observe(step, xb, yb)
         logits = model(xb)
@@ -106,7 +114,12 @@ def train(
 
 
 def score(
-    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 500, training: bool = False
+    model: nn.Module,
+    x: Tensor | Pixels,
+    y: Tensor,
+    *,
+    batch_size: int = 500,
+    training: bool = False,
 ) -> Score:
     """Loss and accuracy on all of (x, y), leaving the model undisturbed.
 
@@ -122,7 +135,10 @@ def score(
     return Score(loss / len(x), hits / len(x))
 
 
-def _chunks(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(x: Tensor | Pixels, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Parts of nearly equal length, at most `size`: a single image would have no statistics."""
-    parts = -(-len(x) // size)
-    yield from zip(x.tensor_split(parts), y.tensor_split(parts), strict=True)
+    start = 0
+    for part in y.tensor_split(-(-len(y) // size)):
+        end = start + len(part)
+        yield x[start:end], part
+        start = end

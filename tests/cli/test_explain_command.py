@@ -317,7 +317,8 @@ def in_terminal(columns, *arguments):
 
 
 def test_every_sentence_is_used_and_every_used_one_is_there():
-    source = Path(command.__file__).read_text(encoding="utf-8")
+    files = Path(command.__file__).parent.glob("*.py")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     named = set(re.findall(r'"(?:explain\.)?(\w+)"', source))
     named |= {f"column_{name}" for name in named}
     there = {key.removeprefix("explain.") for key in keys() if key.startswith("explain.")}

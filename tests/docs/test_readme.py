@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from spiritlevel.catalogue import say
 from spiritlevel.study.claims import CLAIMS
@@ -54,9 +56,37 @@ def test_its_first_two_commands_are_study_and_test():
     ]
 
 
+NETWORK = """
+from torch import nn
+from spiritlevel.nn import norm_layer
+
+def build(num_classes, in_chans, norm):
+    make = norm_layer(norm)
+    stages = [nn.Conv2d(in_chans, 8, 3, stride=2), make(8), nn.ReLU()]
+    for _ in range(4):
+        stages += [nn.Conv2d(8, 8, 3, padding=1), make(8), nn.ReLU()]
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+"""
+
+
+def own_network_and_images(folder: Path) -> None:
+    """The reader's: my/models.py, and photos/ of two classes, as many as a study asks for."""
+    (folder / "my").mkdir()
+    (folder / "my/models.py").write_text(NETWORK)
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("bright", "dark")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(320):
+            pixels = draw.integers(100 * number, 100 * number + 156, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{index}.png")
+
+
 def test_its_commands_run_one_after_the_other(tmp_path):
     """In one folder; make and pip set up an environment of their own: see the slow test."""
+    own_network_and_images(tmp_path)
     for command in commands():
+        if "--model" in command:
+            command += " --preset smoke"  # the default takes minutes
         if not command.startswith(("make", "pip")):
             done = subprocess.run(
                 command,

@@ -1,16 +1,24 @@
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
-from by_hand import double
+from by_hand import cross_entropy, double, images, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from spiritlevel.kernels.reference import batch_norm
-from spiritlevel.probe import effective_rate, gradient_cosine, scaling_errors
+from spiritlevel.probe import (
+    effective_rate,
+    gradient_cosine,
+    normalised_weights,
+    scaling_errors,
+    weight_layers,
+    weight_scaling,
+)
 
 U, WEIGHT, HEAD = double(32, 6), double(5, 6, seed=1), double(3, 5, seed=2)
 LABELS = torch.arange(32) % 3
@@ -160,3 +168,118 @@ def test_weights_of_one_effective_rate_turn_alike(a):
     torch.testing.assert_close(
         direction_after_a_step(a * WEIGHT, a**2 * lr), direction_after_a_step(WEIGHT, lr)
     )
+
+
+SCALES = (0.1, 3.0, 100.0)
+
+
+def scaled_by_hand(model, x, y, layer, seed):
+    """Of two networks, the weights of one scaled in a copy: errors by scale, and the cosine."""
+
+    def run(scale):
+        twin = copy.deepcopy(model).train()
+        weight = weight_layers(twin)[layer].weight
+        with torch.no_grad():
+            weight.mul_(scale)
+        torch.manual_seed(seed)
+        logits = twin(x)
+        cross_entropy(logits, y).backward()
+        return logits.detach().numpy(), weight.grad.numpy() * scale, weight.detach().numpy()
+
+    logits, gradient, weight = run(1.0)
+    errors = []
+    for scale in SCALES:
+        scaled, scaled_gradient, _ = run(scale)
+        errors.append(
+            max(
+                np.linalg.norm(scaled - logits) / np.linalg.norm(logits),
+                np.linalg.norm(scaled_gradient - gradient) / np.linalg.norm(gradient),
+            )
+        )
+    cosines = [
+        abs(np.vdot(w, g)) / np.linalg.norm(w) / np.linalg.norm(g)
+        for w, g in zip(weight, gradient, strict=True)
+        if np.any(g)
+    ]
+    return errors, sum(cosines) / len(cosines)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("norm", ["none", "batch:eps=0.1", "layer", "noisy-batch"])
+@pytest.mark.parametrize("name", ["mlp", "small_vgg"])
+def test_scaling_in_the_network_is_that_of_two_networks(name, norm, layer):
+    model, (x, y) = make(name, norm), images()
+    layer = list(weight_layers(model))[layer]
+    torch.manual_seed(11)
+    got = weight_scaling(model, x, y, layer, scales=SCALES)
+    errors, cosine = scaled_by_hand(model, x, y, layer, seed=11)
+    assert got.errors == pytest.approx(errors, rel=1e-8)
+    assert got.cosine == pytest.approx(cosine, rel=1e-8)
+    assert min(errors) > 1e-6
+    assert len(set(got.errors)) == 3
+
+
+def exactly_normalised(norm="batch"):
+    model = make("small_vgg", norm)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-300  # torch refuses 0; beside any variance this is nothing
+    return model
+
+
+def test_in_a_network_with_exact_norms_scaling_does_nothing():
+    model, (x, y) = exactly_normalised(), images()
+    layers = normalised_weights(model, x)
+    assert len(layers) == 2
+    for layer in layers:
+        got = weight_scaling(model, x, y, layer, scales=(1e-3, 10.0, 1e3))
+        assert max(got.errors) < 1e-11
+        assert got.cosine < 1e-12
+        plain = weight_scaling(make("small_vgg", "none"), x, y, layer, scales=(1e-3, 10.0, 1e3))
+        assert min(plain.errors) > 0.1
+        assert plain.cosine > 0.01
+    classifier = weight_scaling(model, x, y, "classifier", scales=(10.0,))
+    assert classifier.errors[0] > 1, "behind which there is no norm"
+
+
+class Faulty(nn.Module):
+    """Fails at its third pass, if told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = -math.inf
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            raise ArithmeticError("in the middle")
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_scaling_leaves_the_network_as_it_was(fails):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    net = net.append(Faulty()).double()
+    x, y = images()
+    net(x.flatten(1)).sum().backward()
+    net.eval()
+    gradients = [p.grad.clone() for p in net.parameters()]
+    before, random_state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    if fails:
+        net[4].calls = 0
+        with pytest.raises(ArithmeticError, match="in the middle"):
+            weight_scaling(net, x.flatten(1), y, "0", scales=(10.0, 100.0))
+    else:
+        weight_scaling(net, x.flatten(1), y, "0", scales=(10.0, 100.0))
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(module.training for module in net.modules())
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_scaling_a_layer_that_is_not_there():
+    model, (x, y) = make("mlp", "batch"), images()
+    with pytest.raises(KeyError, match="no_such_layer"):
+        weight_scaling(model, x, y, "no_such_layer", scales=(2.0,))

@@ -1,8 +1,13 @@
+import copy
+
 import pytest
+import torch
+from by_hand import double, images, make
 from torch import nn
 
 from spiritlevel.models import create_model
-from spiritlevel.probe import weight_layers
+from spiritlevel.nn import norm_layer
+from spiritlevel.probe import norm_places, normalised_weights, weight_layers
 from spiritlevel.probe.layers import parameter_groups
 
 
@@ -58,3 +63,125 @@ def test_a_shared_weight_is_in_the_first_group_only():
         [id(first.weight)],
         [id(second.bias)],
     ]
+
+
+def test_norm_places_are_the_modules_that_normalise():
+    specs = ["batch", "none", "ghost:2", "noisy-batch", "group:2", "layer", "instance"]
+    model = nn.Sequential(
+        *(norm_layer(spec)(4) for spec in specs), nn.Dropout(), nn.Conv2d(4, 4, 1)
+    )
+    model.append(nn.Sequential(nn.ReLU(), nn.LayerNorm(4)))
+    assert norm_places(model) == ["0", "2", "3", "4", "5", "6", "9.1"]
+    assert norm_places(create_model("mlp", norm="none")) == []
+
+
+@pytest.mark.parametrize("norm", ["batch", "group:2", "layer", "ghost:2", "noisy-batch"])
+def test_norm_places_are_the_same_whatever_norm_stands_there(norm):
+    for name in ("mlp", "small_vgg", "small_resnet"):
+        places = norm_places(create_model(name, 10, norm))
+        assert places == norm_places(create_model(name, 10, "batch"))
+        assert len(places) >= 3
+
+
+class Net(nn.Module):
+    """Every way in which a weight and a norm can meet; (N, 2, H, W) -> (N, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.direct, self.direct_norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        # A residual block whose norms come first: one is fed a sum, one a convolution's output.
+        self.before, self.inner = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.between, self.branch = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.after_sum = nn.BatchNorm2d(4)
+        self.left, self.right = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+        self.of_both = nn.BatchNorm2d(4)
+        self.shared, self.once = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.twice = nn.BatchNorm2d(4)
+        self.gated, self.gated_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.squeeze, self.excite = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+        self.at_end, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.direct_norm(self.direct(x)).tanh()
+        x = x + self.branch(self.between(self.inner(self.before(x).tanh())).tanh())
+        x = self.after_sum(x).tanh()
+        x = self.of_both(torch.cat([self.left(x), self.right(x)], 1)).tanh()
+        x = self.twice(self.shared(self.once(self.shared(x)).tanh())).tanh()
+        x = self.gated_norm(self.gated(x))
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).tanh()).sigmoid()
+        return self.head(self.at_end(x.mean((2, 3))))
+
+
+WANTED = {
+    "direct": "direct_norm",
+    "inner": "between",
+    "shared": "twice",
+    "gated": "gated_norm",
+}
+
+
+def net():
+    torch.manual_seed(0)
+    return Net().double(), double(6, 2, 4, 4)
+
+
+def test_a_weight_is_normalised_where_its_very_output_is_fed_to_a_norm():
+    """Not behind a sum, a concatenation or a gate, nor where the norm comes before the weight."""
+    assert normalised_weights(*net()) == WANTED
+
+
+def insensitive(model, x):
+    """By experiment: the weights that may be scaled without the logits noticing."""
+    found = set()
+    for name in weight_layers(model):
+        logits = []
+        for scale in (1, 3, 0.2):
+            scaled = copy.deepcopy(model).train()
+            for module in scaled.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eps = 1e-300
+            with torch.no_grad():
+                weight_layers(scaled)[name].weight.mul_(scale)
+                logits.append(scaled(x))
+        if all(torch.allclose(each, logits[0], rtol=1e-9) for each in logits):
+            found.add(name)
+    return found
+
+
+def test_those_are_the_weights_whose_scale_does_not_matter():
+    model, x = net()
+    # Of a concatenation batch norm, channel by channel, forgets the scale too; others do not.
+    assert insensitive(model, x) == {*WANTED, "left", "right"}
+    for name in ("mlp", "small_vgg"):
+        model, (x, _) = make(name, "batch"), images()
+        assert set(normalised_weights(model, x)) == insensitive(model, x)
+        assert len(normalised_weights(model, x)) == 2
+    torch.manual_seed(0)
+    model = create_model("small_resnet", 3, in_chans=1, widths=(3, 4), depth=5).double()
+    assert set(normalised_weights(model, x)) == insensitive(model, x)
+    assert "stages.1.0.shortcut.0" in normalised_weights(model, x)
+
+
+def test_of_a_ghostnet_all_but_squeeze_excitation_head_and_classifier():
+    model = create_model("ghostnet_050", 3, in_chans=1, stem="cifar")
+    found = normalised_weights(model, torch.randn(2, 1, 16, 16))
+    free = [name for name in weight_layers(model) if name not in found]
+    assert free
+    assert all(name.startswith(("conv_head", "classifier")) or ".se." in name for name in free)
+    assert found["conv_stem"] == "bn1"
+
+
+def test_without_norms_there_are_none():
+    assert normalised_weights(make("small_vgg", "none"), images()[0]) == {}
+
+
+def test_it_leaves_no_hook_and_no_trace_also_where_a_pass_fails():
+    model, x = net()
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    normalised_weights(model, x)
+    with pytest.raises(RuntimeError, match="channels"):
+        normalised_weights(model, x[:, :1])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any(m.training for m in model.modules())

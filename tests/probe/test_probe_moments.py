@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import NORMS, double, forward, images, make
+from by_hand import NORMS, double, forward, images, make, normalise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from spiritlevel.probe import input_moments, unit_percentiles
+from spiritlevel.probe.moments import MOST_VALUES
 
 MODELS = ["mlp", "small_vgg"]
 
@@ -53,6 +54,50 @@ def test_percentiles_are_those_of_each_unit(name, norm, training):
         expected = percentiles_by_hand(values.detach())
         assert got[layer].shape == (3, values.shape[1])
         np.testing.assert_allclose(got[layer], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_percentiles_of_what_comes_out(norm, training):
+    """Of the norm, and of the place where there is none."""
+    model, (x, _) = make("mlp", norm), images()
+    places = [f"hidden.{i}.norm" for i in range(2)]
+    got = unit_percentiles(model, x, layers=places, training=training, outputs=True)
+    inputs, _ = forward(model.train(training), x)
+    assert list(got) == places
+    for i, layer in enumerate(model.hidden):
+        fed = inputs[f"hidden.{i}.linear"]
+        z = fed @ layer.linear.weight.T + layer.linear.bias
+        expected = percentiles_by_hand(normalise(z, layer.norm).detach())
+        np.testing.assert_allclose(got[places[i]], expected, rtol=1e-10, atol=1e-12)
+        fed_to_it = unit_percentiles(model, x, layers=places, training=training)
+        np.testing.assert_allclose(
+            fed_to_it[places[i]], percentiles_by_hand(z.detach()), rtol=1e-10, atol=1e-12
+        )
+
+
+def test_what_comes_out_is_read_before_it_is_overwritten():
+    net, x = nn.Sequential(nn.Linear(3, 2), nn.ReLU(inplace=True)).double(), double(9, 3)
+    got = unit_percentiles(net, x, layers=["0"], outputs=True)["0"]
+    np.testing.assert_allclose(got, percentiles_by_hand(net[0](x).detach()), rtol=1e-12)
+    assert got.min() < 0
+
+
+@pytest.mark.parametrize("n", [MOST_VALUES - 1, MOST_VALUES])
+def test_up_to_the_bound_every_value_counts(n):
+    x = double(n, 3)
+    got = unit_percentiles(ONE_LAYER, x.float())["0"]
+    np.testing.assert_allclose(got, np.percentile(x.numpy(), [15, 50, 85], axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3 * MOST_VALUES + 5, 2), (100, 2, 19, 17), (300, 2, 11, 13)])
+def test_beyond_it_some_stand_for_all(shape):
+    """Two units, of deviation 1 and 5: a percentile of 8,192 values is off by about 1.7 %."""
+    x = double(*shape) * torch.tensor([1.0, 5.0]).view(1, 2, *[1] * (len(shape) - 2))
+    got = unit_percentiles(nn.Sequential(nn.Identity()), x, layers=["0"])["0"]
+    exact = percentiles_by_hand(x)
+    assert (np.abs(got.numpy() - exact) < 0.06 * np.array([1, 5])).all()
+    assert not np.allclose(got, exact, rtol=0, atol=1e-9)
 
 
 def test_any_module_can_be_asked_for():

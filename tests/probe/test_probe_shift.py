@@ -57,6 +57,25 @@ def test_it_is_definition_2_1(name, norm, lr):
         assert reading.l2 > 1e-6
 
 
+@pytest.mark.parametrize("norm", ["batch", "noisy-none"])
+@pytest.mark.parametrize("chosen", [[], [0], [1], [2, 0], [0, 1, 2]])
+def test_of_some_layers_it_is_what_it_is_of_all(norm, chosen):
+    """What comes before a layer that is read has stepped, read or not."""
+    model, (x, y) = make("mlp", norm, depth=3), images()
+
+    def read(**layers):
+        torch.manual_seed(SEED)
+        return covariate_shift(model, x, y, lr=0.3, **layers)
+
+    everything = read()
+    names = [list(everything)[i] for i in chosen]
+    got = read(layers=names)
+    assert got == {name: everything[name] for name in sorted(names, key=list(everything).index)}
+    assert list(got) == sorted(names, key=list(everything).index)
+    assert len({reading.l2 for reading in everything.values()}) == 3
+    assert read(layers=["hidden.0.linear"]) == {}, "before the first nothing steps"
+
+
 def test_dropout_falls_alike_before_and_after():
     net = nn.Sequential(nn.Linear(16, 8), nn.Dropout(), nn.Linear(8, 3)).double()
     x, y = images()

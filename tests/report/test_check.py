@@ -38,9 +38,10 @@ def inside(story, path):
     return story
 
 
-# Texts and the environment choose their keys, low and high come together, a range may be left out,
-# and without its kind a panel is not known at all.
-FREE = {"text", "environment", "low", "high", "range", "kind"}
+# Texts and the environment choose their keys, low and high come together, as do controls and
+# frames; these may be left out, and without its kind a panel is not known at all.
+FREE = {"text", "environment", "low", "high", "range", "kind", "controls", "frames"}
+FREE |= {"summary", "records", "networks"}
 
 
 def test_whatever_is_missing_is_named():
@@ -82,6 +83,11 @@ def test_whatever_is_missing_is_named():
             math.nan,
             r"y\[3\], wanted",
         ),
+        (("claims", 0, "networks", 0, "status"), "maybe", "status, wanted 'supported' or"),
+        (("claims", 1, "figures", 1, "controls", 0, "kind"), "knob", "wanted slider or choice of"),
+        (("claims", 1, "figures", 1, "frames", 3, 0, "x", "log"), 1, r"frames\[3\]\[0\].x.log, w"),
+        (("records", 0, "key"), 3, r"got 3 for story.records\[0\].key, wanted a string"),
+        (("live",), {"seconds": 5}, "got story.live without cells, done, left, share"),
         (("claims",), [], "got 0 claims in the story, wanted all 5"),
         (("examples",), [], "got the examples none, wanted arithmetic, shift, scale, bell"),
     ],
@@ -105,6 +111,97 @@ def test_low_needs_high():
     story = example_story()
     del story["claims"][0]["figures"][0]["panels"][0]["series"][0]["high"]
     with pytest.raises(UsageError, match="low and high both or neither"):
+        check(story)
+
+
+def played(story):
+    return story["claims"][1]["figures"][1]
+
+
+def test_what_may_be_left_out_may_be_left_out():
+    story = example_story()
+    del played(story)["controls"], played(story)["frames"], played(story)["summary"]
+    for claim in story["claims"]:
+        del claim["networks"], claim["headline"]["records"]
+        for part in claim["parts"]:
+            del part["records"]
+    del story["claims"][1]["figures"][0]["records"], story["records"]
+    check(story)
+    assert check(story | {"live": None}) == story | {"live": None}
+
+
+@pytest.mark.parametrize("key", ["controls", "frames"])
+def test_controls_and_frames_come_together(key):
+    story = example_story()
+    del played(story)[key]
+    with pytest.raises(UsageError, match="got controls or frames alone in figure 'play'"):
+        check(story)
+
+
+def test_a_control_starts_at_one_of_its_values():
+    story = example_story()
+    played(story)["controls"][1]["start"] = 4
+    with pytest.raises(UsageError, match="got start 4 for a control of figure 'play' with 4 val"):
+        check(story)
+
+
+def test_there_is_a_frame_for_each_combination():
+    story = example_story()
+    played(story)["frames"].pop()
+    with pytest.raises(UsageError, match="got 11 frames in figure 'play', wanted 12"):
+        check(story)
+
+
+@pytest.mark.parametrize("other", [None, 0])
+def test_the_panels_are_the_frame_at_the_start(other):
+    story = example_story()
+    frames = played(story)["frames"]
+    frames[2] = None if other is None else frames[other]
+    with pytest.raises(UsageError, match="got frame 2 of figure 'play', at which its controls"):
+        check(story)
+
+
+def test_frames_are_alike_in_kind_and_scale():
+    story = example_story()
+    frames = played(story)["frames"]
+    frames[5] = frames[5][:1]
+    with pytest.raises(UsageError, match=r"got frame 5 of figure 'play' with .*, wanted .* start"):
+        check(story)
+    story = example_story()
+    story["claims"][1]["figures"][1]["frames"][5][0]["y"]["log"] = False
+    with pytest.raises(UsageError, match="got frame 5 of figure 'play' with"):
+        check(story)
+
+
+def test_lengths_agree_in_every_frame():
+    story = example_story()
+    played(story)["frames"][5][0]["series"][1]["low"].pop()
+    with pytest.raises(UsageError, match="series 1 of panel 0 in frame 5 of figure 'play'"):
+        check(story)
+
+
+def test_a_figure_is_named_once():
+    story = example_story()
+    story["claims"][2]["figures"].append(story["claims"][0]["figures"][0])
+    with pytest.raises(UsageError, match="got the figure 'percentiles' twice"):
+        check(story)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("claims", 0, "headline"), "for the headline of claim 'stabilises', wanted .* story's 9"),
+        (("claims", 0, "networks", 1, "headline"), "for a network of claim 'stabilises'"),
+        (("claims", 0, "parts", 2), "for part 2 of claim 'stabilises'"),
+        (("claims", 1, "figures", 0), "for figure 'rates'"),
+        (("examples", 2, "figures", 0), "for figure 'maps'"),
+    ],
+)
+@pytest.mark.parametrize("index", [9, -1])
+def test_records_are_there(path, message, index):
+    story = example_story()
+    inside(story, path)["records"] = [0, index]
+    with pytest.raises(UsageError, match=f"got record {index} {message}"):
         check(story)
 
 

@@ -33,7 +33,11 @@ VISIONS = {
 
 
 def schemes():
-    css = resources.files("spiritlevel.report").joinpath("page.css").read_text(encoding="utf-8")
+    css = (
+        resources.files("spiritlevel.report")
+        .joinpath("web", "page.css")
+        .read_text(encoding="utf-8")
+    )
     light, dark = (
         dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in css.split("@media")[:2]
     )

@@ -1,107 +1,102 @@
+import copy
 import json
 import re
 from typing import get_args
 
 import plotly.graph_objects as go
 import pytest
-from story import (
-    HOSTILE,
-    axis,
-    example_story,
-    figure,
-    guide,
-    heatmap,
-    lines,
-    series,
-)
+from story import axis, example_story, figure, guide, heatmap, lines, played, series
 
-from spiritlevel.report.figures import SHAPES, SYMBOLS, bell, legend, plot
+from spiritlevel.errors import UsageError
+from spiritlevel.report.figures import SHAPES, SYMBOLS, bell, drawing, legend
 from spiritlevel.report.heatmap import colour_key
 from spiritlevel.report.story import Arm
 
 X, Y, LOG_Y = axis("x"), axis("y"), axis("y", log=True)
 
 
-def drawn(*some, y=Y, guides=()):
-    return plot(lines("title", X, y, *some, guides=guides))
+def opened(pooled):
+    """The way back that charts.js takes."""
+    whole = []
+
+    def open_one(item):
+        if isinstance(item, list):
+            return [open_one(one) for one in item]
+        if not isinstance(item, dict):
+            return item
+        if "$" in item:
+            return whole[item["$"]]
+        return {key: open_one(one) for key, one in item.items()}
+
+    for item in pooled["pool"]:
+        whole.append(open_one(item))
+    return open_one(pooled["value"])
 
 
-def painted(plotted):
-    """The figure with a real colour for each token, as page.js makes it."""
-    text = re.sub(r'"var\(--[\w-]+\)(@[\d.]+)?"', '"#123456"', json.dumps(plotted))
-    return json.loads(text)
+def drawn(*panels):
+    """What panels share, and the only frame of each."""
+    found = drawing(figure("f", "t", "c", *panels))
+    return found["panels"], opened(found["frames"])[0]
 
 
-def all_panels():
+def lined(*some, x=X, y=Y, guides=()):
+    (shared,), (frame,) = drawn(lines("title", x, y, *some, guides=guides))
+    return shared, frame
+
+
+def moved(*panels):
+    """Shared part and frames of a figure with a slider whose frames have one panel each."""
+    found = figure("f", "t", "c", panels[0])
+    values = [str(index) for index in range(len(panels))]
+    label = ["page.plain", {"text": "x"}]
+    found["controls"] = [{"label": label, "values": values, "start": 0, "kind": "slider"}]
+    found["frames"] = [[panel] for panel in panels]
+    whole = drawing(found)
+    return whole["panels"][0], [frame[0] for frame in opened(whole["frames"])]
+
+
+def all_figures():
     story = example_story()
     for part in (*story["examples"], *story["claims"]):
-        for one in part["figures"]:
-            yield from one["panels"]
+        yield from part["figures"]
 
 
-def test_plotly_knows_every_property_of_every_figure():
-    for plotted in (bell(), *map(plot, all_panels())):
-        known = painted(plotted)
-        go.Figure(
-            data=[{"type": "scatter"} | trace for trace in known["data"]], layout=known["layout"]
-        )
+def test_plotly_knows_every_property_of_every_layout():
+    for found in (bell(), *(panel for one in all_figures() for panel in drawing(one)["panels"])):
+        text = re.sub(r'"var\(--[\w-]+\)(@[\d.]+)?"', '"#123456"', json.dumps(found))
+        known = json.loads(text)
+        go.Figure(data=known.get("data", [known.get("trace", {})]), layout=known["layout"])
 
 
-def test_a_line_has_the_colour_of_its_arm_and_marks_where_points_are_few():
-    (few,) = drawn(series("group", [1, 2, 3], [1, 2, 3]))["data"]
-    (many,) = drawn(series("group", list(range(50)), [1.0] * 50))["data"]
-    assert few["line"]["color"] == many["line"]["color"] == "var(--arm-group)"
-    assert (few["mode"], many["mode"]) == ("lines+markers", "lines")
-    assert few["marker"]["symbol"] == SYMBOLS["group"]
+def test_a_series_keeps_its_numbers_and_is_described():
+    _, frame = lined(
+        series("group", [1, 2, 3], [1.23456789, None, 3.0], low=[1, 2, 3], high=[4] * 3)
+    )
+    (found,) = frame["series"]
+    assert (found["x"], found["y"]) == ([1, 2, 3], [1.235, None, 3])
+    assert (found["low"], found["high"]) == ([1, 2, 3], [4, 4, 4])
+    assert found["as"]["arm"] == "group"
+    assert found["as"]["symbol"] == SYMBOLS["group"]
+    assert found["as"]["entry"] == 0
 
 
-@pytest.mark.parametrize(("style", "mode"), [("dots", "markers"), ("thin", "lines")])
-def test_styles(style, mode):
-    (trace,) = drawn(series("none", [1, 2], [1, 2], style))["data"]
-    assert trace["mode"] == mode
-    assert (trace["opacity"] < 1) == (style == "thin")
-
-
-def test_a_dashed_line_is_dashed():
-    dashed, solid = drawn(series("none", [1], [1], "dash"), series("none", [1], [1]))["data"]
-    assert dashed["line"]["dash"] != solid["line"]["dash"] == "solid"
-
-
-def test_a_band_is_one_closed_outline_a_stretch_and_leaves_the_gap_open():
-    band, line = drawn(
-        series("batch", [0, 1, 2, 3], [5, 5, None, 5], low=[4, 4, None, 4], high=[6, 7, None, 6])
-    )["data"]
-    assert band["x"] == [0, 1, 1, 0, None, 3, 3, None]
-    assert band["y"] == [4, 4, 7, 6, None, 4, 6, None]
-    assert band["fillcolor"].startswith("var(--arm-batch)@0.")
-    assert line["y"] == [5, 5, None, 5]
-    assert "4" not in line["hovertemplate"].replace(":.4~g", "")
-
-
-def test_a_band_on_a_logarithmic_axis_stops_where_its_lower_end_is_not_positive():
-    band, _ = drawn(
-        series("batch", [0, 1, 2], [1, 1, 1], low=[0.5, 0.5, -1], high=[2, 2, 2]), y=LOG_Y
-    )["data"]
-    assert band["x"] == [0, 1, 1, 0, None]
-
-
-def test_dots_have_error_bars_in_place_of_a_band():
-    (trace,) = drawn(
-        series("ghost", [1, 2, 3], [5, 6, None], "dots", low=[4, None, None], high=[7, None, None])
-    )["data"]
-    assert trace["error_y"]["array"] == [2, None, None]
-    assert trace["error_y"]["arrayminus"] == [1, None, None]
+def test_few_points_are_marked_and_many_are_not():
+    _, few = lined(series("group", [1, 2, 3], [1, 2, 3]))
+    _, many = lined(series("group", list(range(50)), [1.0] * 50))
+    _, dots = lined(series("group", list(range(50)), [1.0] * 50, "dots"))
+    _, thin = lined(series("group", [1, 2], [1, 2], "thin"))
+    marked = [one["series"][0]["as"]["marked"] for one in (few, many, dots, thin)]
+    assert marked == [True, False, True, False]
 
 
 def test_a_label_is_text_to_plotly_too():
-    (trace,) = drawn(series("none", [1], [1], label=HOSTILE + "%{x}"))["data"]
-    name = trace["hovertemplate"].split("<br>")[0]
-    assert name == "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;%&#123;x}"
+    _, frame = lined(series("none", [1], [1], label="</b>%{x}"))
+    assert frame["series"][0]["as"]["hover"] == "&lt;/b&gt;%&#123;x}"
 
 
 def test_without_a_label_a_series_has_its_arms():
-    (trace,) = drawn(series("noisy-none", [1], [1]))["data"]
-    assert trace["hovertemplate"].startswith("no normalization, same noise<br>")
+    _, frame = lined(series("noisy-none", [1], [1]))
+    assert str(frame["series"][0]["as"]["name"]) == "no normalization, same noise"
 
 
 def test_a_legend_names_each_label_of_an_arm_once_over_all_panels():
@@ -116,6 +111,18 @@ def test_a_legend_names_each_label_of_an_arm_once_over_all_panels():
     assert entries[1]["shape"] is None
 
 
+def test_a_legend_has_what_any_frame_has_and_shows_the_first_ones():
+    one = played()
+    one["controls"][1]["start"] = 0
+    one["panels"] = one["frames"][0]
+    assert [(str(e["label"]), e["shown"]) for e in legend(one)] == [
+        ("no normalization", True),
+        ("batch, rate 0.1", False),
+    ]
+    frame = opened(drawing(one)["frames"])[1]
+    assert [series["as"]["entry"] for series in frame[0]["series"]] == [0, 1]
+
+
 def test_every_arm_has_its_own_symbol_and_the_legend_can_draw_it():
     assert set(SYMBOLS) == set(get_args(Arm))
     assert len(set(SYMBOLS.values())) == len(SYMBOLS)
@@ -123,54 +130,117 @@ def test_every_arm_has_its_own_symbol_and_the_legend_can_draw_it():
 
 
 def test_a_guide_is_a_line_through_the_chart_named_where_the_data_are_far():
-    rising = series("none", [0, 1, 2, 3], [0.9, 2, 3, 4])
-    layout = drawn(rising, guides=[guide("y", 1.0, "even")])["layout"]
-    (shape,), (name,) = layout["shapes"], layout["annotations"]
+    _, frame = lined(series("none", [0, 1, 2, 3], [0.9, 2, 3, 4]), guides=[guide("y", 1.0, "even")])
+    (shape,), (name,) = frame["shapes"], frame["annotations"]
     assert (shape["xref"], shape["y0"], shape["y1"]) == ("paper", 1.0, 1.0)
     assert (str(name["text"]), name["y"], name["xanchor"]) == ("even", 1.0, "right")
     falling = series("none", [0, 1, 2, 3], [4, 3, 2, 0.9])
-    (name,) = drawn(falling, guides=[guide("y", 1.0, "even")])["layout"]["annotations"]
-    assert name["xanchor"] == "left"
+    _, frame = lined(falling, guides=[guide("y", 1.0, "even")])
+    assert frame["annotations"][0]["xanchor"] == "left"
 
 
 def test_a_guides_name_on_a_logarithmic_axis_is_placed_by_the_exponent():
-    (shape,), (name,) = (
-        drawn(series("none", [1], [1]), y=LOG_Y, guides=[guide("y", 100, "far")])["layout"][part]
-        for part in ("shapes", "annotations")
+    _, frame = lined(series("none", [1], [1]), y=LOG_Y, guides=[guide("y", 100, "far")])
+    assert (frame["shapes"][0]["y0"], frame["annotations"][0]["y"]) == (100, 2)
+
+
+def test_one_frame_leaves_its_range_to_plotly_and_several_have_one_in_common():
+    low = lines("a", X, Y, series("none", list(range(20)), [1.0] * 20))
+    high = lines(
+        "b", X, Y, series("none", list(range(20)), [3.0] * 20, low=[2.0] * 20, high=[5.0] * 20)
     )
-    assert (shape["y0"], name["y"]) == (100, 2)
+    shared, _ = moved(low)
+    assert "range" not in shared["layout"]["yaxis"]
+    shared, frames = moved(low, high)
+    assert shared["layout"]["xaxis"]["range"] == [0, 19]
+    assert shared["layout"]["yaxis"]["range"] == [0.8, 5.2]
+    assert [str(frame["words"]["title"]) for frame in frames] == ["a", "b"]
 
 
-def test_a_heatmap_has_its_first_row_on_top_and_logarithms_inside():
-    panel = heatmap("t", ["first", "last"], [[0.1] * 51, [10.0] * 50 + [None]])
-    plotted = plot(panel)
-    (trace,) = plotted["data"]
-    assert plotted["layout"]["yaxis"]["autorange"] == "reversed"
-    assert trace["z"][0][0] == -1
-    assert trace["z"][1][-2:] == [1, None]
-    assert trace["text"][1][-2:] == ["10", ""]
-    assert (trace["zmin"], trace["zmax"]) == (-1, 1)
+def test_ranges_in_common_are_exponents_on_a_logarithmic_axis_and_skip_what_it_cannot_show():
+    one = lines("a", X, LOG_Y, series("none", list(range(20)), [0.0] * 19 + [1.0]))
+    other = lines("b", X, LOG_Y, series("none", list(range(20)), [100.0] * 20))
+    shared, frames = moved(one, other)
+    assert shared["layout"]["yaxis"]["range"] == [-0.1, 2.1]
+    # The table has the zeros.
+    assert frames[0]["series"][0]["y"][0] == 0
+
+
+def test_ranges_that_are_given_are_joined():
+    one = lines("a", X, axis("y", limits=[0, 1]), series("none", [1], [0.5]))
+    other = lines("b", X, axis("y", limits=[-1, 0.5]), series("none", [1], [0.2]))
+    shared, _ = moved(one, other)
+    assert shared["layout"]["yaxis"]["range"] == [-1, 1]
+
+
+def test_a_guide_of_any_frame_is_within_the_common_range():
+    one = lines("a", X, Y, series("none", [1, 2], [1, 2]))
+    other = lines("b", X, Y, series("none", [1, 2], [1, 2]), guides=[guide("y", 9, "up")])
+    shared, frames = moved(one, other)
+    assert shared["layout"]["yaxis"]["range"][1] > 9
+    assert [len(frame["shapes"]) for frame in frames] == [0, 1]
+
+
+def test_repeated_x_and_descriptions_are_written_once():
+    steps = [float(step) for step in range(100, 200)]
+    frames = [
+        lines("t", X, Y, series("batch", steps, [k + step / 7 for step in steps])) for k in range(9)
+    ]
+    found = drawing(figure("f", "t", "c", *frames))
+    text = json.dumps(found["frames"])
+    assert text.count("100, 101, 102") == 1
+    assert text.count('"arm"') == 1
+
+
+def test_a_heatmap_has_its_first_row_on_top_and_its_colours_by_the_logarithm():
+    shared, frame = drawn(heatmap("t", ["first", "last"], [[0.1] * 51, [10.0] * 50 + [None]]))
+    (shared,), (frame,) = shared, frame
+    assert shared["layout"]["yaxis"]["autorange"] == "reversed"
+    assert (shared["trace"]["zmin"], shared["trace"]["zmax"], shared["log"]) == (-1, 1, True)
+    assert frame["z"][0][0] == 0.1
+    assert frame["z"][1][-2:] == [10, None]
+    assert frame["rows"] == ["first", "last"]
+
+
+def test_maps_have_colours_height_and_columns_in_common():
+    small = heatmap("t", ["one"], [[0.1] * 51])
+    large = heatmap("t", [str(row) for row in range(20)], [[10.0] * 51] * 20)
+    later = copy.deepcopy(large) | {"columns": [10 * step + 500 for step in range(51)]}
+    shared, frames = moved(small, large)
+    assert (shared["trace"]["zmin"], shared["trace"]["zmax"]) == (-1, 1)
+    assert shared["layout"]["height"] == drawn(large)[0][0]["layout"]["height"]
+    assert "range" not in shared["layout"]["xaxis"]
+    assert [len(frame["ticks"]["tickvals"]) for frame in frames] == [1, 20]
+    shared, _ = moved(small, later)
+    assert shared["layout"]["xaxis"]["range"] == [-5, 1005]
 
 
 def test_a_middle_is_neutral_and_both_sides_reach_equally_far():
     panel = heatmap("t", ["one"], [[0.5] * 50 + [100.0]], middle=1.0)
-    (trace,) = plot(panel)["data"]
-    assert trace["zmin"] == -trace["zmax"] == -2
-    assert trace["colorscale"][4] == [0.5, "#eeeeee"]
-    assert [str(number) for number in colour_key(panel)["numbers"]] == ["0.01", "1", "100"]
+    (shared,), _ = drawn(panel)
+    assert shared["trace"]["zmin"] == -shared["trace"]["zmax"] == -2
+    assert shared["trace"]["colorscale"][4] == [0.5, "#eeeeee"]
+    assert [str(number) for number in colour_key([panel])["numbers"]] == ["0.01", "1", "100"]
 
 
 def test_a_heatmap_of_nothing_still_draws():
     for rows in ([], ["empty"]):
-        assert plot(heatmap("t", rows, [[None] * 51 for _ in rows]))["data"]
+        (shared,), (frame,) = drawn(heatmap("t", rows, [[None] * 51 for _ in rows]))
+        assert shared["trace"]["zmin"] == shared["trace"]["zmax"]
+        assert frame["rows"] == rows
+
+
+def test_a_colour_range_needs_numbers_that_a_logarithm_can_show():
+    with pytest.raises(UsageError, match="got a colour range of"):
+        drawn(heatmap("t", ["one"], [[1.0] * 51], range=[0.0, 1.0]))
 
 
 def test_layers_with_long_names_keep_both_ends_and_many_layers_a_readable_number_of_names():
     names = [f"features.{i}.block.primary_conv.bn" for i in range(100)]
-    axis_y = plot(heatmap("t", names, [[1.0] * 51] * 100))["layout"]["yaxis"]
-    assert len(axis_y["tickvals"]) <= 24
-    assert axis_y["ticktext"][0].startswith("features.0")
-    assert axis_y["ticktext"][0].endswith("conv.bn")
+    _, (frame,) = drawn(heatmap("t", names, [[1.0] * 51] * 100))
+    assert len(frame["ticks"]["tickvals"]) <= 24
+    assert frame["ticks"]["ticktext"][0].startswith("features.0")
+    assert frame["ticks"]["ticktext"][0].endswith("conv.bn")
 
 
 def test_the_bell_is_the_standard_normal_density():

@@ -1,18 +1,23 @@
+import base64
+import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from story import HOSTILE, example_story, figure, heatmap, lines, series
+from plotly.offline import get_plotlyjs
+from story import HOSTILE, control, example_story, figure, lines, live_story, series
 from story import axis as story_axis
 
 from spiritlevel import report
 from spiritlevel.errors import MissingExtra, UsageError
-from spiritlevel.report.page import _duration
+from spiritlevel.report.page import LIMIT, _duration, _ranges
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +54,65 @@ def outline(html):
     return Outline(html)
 
 
-def test_only_our_two_scripts_run_and_the_rest_is_data(outline):
+def test_only_our_script_runs_and_the_rest_is_data(outline):
     types = [attrs.get("type") for tag, attrs in outline.tags if tag == "script"]
-    assert types.count(None) == 2
-    assert set(types) == {None, "application/json"}
+    assert types.count(None) == types.count("text/plain") == 1
+    assert set(types) == {None, "text/plain", "application/json"}
+
+
+def sha256(text):
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def test_the_policy_names_our_script_and_plotlys_and_no_other(outline):
+    (policy,) = [a["content"] for _, a in outline.tags if a.get("http-equiv")]
+    (ours,) = [body for attrs, body in outline.scripts if "type" not in attrs]
+    (packed,) = [body for attrs, body in outline.scripts if attrs.get("id") == "plotly"]
+    plotly = zlib.decompress(base64.b64decode(packed)).decode()
+    assert plotly == get_plotlyjs()
+    assert re.findall(r"sha256-[^']+", policy) == [sha256(plotly), sha256(ours)]
 
 
 def test_hostile_text_is_text_wherever_it_stands(html, outline):
     assert HOSTILE not in html
     assert HOSTILE in outline.words
-    data = [json.loads(body) for attrs, body in outline.scripts if attrs.get("type")]
+    data = [json.loads(body) for attrs, body in outline.scripts if "json" in attrs.get("type", "")]
     assert any(HOSTILE in json.dumps(one) or "&lt;/script" in json.dumps(one) for one in data)
 
 
+WHERE_IT_STANDS = [
+    ("record", '<li id="record-8"><code>{}</code>'),
+    ("control value", "<span>{}</span></label>"),
+    ("network", "{} <b>–</b></li>"),
+    ("summary", '<p class="summary">Behind 40 layers 0.015 of 1 is left, in {} less.</p>'),
+    ("class", '<bdi class="tag">{}</bdi>'),
+]
+
+
+@pytest.mark.parametrize(("what", "wanted"), WHERE_IT_STANDS)
+def test_hostile_text_is_escaped(html, what, wanted):
+    assert wanted.format("&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;") in html, what
+
+
+def every_dict(value):
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list):
+            yield from every_dict(item)
+
+
 def test_data_survives_the_way_into_the_page(outline):
-    data = [
-        json.loads(body) for attrs, body in outline.scripts if attrs.get("class") == "chart-data"
-    ]
-    labels = [trace.get("hovertemplate", "") for one in data for trace in one["data"]]
-    assert any(label.startswith("ε = 0, exact to rounding<br>") for label in labels)
+    data = {one["id"]: one for one in figure_data(outline)}
+    assert len(data) == 8
+    names = [item.get("name") for item in every_dict(data["scaling"]["frames"])]
+    assert "ε = 0, exact to rounding" in names
+    assert data["play"]["controls"][0]["values"] == ["VGG", "residual", HOSTILE]
+
+
+def figure_data(outline):
+    found = [body for attrs, body in outline.scripts if attrs.get("class") == "figure-data"]
+    return [json.loads(body) for body in found]
 
 
 def test_nothing_is_fetched_and_nothing_is_inline_code(outline):
@@ -102,10 +147,31 @@ def test_landmarks_language_and_labels(outline):
             assert attrs["href"][1:] in ids
 
 
+READING = ["answer", "examples", "widget", "layers", "example-shift", "claims", "reproduce"]
+
+
 def test_the_answer_comes_first_then_examples_claims_and_how_to_repeat_it(html):
-    order = [html.index(f'id="{name}"') for name in ("answer", "examples", "claims", "reproduce")]
+    order = [html.index(f'id="{name}"') for name in READING]
     assert order == sorted(order)
-    assert html.index('id="widget"') < html.index('id="example-shift"')
+
+
+def test_the_contents_name_all_of_it_in_that_order(html):
+    contents = html[html.index("<nav") : html.index("</nav>")]
+    assert re.findall('href="#([^"]+)"', contents) == [
+        "examples",
+        "layers",
+        *(f"example-{name}" for name in ("shift", "scale", "bell")),
+        "claims",
+        *(f"claim-{claim['id']}" for claim in example_story()["claims"]),
+        "reproduce",
+    ]
+
+
+def test_arithmetic_comes_first_wherever_it_is_given():
+    story = example_story()
+    story["examples"] = story["examples"][::-1]
+    html = report.render(story)
+    assert html.index('id="example-arithmetic') < html.index('id="example-bell')
 
 
 def test_what_failed_and_rules_that_changed_are_said_only_when_they_did():
@@ -160,21 +226,114 @@ def test_a_class_named_by_an_undecodable_file_name_can_be_written(tmp_path):
     assert "caf?" in path.read_text(encoding="utf-8")
 
 
-def test_a_large_study_stays_below_six_megabytes():
-    """Ten figures of three panels of four lines, every other with bands, and two deep heat maps."""
-    steps = list(range(120))
-    walk = [1.23456789 / (1 + step) for step in steps]
-    plain = [series("batch", steps, walk)] * 4
-    banded = [series("batch", steps, walk, low=walk, high=walk)] * 4
+def test_numbers_name_their_records_and_the_records_are_listed(outline):
+    named = [attrs["data-records"] for _, attrs in outline.tags if "data-records" in attrs]
+    assert set(named) == {"0-2,7", "1-2", "1", "2", "3", "0-7"}
+    ids = {attrs.get("id") for _, attrs in outline.tags}
+    assert {f"record-{index}" for index in range(9)} <= ids
+    assert "sweep/lr=0.1,norm=batch,seed=7" in outline.words
+    assert "1.2 s, failed" in outline.words
+
+
+def test_without_records_or_networks_the_page_says_nothing_of_them():
+    story = example_story()
+    del story["records"]
+    for claim in story["claims"]:
+        del claim["networks"], claim["headline"]["records"]
+        for part in claim["parts"]:
+            del part["records"]
+        for one in claim["figures"]:
+            one.pop("records", None)
+    html = report.render(story)
+    assert 'class="traced"' not in html
+    assert 'id="records"' not in html
+    assert 'class="networks"' not in html
+
+
+def test_a_live_page_says_how_far_the_run_is_and_a_finished_one_does_not(html):
+    live = report.render(live_story())
+    assert "The study is running: 34 of 214 runs are done, 3 min left." in live
+    assert "reads itself anew every 3600 s" in live
+    assert "gave no result" not in live
+    assert 'value="0.16"' in live
+    assert 'id="live"' not in html
+    story = live_story()
+    story["live"]["left"] = None
+    assert "34 of 214 runs are done. This page" in report.render(story)
+
+
+def big_story():
+    """Five claims on three networks: for each a figure with three controls, 7 x 3 x 15 frames."""
+    rng = random.Random(0)
+    steps = [10.0 * step for step in range(40)]
+
+    def curve(arm):
+        middle = [rng.random() for _ in steps]
+        ends = {"low": [v - 0.1 for v in middle], "high": [v + 0.1 for v in middle]}
+        return series(arm, steps, middle, **ends)
+
+    def frame():
+        return [lines("t", story_axis("x"), story_axis("y"), curve("none"), curve("batch"))]
+
     story = example_story()
     for claim in story["claims"]:
-        claim["figures"] = [
-            figure(name, "t", "c", *[lines("t", story_axis("x"), story_axis("y"), *four)] * 3)
-            for name, four in (("plain", plain), ("banded", banded))
-        ]
-    depth = heatmap("t", [f"layer {i}" for i in range(60)], [walk[:51]] * 60)
-    story["examples"][3]["figures"] = [figure("depth", "t", "c", depth, depth)]
-    assert len(report.render(story).encode()) < 6_000_000
+        claim["figures"] = []
+        for network in ("vgg", "residual", "ghost"):
+            frames = [frame() for _ in range(7 * 3 * 15)]
+            one = figure(f"{claim['id']}-{network}", "t", "c", *frames[0])
+            values = {"rate": 7, "norm": 3, "step": 15}
+            one["controls"] = [
+                control("slider", name, [str(value) for value in range(many)])
+                for name, many in values.items()
+            ]
+            claim["figures"].append(one | {"frames": frames})
+    story["records"] *= 100
+    return story
+
+
+@pytest.fixture(scope="module")
+def big():
+    return big_story()
+
+
+def notes(html):
+    """What the captions of the figures say of what was left out."""
+    captions = re.findall("<figcaption>(.*?)</figcaption>", html, re.DOTALL)
+    said = " ".join(captions)
+    return said.count("neighbouring points are drawn as one"), said.count("at one setting only")
+
+
+def test_a_big_study_stays_within_the_bound_and_says_what_that_cost(big):
+    html = report.render(big)
+    assert 4_500_000 < len(html.encode()) <= LIMIT == 6_000_000
+    assert notes(html) == (15, 0)
+    played = [one for one in figure_data(Outline(html)) if one["controls"]]
+    assert len(played) == 15
+    assert {len(one["frames"]["value"]) for one in played} == {315}
+
+
+def test_what_is_larger_still_is_drawn_at_the_start(big, monkeypatch):
+    monkeypatch.setattr("spiritlevel.report.page.LIMIT", 3_000_000)
+    html = report.render(big)
+    assert len(html.encode()) <= 3_000_000
+    thinned, fixed = notes(html)
+    assert 0 < fixed < 15
+    assert thinned >= html.count('class="controls"') == 15 - fixed
+
+
+def test_a_page_that_cannot_be_made_small_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("spiritlevel.report.page.LIMIT", 2_000_000)
+    path = tmp_path / "report.html"
+    with pytest.raises(UsageError, match=r"MB with few points and without controls, wanted at m"):
+        report.write(example_story(), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("indices", "said"), [([], ""), ([3], "3"), ([2, 0, 1, 7, 1], "0-2,7"), ([4, 5], "4-5")]
+)
+def test_indices_are_told_by_their_ranges(indices, said):
+    assert _ranges(indices) == said
 
 
 @pytest.mark.parametrize(

@@ -1,55 +1,16 @@
 """The page in a real Chromium, with every network request refused and counted."""
 
-import re
 from itertools import product
 
 import pytest
 from story import HOSTILE, example_story
+from view import SIZES, View
 
 from spiritlevel import report
 
 pytestmark = pytest.mark.browser
 
-SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
 VIEWS = list(product(SIZES, ("light", "dark")))
-
-
-class View:
-    """One page, opened, and what went wrong with it."""
-
-    def __init__(self, browser, path, size):
-        width, height = SIZES[size]
-        self.context = browser.new_context(
-            viewport={"width": width, "height": height},
-            is_mobile=size == "phone",
-            has_touch=size == "phone",
-            reduced_motion="reduce",
-        )
-        self.page = self.context.new_page()
-        self.faults, self.requests = [], []
-        self.page.on("console", lambda said: self.faults.append(said.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.faults.append(dialog.message))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.context.route(re.compile("^(?!file:|data:)"), lambda route: route.abort())
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-drawn=yes]")
-
-    def in_scheme(self, scheme, media="screen"):
-        self.page.emulate_media(color_scheme=scheme, media=media)
-        # The change is told to the page before it paints anew.
-        self.evaluate("new Promise((next) => requestAnimationFrame(() => setTimeout(next)))")
-        return self
-
-    def evaluate(self, script, argument=None):
-        return self.page.evaluate(script, argument)
-
-    def result(self, name):
-        return self.page.locator(f'[data-result="{name}"]').inner_text()
-
-    def rows(self):
-        lines = self.page.locator('[data-result="rows"] tr').all()
-        return [line.locator("td").all_inner_texts() for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +55,7 @@ def test_every_chart_is_drawn_and_keeps_inside_its_panel(look):
            })"""
     )
     # One for each panel of the story, and the widget's.
-    assert len(charts) == 15
+    assert len(charts) == 17
     for chart in charts:
         assert chart["traces"] > 0, chart
         assert chart["width"] > 200, chart
@@ -145,6 +106,16 @@ TEXTS = [
     ".widget .caption",
     ".widget label",
     ".widget button",
+    ".summary",
+    ".control label",
+    ".control legend",
+    ".control output",
+    ".choices :checked + span",
+    ".choices :not(:checked) + span",
+    ".gap",
+    ".networks li",
+    ".contents a",
+    ".traced summary",
     ".problem",
     ".tag",
     "footer p",
@@ -159,6 +130,7 @@ def test_text_has_contrast(look):
 def test_hostile_text_is_shown_and_runs_nothing(look):
     assert look.page.locator(".tag", has_text=HOSTILE).inner_text() == HOSTILE
     data = look.evaluate('document.querySelectorAll("script[type]").length')
+    # Beside the data our own, and Plotly's, which ours unpacks.
     assert look.evaluate("document.scripts.length") == data + 2
 
 
@@ -229,6 +201,10 @@ def test_adding_and_scaling_leave_the_normalized_values_alone(view):
 def test_bad_input_is_explained_and_marked(view, field, typed, message):
     view.page.fill(f"[name={field}]", typed)
     assert view.page.locator("#widget-problem").inner_text().startswith(message)
+    # What was computed before would look like what comes of this.
+    assert [view.result(name) for name in ("mean", "variance", "deviation", "after")] == ["–"] * 4
+    assert view.rows() == []
+    assert view.page.locator("#bell .point").count() == 0
     assert view.page.get_attribute(f"[name={field}]", "aria-invalid") == "true"
     view.page.click("[data-change=reset]")
     assert view.page.locator("#widget-problem").inner_text() == ""

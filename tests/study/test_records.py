@@ -25,7 +25,7 @@ from spiritlevel.study.records import (
 from spiritlevel.study.run import all_cells
 
 
-def record(seed: int = 1, task: str = "sweep", result=None, error=None, **settings) -> Record:
+def record(seed: int = 1, task: str = "train", result=None, error=None, **settings) -> Record:
     cell = Cell(task, {"seed": seed, **settings})
     made = {"final_loss": seed / 7, "loss": [2.3, 0.5]} if result is None else result
     return Record(cell.key, task, dict(cell.settings), None if error else made, error, 0.25, 1)
@@ -135,13 +135,62 @@ def test_a_later_record_of_a_cell_replaces_an_earlier():
 def test_select_by_task_and_settings_in_order_of_seed():
     runs = [record(seed, lr=lr) for seed in (3, 1, 2) for lr in (0.1, 1.0)]
     records = Records([*runs, record(4, lr=0.1, error="x"), record(1, task="drift", lr=0.1)])
-    assert [r.settings["seed"] for r in records.select("sweep", lr=0.1)] == [1, 2, 3]
-    assert records.select("sweep", lr=0.1, norm="batch") == []
+    assert [r.settings["seed"] for r in records.select("train", lr=0.1)] == [1, 2, 3]
+    assert records.select("train", lr=0.1, norm="batch") == []
     assert records.select("none such") == []
-    assert records.by_seed("sweep", lr=1.0).keys() == {1, 2, 3}
-    assert records.values("sweep", "lr") == [0.1, 1.0]
-    assert records.values("sweep", "lr", seed=2) == [0.1, 1.0]
-    assert records.values("sweep", "norm") == []
+    assert records.by_seed("train", lr=1.0).keys() == {1, 2, 3}
+    assert records.values("train", "lr") == [0.1, 1.0]
+    assert records.values("train", "lr", seed=2) == [0.1, 1.0]
+    assert records.values("train", "norm") == []
+
+
+def test_those_of_a_network_and_those_of_none():
+    """A record without a network is of every one."""
+    small, large = record(1, network="small"), record(1, network="large")
+    single = record(1, task="invariance")
+    records = Records([single, small, large])
+    assert list(records.of("small")) == [single, small]
+    assert list(records.of("large")) == [single, large]
+    assert list(records.of("none such")) == [single]
+    assert list(records) == [single, small, large]
+    assert list(records.of("small").of("large")) == [single]
+
+
+def test_a_record_is_numbered_by_where_it_stands_in_the_whole_run():
+    runs = [
+        record(seed, network=network, norm=norm)
+        for network in ("small", "large")
+        for seed in (3, 1, 2)
+        for norm in ("none", "batch")
+    ]
+    records = Records([record(1, task="depth"), *runs])
+    assert [records.number(r) for r in records] == list(range(13))
+    assert records.numbers("train", network="small", norm="batch") == [4, 6, 2]  # by seed
+    assert records.numbers("train", seed=2) == [5, 6, 11, 12]
+    assert records.numbers("none such") == []
+    large = records.of("large")
+    assert large.numbers("train", norm="none") == [9, 11, 7]
+    assert [large.number(r) for r in large] == [0, 7, 8, 9, 10, 11, 12]
+    assert large.of("large").numbers("train", norm="none") == [9, 11, 7]
+
+
+def test_a_record_without_a_result_has_a_number_and_is_not_among_those_read():
+    records = Records([record(1), record(2, error="KeyError: x"), record(3)])
+    assert records.numbers("train") == [0, 2]
+    assert records.number(record(2)) == 1
+
+
+def test_a_cell_done_again_keeps_its_place():
+    records = Records([record(1, error="KeyError: x"), record(2), record(1)])
+    assert records.numbers("train") == [0, 1]
+    assert [r.settings["seed"] for r in records] == [1, 2]
+
+
+def test_a_record_that_comes_later_has_a_number_too():
+    records = Records([record(1)])
+    assert records.numbers("train") == [0]
+    records.add(record(2))
+    assert records.numbers("train") == [0, 1]
 
 
 # The file
@@ -197,13 +246,13 @@ def test_a_last_line_cut_anywhere_is_dropped(path, cut):
 @pytest.mark.parametrize(
     "tail",
     [
-        pytest.param(b'{"key": "sweep/seed=3", "task"\n', id="half a line"),
+        pytest.param(b'{"key": "train/seed=3", "task"\n', id="half a line"),
         pytest.param(b"\0" * 64, id="zeros"),
         pytest.param(b"\0" * 64 + b"\n", id="a line of zeros"),
         pytest.param(LINES[2][:20] + b"\0" * 512, id="a beginning and zeros"),
         pytest.param(b"\xff\xfe\xfd\n", id="no text"),
         pytest.param(LINES[2][:-1] + b" trailing\n", id="more than a record"),
-        pytest.param(b'{"key": "sweep/seed=3"}\n', id="less than a record"),
+        pytest.param(b'{"key": "train/seed=3"}\n', id="less than a record"),
         pytest.param(b'{"another": "object"}\n', id="another object"),
         pytest.param(b"[1, 2]\n", id="no object"),
         pytest.param(b"   ", id="blanks"),

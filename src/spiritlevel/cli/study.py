@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -19,50 +21,123 @@ if TYPE_CHECKING:
 
 __all__ = ["report", "study"]
 
+_IMAGES, _GRID, _RUN = "Images", "Grid", "Run"
+
 
 def study(
     preset: Annotated[
         str | None,
-        typer.Option(help="quick (the default, under five minutes) or smoke."),
+        typer.Option(help="quick (default; five minutes), standard (an hour) or smoke."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PKG.MODULE:FACTORY",
+            help="A network of your own: a function of num_classes, in_chans and norm.",
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="mnist5k, digits or folder:PATH. [default: the preset's]")
+        str | None,
+        typer.Option(
+            help="mnist5k, digits, mnist, fashion-mnist, cifar10, folder:PATH or hf:NAME.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side.", rich_help_panel=_IMAGES)
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Of each channel, as 0.49,0.48,0.45, to standardise by.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="As --mean.", rich_help_panel=_IMAGES)
+    ] = None,
+    augment: Annotated[
+        bool,
+        typer.Option("--augment", help="Random crops and flips.", rich_help_panel=_IMAGES),
+    ] = False,
     norms: Annotated[
-        str | None, typer.Option(help="Norms of the sweep, such as none,batch,group:8.")
+        str | None, typer.Option(help="Such as batch,none,group:8.", rich_help_panel=_GRID)
     ] = None,
     lrs: Annotated[
-        str | None, typer.Option(help="Learning rates of the sweep, such as 0.1,1.")
+        str | None,
+        typer.Option(metavar="NUMBERS", help="Learning rates, as 0.1,1.", rich_help_panel=_GRID),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The first of consecutive seeds.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="All seeds, such as 20,21,22.")] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Passes over the training images.", rich_help_panel=_GRID),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The first of consecutive seeds.", rich_help_panel=_GRID)
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help="All seeds, as 20,21,22.", rich_help_panel=_GRID),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. [default: runs/PRESET-TIME]")
+        Path | None,
+        typer.Option(help="Its folder. (default: runs/PRESET-TIME)", rich_help_panel=_RUN),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Finish the run in --out, or the latest.")
+        bool,
+        typer.Option(
+            "--resume", help="Finish the run in --out, or the latest.", rich_help_panel=_RUN
+        ),
     ] = False,
-    jobs: Annotated[int | None, typer.Option(help="Processes. [default: one a core]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads a cell. [default: 1]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Rewrite report.html as it goes.", rich_help_panel=_RUN),
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes. (default: one a core)", rich_help_panel=_RUN)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Torch threads a cell. (default: 1)", rich_help_panel=_RUN)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the verdicts as JSON.", rich_help_panel=_RUN)
+    ] = False,
 ) -> int:
     """Train with and without normalization on real images; a verdict on each claim, and a page."""
+    from spiritlevel.cli.progress import Bar
     from spiritlevel.study import study as run_study
+    from spiritlevel.study.factory import load_factory, told_in
 
-    with Bar() as bar:
+    with _told_aside() if as_json else nullcontext(), Bar() as bar:
+        if model is not None:
+            bar.say(load_factory(model).told())
+
+        def tell(progress: Progress) -> None:
+            if resume and progress.record is None:
+                for told in told_in(progress.folder):
+                    bar.say(told)
+            bar.tell(progress)
+
         try:
             found = run_study(
                 preset=preset,
+                model=model,
                 data=data,
+                image_size=image_size,
+                mean=_numbers("--mean", mean, float),
+                std=_numbers("--std", std, float),
+                augment=augment or None,
                 norms=_split(norms),
                 lrs=_numbers("--lrs", lrs, float),
+                epochs=epochs,
                 seeds=_numbers("--seeds", seeds, int),
                 seed=seed,
                 out=out,
                 resume=resume,
+                live=live,
                 jobs=jobs,
                 threads=threads,
-                progress=bar.tell,
+                progress=tell,
             )
         except KeyboardInterrupt:
             if bar.folder is not None:
@@ -71,9 +146,23 @@ def study(
     return _finish(found, _draw(found, None), as_json)
 
 
+@contextmanager
+def _told_aside() -> Iterator[None]:
+    """What the user's own code prints, in workers too, goes to stderr: not into the JSON."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
+
+
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="The page. [default: RUN/report.html]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page. (default: RUN/report.html)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> int:
     """Draw a run's page again, from its records alone."""
@@ -97,8 +186,9 @@ def _numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] 
     try:
         return None if text is None else [kind(part) for part in text.split(",")]
     except ValueError:
+        example = "10,11,12" if kind is int else "0.1,0.3,1"
         raise UsageError(
-            f"got {option} {text}; wanted numbers with commas between, such as 10,11,12"
+            f"got {option} {text}; wanted numbers with commas between, such as {example}"
         ) from None
 
 
@@ -109,6 +199,8 @@ def _draw(found: Study, out: Path | None) -> Path:
 
 def _finish(found: Study, page: Path, as_json: bool) -> int:
     """Verdicts and the page's path; 1 where a cell failed."""
+    from spiritlevel.cli.verdicts import print_verdicts
+
     if found.rules_changed:
         print(say("terminal.rules_changed"), file=sys.stderr)
     failed = found.records.failed()
@@ -121,124 +213,8 @@ def _finish(found: Study, page: Path, as_json: bool) -> int:
         told = {"run": str(found.folder), "report": str(page), "verdicts": verdicts}
         print(json.dumps(told | {"failed": [record.key for record in failed]}, indent=2))
     else:
-        _print_table(found)
+        print_verdicts(found)
         print(say("terminal.page", path=page))
     for record in failed:
         print(say("terminal.failed", cell=record.key, error=record.error), file=sys.stderr)
     return 1 if failed else 0
-
-
-def _print_table(found: Study) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from spiritlevel.study.story import interval_text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("claim", "verdict", "figure", "interval"):
-        table.add_column(say(f"terminal.{name}"), overflow="fold")
-    for claim, verdict in found.verdicts.items():
-        headline = verdict.headline
-        table.add_row(
-            Text.assemble(
-                say(f"terminal.claims.{claim}"),
-                (f"\n{say(headline.quantity, **headline.words)}\n", "dim"),
-            ),
-            Text(f"{_MARKS[verdict.status]} {verdict.status}", _COLOURS[verdict.status]),
-            headline.text,
-            interval_text(headline) or "–",
-        )
-    console = Console(highlight=False)
-    console.print()
-    console.print(table)
-    console.print()
-    for line in found.examples:
-        console.print(line, soft_wrap=not console.is_terminal)
-    console.print()
-
-
-_MARKS = {"supported": "✓", "partly": "◐", "not supported": "✗", "inconclusive": "?"}
-_COLOURS = {
-    "supported": "green",
-    "partly": "yellow",
-    "not supported": "red",
-    "inconclusive": "dim",
-}
-
-
-class Bar:
-    """Cells done and the time left: on stderr, a bar on a terminal, else a line now and then."""
-
-    LINE_SECONDS = 15.0
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
-        self.began = self.last = time.monotonic()
-        self.first_share = 0.0
-        self.bar: Any = None
-        self.folder: Path | None = None
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def tell(self, progress: Progress) -> None:
-        self.folder = progress.folder
-        if progress.torn is not None:
-            self.say(say("terminal.torn_redone", line=progress.torn[:60]))
-        if progress.record is None:
-            self.began, self.first_share = time.monotonic(), progress.share
-            if progress.done:
-                self.say(say("terminal.resumed", done=progress.done, cells=progress.cells))
-        if self.console.is_terminal:
-            self._draw(progress)
-        else:
-            self._line(progress)
-
-    def say(self, text: str) -> None:
-        """A line above the bar, never broken or coloured."""
-        wrap = not self.console.is_terminal
-        self.console.print(text, markup=False, highlight=False, soft_wrap=wrap)
-
-    def _left(self, progress: Progress) -> str:
-        spent = time.monotonic() - self.began
-        gained = progress.share - self.first_share
-        if gained < 0.02:
-            return "–:––"
-        seconds = round(spent * (1 - progress.share) / gained)
-        return f"{seconds // 60}:{seconds % 60:02d}"
-
-    def _told(self, progress: Progress) -> str:
-        done, cells = progress.done, progress.cells
-        return say("terminal.progress", done=done, cells=cells, left=self._left(progress))
-
-    def _draw(self, progress: Progress) -> None:
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        if self.bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[told]}"),
-            )
-            self.bar = RichProgress(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task(say("terminal.training"), total=1.0, told="")
-            self.bar.start()
-        self.bar.update(self.task, completed=progress.share, told=self._told(progress))
-
-    def _line(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if (
-            progress.record is None
-            or progress.done == progress.cells
-            or now - self.last > self.LINE_SECONDS
-        ):
-            self.last = now
-            self.say(f"{say('terminal.training')} {self._told(progress)}")

@@ -1,4 +1,4 @@
-"""Image files in, one tensor out.
+"""Image files in, pixels out.
 
 The files are anyone's: only the named formats are decoded, all sizes are read before any pixel is,
 and whatever a decoder stumbles over is told with the file's name.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,54 +20,69 @@ import torch
 from torch import Tensor
 
 from spiritlevel.data.images import MIN_SIDE, resize
+from spiritlevel.data.raw import check_memory
 from spiritlevel.errors import DataError, require
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ENDINGS", "decode"]
+__all__ = ["ENDINGS", "File", "Files", "Member"]
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_MAX_BYTES = 2 * 1024**3
-"""Of all pixels together. A run holds them in memory, and once more as float32: five times this."""
 
 _Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
-def decode(files: Sequence[Path]) -> tuple[Tensor, tuple[str, ...]]:
-    """All images in one size and colour, uint8 (N, C, S, S), and notes on what was done to them.
+@dataclass(frozen=True)
+class Member:
+    """A file inside another one, such as an archive: what to call it, and its bytes on demand."""
 
-    S is the shorter side of the most common size, and at least 32. C is 1 if all files are grey,
-    else 3. Raises DataError, which names the file, and MissingExtra.
+    name: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = Path | Member
+
+
+class Files:
+    """Image files as pixels of one size and colour. Raises DataError, which names the file.
+
+    The side is `image_size`, else the shorter side of the most common size, and at least 32.
+    One channel if all files are grey, else three.
     """
-    sizes, grey = zip(*map(_header, files), strict=True)
-    counts = Counter(sizes)
-    common = max(counts, key=lambda size: (counts[size], size))
-    side = max(MIN_SIDE, min(common))
-    channels = 1 if all(grey) else 3
-    _check_memory(len(files), channels, side)
-    x = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
-    transparent = 0
-    for row, file in enumerate(files):
-        pixels, was_transparent = _pixels(file, "L" if channels == 1 else "RGB")
-        x[row] = resize(pixels.unsqueeze(0), side)[0]
-        transparent += was_transparent
-    notes = _size_notes(counts, common, side)
-    if channels == 3 and any(grey):
-        notes.append(f"{sum(grey):,} grey among {len(files):,} images turned into RGB")
-    if transparent:
-        notes.append(f"transparent parts of {transparent:,} images put on white")
-    return x, tuple(notes)
 
+    def __init__(self, files: Sequence[File], image_size: int | None = None) -> None:
+        sizes, self._grey, lossy = zip(*map(_header, files), strict=True)
+        counts = Counter(sizes)
+        common = max(counts, key=lambda size: (counts[size], size))
+        side = image_size or max(MIN_SIDE, min(common))
+        self._files = files
+        self.shape = len(files), 1 if all(self._grey) else 3, side, side
+        self._notes = _size_notes(counts, common, side)
+        if any(lossy):
+            self._notes.append(f"{sum(lossy):,} of {len(files):,} images read from JPEG: lossy")
+        self._transparent = 0
+        check_memory(self.shape)
 
-def _check_memory(n: int, channels: int, side: int) -> None:
-    if (total := n * channels * side**2) > _MAX_BYTES:
-        raise DataError(
-            f"got {n:,} images of {side}x{side} pixels, {total / 1024**3:.1f} GiB in memory; "
-            f"wanted {_MAX_BYTES // 1024**3} GiB or less; make the images smaller or take fewer"
-        )
+    @property
+    def notes(self) -> tuple[str, ...]:
+        notes = list(self._notes)
+        if self.shape[1] == 3 and (grey := sum(self._grey)):
+            notes.append(f"{grey:,} grey among {len(self._files):,} images turned into RGB")
+        if self._transparent:
+            notes.append(f"transparent parts of {self._transparent:,} images put on white")
+        return tuple(notes)
+
+    def parts(self, rows: Tensor) -> Iterator[Tensor]:
+        for row in rows.tolist():
+            pixels, transparent = _pixels(self._files[row], "L" if self.shape[1] == 1 else "RGB")
+            self._transparent += transparent
+            yield resize(pixels.unsqueeze(0), self.shape[-1])
 
 
 def _size_notes(counts: Counter[_Size], common: _Size, side: int) -> list[str]:
@@ -79,19 +96,19 @@ def _size_notes(counts: Counter[_Size], common: _Size, side: int) -> list[str]:
     return [f"{sizes} brought to {side}x{side} (bilinear)"]
 
 
-def _header(path: Path) -> tuple[_Size, bool]:
-    """The image's size as stored and whether it is grey, without decoding its pixels."""
+def _header(path: File) -> tuple[_Size, bool, bool]:
+    """The image's size as stored, whether it is grey and whether JPEG, with no pixel decoded."""
     with _opened(path) as image:
-        size, mode = image.size, image.mode
+        size, mode, kind = image.size, image.mode, image.format
     if mode in ("I", "F") or mode.startswith("I;16"):
         raise DataError(
             f"got {str(path)!r} with more than 8 bits a channel; wanted 8; "
             "convert it, which settles what is black and what is white"
         )
-    return size, mode in ("1", "L", "LA")
+    return size, mode in ("1", "L", "LA"), kind == "JPEG"
 
 
-def _pixels(path: Path, mode: str) -> tuple[Tensor, bool]:
+def _pixels(path: File, mode: str) -> tuple[Tensor, bool]:
     """The image upright, uint8 (C, H, W), transparent parts on white; and whether it had any."""
     pil, ops = require("PIL.Image", extra="study"), require("PIL.ImageOps", extra="study")
     transparent = False
@@ -106,19 +123,22 @@ def _pixels(path: Path, mode: str) -> tuple[Tensor, bool]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: File) -> Iterator[Image.Image]:
     """The image, not yet decoded. Whatever goes wrong until it is closed becomes a DataError."""
     pil = require("PIL.Image", extra="study")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pil.DecompressionBombWarning)
-            with pil.open(path, formats=_FORMATS) as image:
+            source = path if isinstance(path, Path) else BytesIO(path.read())
+            with pil.open(source, formats=_FORMATS) as image:
                 yield image
     except (pil.DecompressionBombWarning, pil.DecompressionBombError) as error:
         raise DataError(
             f"got {str(path)!r} with more than {pil.MAX_IMAGE_PIXELS:,} pixels, which could fill "
             "the memory; wanted fewer; make the image smaller or remove it"
         ) from error
+    except DataError:
+        raise
     except (
         Exception
     ) as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MIN_SIDE", "Images", "resize", "stratified"]
+__all__ = ["MIN_SIDE", "Images", "resize", "shuffled", "stratified"]
 
 MIN_SIDE = 32
 """Pixels. The convolutional nets here halve their input up to five times."""
@@ -20,7 +20,8 @@ MIN_SIDE = 32
 class Images:
     """Square images to train and to test on: x uint8 (N, C, S, S) of C = 1 or 3, y int64 (N,).
 
-    Rows are in random order, so that any first part is a mix of all classes.
+    Rows are in random order, so that any first part is a mix of all classes. The tensors of a large
+    set are mapped from a file, so that processes share its pages.
     """
 
     name: str
@@ -81,6 +82,12 @@ def stratified(y: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         rows = order[y[order] == label]
         is_test[rows[: max(1, round(len(rows) / 5))]] = True
     return order[~is_test[order]], order[is_test[order]]
+
+
+def shuffled(n: int, n_train: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers 0 to n_train and n_train to n, each part in random order."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[order < n_train], order[order >= n_train]
 
 
 def resize(x_NCHW: Tensor, side: int) -> Tensor:

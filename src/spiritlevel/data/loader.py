@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spiritlevel.data.images import Images
+from spiritlevel.data.pixels import Pixels, moments
 from spiritlevel.errors import UsageError
 
 __all__ = ["Prepared", "batches", "prepare"]
@@ -17,30 +19,41 @@ __all__ = ["Prepared", "batches", "prepare"]
 _CONSTANT = 1e-6
 """A deviation below it is rounding: pooling in float32 leaves a constant channel one near 1e-7."""
 
+_measured: WeakKeyDictionary[Images, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+"""Moments by images and size: many short runs on the same images measure them once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A network's input: x float32 (N, C, size, size), y int64 (N,)."""
+    """A network's input: x float32 (N, C, size, size) when read, y int64 (N,)."""
 
-    train_x: Tensor
+    train_x: Pixels
     train_y: Tensor
-    test_x: Tensor
+    test_x: Pixels
     test_y: Tensor
     num_classes: int
     channels: int
     size: int
     mean: tuple[float, ...]
-    """Of the training pixels in [0, 1] at this size, per channel."""
+    """Subtracted per channel; measured: of the training pixels in [0, 1] at this size."""
     std: tuple[float, ...]
-    """Population standard deviation of the same pixels."""
+    """Divided by per channel; measured: population standard deviation of the same pixels."""
 
 
-def prepare(images: Images, *, size: int | None = None, standardise: bool = True) -> Prepared:
+def prepare(
+    images: Images,
+    *,
+    size: int | None = None,
+    standardise: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Prepared:
     """Scale pixels to [0, 1], shrink to `size` x `size`, subtract the mean, divide by the s.d.
 
-    Shrinking is adaptive average pooling (32 to 16: the mean of each 2x2). Mean and s.d. are those
-    of the training images, one for each channel; a constant channel is only centred.
-    `standardise=False` leaves values in [0, 1]. Raises UsageError for a `size` above the images'.
+    Shrinking is adaptive average pooling (32 to 16: the mean of each 2x2). `mean` and `std`, of
+    pixels in [0, 1], have one number a channel; by default they are those of the training images.
+    A constant channel is only centred. `standardise=False` leaves values in [0, 1]. Raises
+    UsageError.
     """
     side = images.size if size is None else size
     if not 1 <= side <= images.size:
@@ -48,37 +61,46 @@ def prepare(images: Images, *, size: int | None = None, standardise: bool = True
             f"got size {side}, wanted 1 to {images.size}, the pixels a side of {images.name}; "
             "images can be shrunk, not enlarged"
         )
-    train_x, test_x = _pooled(images.train_x, side), _pooled(images.test_x, side)
-    mean, std = _moments(train_x)
-    if standardise:
-        scale = torch.where(std > _CONSTANT, std, 1.0)
-        for x in (train_x, test_x):
-            x.sub_(mean).div_(scale)
+    centre, deviation = _given("mean", mean, images), _given("std", std, images)
+    if centre is None or deviation is None:
+        measured = _moments(images, side)
+        centre = measured[0] if centre is None else centre
+        deviation = measured[1] if deviation is None else deviation
+    scale = torch.where(deviation > _CONSTANT, deviation, 1.0)
+    by = (centre, scale) if standardise else ()
     return Prepared(
-        train_x=train_x,
+        train_x=Pixels(images.train_x, side, *by),
         train_y=images.train_y,
-        test_x=test_x,
+        test_x=Pixels(images.test_x, side, *by),
         test_y=images.test_y,
         num_classes=len(images.classes),
         channels=images.channels,
         size=side,
-        mean=tuple(mean.flatten().tolist()),
-        std=tuple(std.flatten().tolist()),
+        mean=tuple(centre.tolist()),
+        std=tuple(deviation.tolist()),
     )
 
 
-def _pooled(x_NCHW: Tensor, side: int) -> Tensor:
-    """uint8 (N, C, S, S) as float32 (N, C, side, side) in [0, 1]; always a copy."""
-    x = x_NCHW.float().div_(255)
-    return x if side == x.shape[-1] else F.adaptive_avg_pool2d(x, side)
+def _given(name: str, values: Sequence[float] | None, images: Images) -> Tensor | None:
+    """float64 (C,), or None. Raises UsageError."""
+    if values is None:
+        return None
+    low = _CONSTANT if name == "std" else -math.inf
+    if len(values) != images.channels or not all(low < value < math.inf for value in values):
+        above = f" above {_CONSTANT:g}" if name == "std" else ""
+        raise UsageError(
+            f"got {name} {', '.join(map(str, values)) or 'without a number'}; wanted "
+            f"{images.channels} finite number(s){above}, one for each channel of {images.name}, "
+            "of pixels in [0, 1]"
+        )
+    return torch.tensor(values, dtype=torch.float64)
 
 
-def _moments(x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation per channel, (1, C, 1, 1), summed in float64."""
-    axes = (0, 2, 3)
-    mean = x_NCHW.mean(axes, keepdim=True, dtype=torch.float64)
-    variance = (x_NCHW - mean.float()).square_().mean(axes, keepdim=True, dtype=torch.float64)
-    return mean, variance.sqrt()
+def _moments(images: Images, side: int) -> tuple[Tensor, Tensor]:
+    by_side = _measured.setdefault(images, {})
+    if side not in by_side:
+        by_side[side] = moments(Pixels(images.train_x, side))
+    return by_side[side]
 
 
 def batches(n: int, batch_size: int, steps: int, *, generator: torch.Generator) -> Iterator[Tensor]:

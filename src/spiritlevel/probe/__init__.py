@@ -1,9 +1,14 @@
 """Numbers from a running model. Measuring never changes it: see `guard.undisturbed`."""
 
 from spiritlevel.probe.guard import undisturbed
-from spiritlevel.probe.invariance import effective_rate, gradient_cosine, scaling_errors
+from spiritlevel.probe.invariance import (
+    effective_rate,
+    gradient_cosine,
+    scaling_errors,
+    weight_scaling,
+)
 from spiritlevel.probe.landscape import LandscapeReading, along_gradient
-from spiritlevel.probe.layers import weight_layers
+from spiritlevel.probe.layers import norm_places, normalised_weights, weight_layers
 from spiritlevel.probe.moments import Moments, input_moments, unit_percentiles
 from spiritlevel.probe.noise import batch_noise
 from spiritlevel.probe.shift import ShiftReading, covariate_shift
@@ -21,9 +26,12 @@ __all__ = [
     "gradient_cosine",
     "growth_per_layer",
     "input_moments",
+    "norm_places",
+    "normalised_weights",
     "scaling_errors",
     "signal_by_depth",
     "undisturbed",
     "unit_percentiles",
     "weight_layers",
+    "weight_scaling",
 ]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["effective_rate", "gradient_cosine", "scaling_errors"]
+from spiritlevel.probe.guard import undisturbed
+from spiritlevel.probe.layers import weight_layers
+
+__all__ = [
+    "ScalingReading",
+    "effective_rate",
+    "gradient_cosine",
+    "scaling_errors",
+    "weight_scaling",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(weight (K, D), input (N, D)) -> scalar loss."""
@@ -35,13 +45,58 @@ def gradient_cosine(loss: Loss, weight: Tensor, u: Tensor) -> float:
     A unit without a gradient, such as one whose ReLU is always off, has no angle and is left out.
     """
     _, gradient, _ = _value_and_gradients(loss, weight, u)
-    cosine = F.cosine_similarity(weight.detach(), gradient, dim=1, eps=0.0).abs()
-    return cosine[gradient.norm(dim=1) != 0].mean().item()
+    return _mean_cosine(weight.detach(), gradient)
 
 
 def effective_rate(lr: float, weight: Tensor) -> float:
     """lr / ||w||^2: how fast a scale-invariant weight's direction turns (van Laarhoven 2017)."""
     return lr / float(weight.detach().double().square().sum())
+
+
+@dataclass(frozen=True)
+class ScalingReading:
+    """What becomes of a network when the weight of one of its layers is multiplied by a."""
+
+    errors: tuple[float, ...]
+    """By a: the larger relative error of logits(aW) = logits(W) and of a dL/d(aW) = dL/dW."""
+    cosine: float
+    """The mean over units of |cos(w, dL/dw)|, as `gradient_cosine`."""
+
+
+def weight_scaling(
+    model: nn.Module, x: Tensor, y: Tensor, layer: str, *, scales: Sequence[float]
+) -> ScalingReading:
+    """Multiply the weight of `layer` by each of `scales`, in training mode, on cross-entropy.
+
+    In the dtype of model and x; the model is left undisturbed. Raises KeyError for a layer that is
+    not there.
+    """
+    weight = weight_layers(model)[layer].weight
+
+    def read() -> tuple[Tensor, Tensor]:
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), [weight])
+        return logits.detach(), gradient
+
+    errors = []
+    with undisturbed(model):
+        model.train()
+        random_state = torch.get_rng_state()
+        start = weight.detach().clone()
+        logits, gradient = read()
+        for a in scales:
+            torch.set_rng_state(random_state)
+            with torch.no_grad():
+                weight.copy_(start * a)
+            scaled, scaled_gradient = read()
+            errors.append(max(_relative(scaled, logits), _relative(scaled_gradient * a, gradient)))
+    return ScalingReading(tuple(errors), _mean_cosine(start.flatten(1), gradient.flatten(1)))
+
+
+def _mean_cosine(weight: Tensor, gradient: Tensor) -> float:
+    """Mean |cos| over the rows that have a gradient."""
+    cosine = F.cosine_similarity(weight, gradient, dim=1, eps=0.0).abs()
+    return cosine[gradient.norm(dim=1) != 0].mean().item()
 
 
 def _value_and_gradients(loss: Loss, weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

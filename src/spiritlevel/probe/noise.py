@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,17 @@ from spiritlevel.probe.guard import undisturbed
 __all__ = ["batch_noise"]
 
 
+class Images(Protocol):
+    """A tensor, or what gives float32 images (B, C, H, W) by their rows (B,)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
 def batch_noise(
     model: nn.Module,
     images: Tensor,
-    pool: Tensor,
+    pool: Images,
     *,
     batch_size: int,
     draws: int,

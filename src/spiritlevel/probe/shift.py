@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,14 +28,14 @@ class ShiftReading:
 
 
 def covariate_shift(
-    model: nn.Module, x: Tensor, y: Tensor, *, lr: float
+    model: nn.Module, x: Tensor, y: Tensor, *, lr: float, layers: Collection[str] | None = None
 ) -> dict[str, ShiftReading]:
     """For each weight layer but the first: G on (x, y) against G' after earlier layers stepped.
 
     The step is plain SGD at `lr` on the same batch, with all the parameters of a layer; the forward
-    passes are in training mode, the loss is cross-entropy. One extra forward and backward pass per
-    layer; frozen parameters stay where they are, a layer whose weight is frozen is left out; the
-    model is left undisturbed.
+    passes are in training mode, the loss is cross-entropy. `layers` names those to read, by default
+    all: each costs an extra forward and backward pass. Frozen parameters stay where they are, a
+    layer whose weight is frozen is left out; the model is left undisturbed.
     """
     weights = [(name, layer.weight) for name, layer in weight_layers(model).items()]
     groups = list(parameter_groups(model).values())
@@ -51,7 +51,7 @@ def covariate_shift(
             with torch.no_grad():
                 for parameter in filter(lambda p: p.requires_grad, groups[index - 1]):
                     parameter.sub_(gradient_of[id(parameter)], alpha=lr)
-            if not weight.requires_grad:
+            if not weight.requires_grad or (layers is not None and name not in layers):
                 continue
             torch.set_rng_state(random_state)  # the same noise, so that only the step differs
             (after,) = _gradients(model, x, y, [weight])

@@ -1,29 +1,27 @@
-"""Panels into plain Plotly figures, `{"data": [...], "layout": {...}}`.
+"""Figures as the page's scripts draw them: what all frames share, and each frame's own numbers.
 
 A colour is written as CSS writes it, `var(--arm-batch)`, with `@0.2` behind it for an opacity;
-page.js puts the value of the reader's colour scheme in its place. Titles and axis labels are the
-page's own HTML, which wraps, so a figure holds only what needs coordinates.
+web/charts.js puts the value of the reader's colour scheme in its place. Titles and axis labels are
+the page's own HTML, which wraps, so a chart holds only what needs coordinates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from spiritlevel.report.axes import FEW, axis, drawable, hover_text, layout, scale
-from spiritlevel.report.guides import guide_line, guide_name
-from spiritlevel.report.heatmap import plot_heatmap
-from spiritlevel.report.story import Figure, Heatmap, Lines, Series
-from spiritlevel.report.words import say
+from spiritlevel.report.axes import axis, hover_text, layout, scale
+from spiritlevel.report.heatmap import frame_of_heatmap, heatmap_in_common, map_height
+from spiritlevel.report.lines import HEIGHT, frame_of_lines, is_marked, lines_in_common, name_of
+from spiritlevel.report.pool import pooled
+from spiritlevel.report.story import Figure, Panel, Panels, Series
+from spiritlevel.report.words import plain, say
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["bell", "legend", "plot"]
-
-Values = Sequence[float | None]
+__all__ = ["SHAPES", "SYMBOLS", "bell", "drawing", "frames_of", "height", "legend"]
 
 # Plotly's marker by arm, so that an arm is not known by its colour alone.
 SYMBOLS = {
@@ -51,27 +49,95 @@ SHAPES = {
 }
 
 
-def plot(panel: Lines | Heatmap) -> dict[str, Any]:
-    """The Plotly figure of one panel."""
-    return plot_heatmap(panel) if panel["kind"] == "heatmap" else _plot_lines(panel)
+def frames_of(figure: Figure) -> list[Panels]:
+    """The panels of each frame that was run, of the only one without controls."""
+    frames = figure.get("frames") or [figure["panels"]]
+    return [frame for frame in frames if frame is not None]
+
+
+def drawing(figure: Figure) -> dict[str, Any]:
+    """What the scripts need: controls, what panels share, and frames as `pooled` wrote them."""
+    legend_of = {(e["label"], e["arm"]): index for index, e in enumerate(legend(figure))}
+
+    def described(series: Series) -> dict[str, Any]:
+        arm, label = series["arm"], name_of(series)
+        return {
+            "arm": arm,
+            "symbol": SYMBOLS[arm],
+            "style": series["style"],
+            "marked": is_marked(series),
+            "name": label,
+            "hover": hover_text(label),
+            "entry": legend_of[label, arm],
+        }
+
+    shared = [_in_common(panels) for panels in zip(*frames_of(figure), strict=True)]
+
+    def framed(panel: Panel, common: dict[str, Any]) -> dict[str, Any]:
+        words = {
+            "title": say(panel["title"]),
+            "x": say(panel["x"]["label"]),
+            "y": say(panel["y"]["label"]),
+        }
+        if panel["kind"] == "heatmap":
+            words["z"] = say(panel["colour"]["label"])
+            return {"words": words, **frame_of_heatmap(panel)}
+        return {"words": words, **frame_of_lines(panel, common, described)}
+
+    frames = [
+        None if frame is None else [framed(*pair) for pair in zip(frame, shared, strict=True)]
+        for frame in figure.get("frames") or [figure["panels"]]
+    ]
+    return {
+        "id": figure["id"],
+        "title": plain(figure["title"]),
+        "controls": [
+            {"label": plain(control["label"]), "values": list(control["values"])}
+            for control in figure.get("controls", [])
+        ],
+        "panels": [
+            {name: value for name, value in one.items() if name != "guides"} for one in shared
+        ],
+        "frames": pooled(frames),
+    }
+
+
+def _in_common(panels: Sequence[Any]) -> dict[str, Any]:
+    if panels[0]["kind"] == "heatmap":
+        return heatmap_in_common(panels)
+    return lines_in_common(panels)
+
+
+def height(panels: Sequence[Any]) -> int:
+    """Of one panel in all its frames, in pixels."""
+    return map_height(panels) if panels[0]["kind"] == "heatmap" else HEIGHT
 
 
 def legend(figure: Figure) -> list[dict[str, Any]]:
-    """One entry for each label of an arm in the figure's panels, drawn as where it is first."""
+    """One entry for each label of an arm in any frame, drawn as where it is first.
+
+    `shown`: it is in the frame that is shown first.
+    """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for panel in figure["panels"]:
-        for series in panel["series"] if panel["kind"] == "lines" else ():
-            arm, style, label = series["arm"], series["style"], _label(series)
-            symbol = SYMBOLS[arm]
-            entry = {
-                "label": label,
-                "arm": arm,
-                "style": style,
-                "shape": SHAPES[symbol.removesuffix("-open")] if _is_marked(series) else None,
-                "open": symbol.endswith("-open"),
-            }
-            entries.setdefault((label, arm), entry)
+    for panels in (figure["panels"], *frames_of(figure)):
+        for panel in panels:
+            for series in panel["series"] if panel["kind"] == "lines" else ():
+                arm, label = series["arm"], name_of(series)
+                if (label, arm) not in entries:
+                    entries[label, arm] = _entry(series, label, shown=panels is figure["panels"])
     return list(entries.values())
+
+
+def _entry(series: Series, label: Markup, *, shown: bool) -> dict[str, Any]:
+    symbol = SYMBOLS[series["arm"]]
+    return {
+        "label": label,
+        "arm": series["arm"],
+        "style": series["style"],
+        "shape": SHAPES[symbol.removesuffix("-open")] if is_marked(series) else None,
+        "open": symbol.endswith("-open"),
+        "shown": shown,
+    }
 
 
 def bell() -> dict[str, Any]:
@@ -92,8 +158,14 @@ def bell() -> dict[str, Any]:
     }
     return {
         "data": [
-            _outline(band, [0.0] * len(band), _density(band))
-            | {"fillcolor": "var(--arm-batch)@0.14"},
+            {
+                "x": band,
+                "y": _density(band),
+                "mode": "none",
+                "fill": "tozeroy",
+                "fillcolor": "var(--arm-batch)@0.14",
+                "hoverinfo": "skip",
+            },
             {
                 "x": curve,
                 "y": _density(curve),
@@ -113,97 +185,3 @@ def bell() -> dict[str, Any]:
 
 def _density(values: Sequence[float]) -> list[float]:
     return [round(math.exp(-z * z / 2) / math.sqrt(2 * math.pi), 6) for z in values]
-
-
-def _plot_lines(panel: Lines) -> dict[str, Any]:
-    x_log, y_log = panel["x"]["log"], panel["y"]["log"]
-    guides = panel["guides"]
-    xs: list[float | None] = [guide["at"] for guide in guides if guide["axis"] == "x"]
-    ys: list[float | None] = [guide["at"] for guide in guides if guide["axis"] == "y"]
-    traces, points = [], []
-    for series in panel["series"]:
-        x, y = drawable(series["x"], log=x_log), drawable(series["y"], log=y_log)
-        low = drawable(series.get("low", ()), log=y_log, figures=4)
-        high = drawable(series.get("high", ()), log=y_log, figures=4)
-        traces += _traces(series, x, y, low, high)
-        points += [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
-        xs += x
-        ys += [*y, *low, *high]
-    return {
-        "data": traces,
-        "layout": layout(
-            270,
-            xaxis=axis(grid=False) | scale(panel["x"], xs, at_points=True),
-            yaxis=axis(grid=True) | scale(panel["y"], ys, at_points=False),
-            shapes=[guide_line(guide) for guide in guides],
-            annotations=[guide_name(guide, panel, points) for guide in guides],
-        ),
-    }
-
-
-def _label(series: Series) -> Markup:
-    return say(f"arms.{series['arm']}" if series["label"] is None else series["label"])
-
-
-def _is_marked(series: Series) -> bool:
-    return series["style"] == "dots" or (series["style"] != "thin" and len(series["x"]) <= FEW)
-
-
-def _traces(
-    series: Series, x: Values, y: Values, low: Values, high: Values
-) -> list[dict[str, Any]]:
-    """The series, and behind it the area from `low` to `high`; dots have error bars instead."""
-    color, style = f"var(--arm-{series['arm']})", series["style"]
-    dots, thin = style == "dots", style == "thin"
-    name = hover_text(_label(series))
-    spread = " (%{customdata[0]:.3~g} to %{customdata[1]:.3~g})" if low else ""
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "x": x,
-        "y": y,
-        "mode": "markers" if dots else "lines+markers" if _is_marked(series) else "lines",
-        "marker": {"color": color, "symbol": SYMBOLS[series["arm"]], "size": 9 if dots else 7},
-        "line": {
-            "color": color,
-            "width": 1 if thin else 2,
-            "dash": "7px,4px" if style == "dash" else "solid",
-        },
-        "opacity": 0.6 if thin else 1,
-        "hovertemplate": f"{name}<br>%{{y:.4~g}}{spread} at %{{x:.6~g}}<extra></extra>",
-    }
-    if not low:
-        return [trace]
-    trace["customdata"] = list(zip(low, high, strict=True))
-    if dots:
-        trace["error_y"] = _error_bars(y, low, high) | {"color": color}
-        return [trace]
-    return [_outline(x, low, high) | {"fillcolor": f"{color}@0.16"}, trace]
-
-
-def _error_bars(y: Values, low: Values, high: Values) -> dict[str, Any]:
-    def reach(above: Values, below: Values) -> list[float | None]:
-        pairs = zip(above, below, strict=True)
-        return [None if a is None or b is None else float(f"{a - b:.6g}") for a, b in pairs]
-
-    bars = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 0}
-    return bars | {"array": reach(high, y), "arrayminus": reach(y, low)}
-
-
-def _outline(x: Values, low: Values, high: Values) -> dict[str, Any]:
-    """A filled area from `low` to `high`: one closed outline for each stretch without gaps."""
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    points = zip(x, low, high, strict=True)
-    for whole, group in groupby(points, key=lambda point: None not in point):
-        if whole:
-            stretch = list(group)
-            xs += [p[0] for p in stretch] + [p[0] for p in reversed(stretch)] + [None]
-            ys += [p[1] for p in stretch] + [p[2] for p in reversed(stretch)] + [None]
-    return {
-        "type": "scatter",
-        "x": xs,
-        "y": ys,
-        "mode": "none",
-        "fill": "toself",
-        "hoverinfo": "skip",
-    }

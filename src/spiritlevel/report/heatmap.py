@@ -1,16 +1,17 @@
-"""A depth-by-time panel into a plain Plotly heat map, and the key to its colours."""
+"""Depth-by-time panels: colours and axes that all frames share, and what each frame brings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from spiritlevel.errors import require
-from spiritlevel.report.axes import axis, drawable, hover_text, layout, number_text, placed
+from spiritlevel.report.axes import axis, drawable, layout, number_text, placed
 from spiritlevel.report.story import Heatmap
 
-__all__ = ["colour_key", "plot_heatmap"]
+__all__ = ["colour_key", "frame_of_heatmap", "heatmap_in_common", "map_height"]
 
 # Viridis at nine even steps: perceived lightness rises evenly.
 SEQUENTIAL = [
@@ -40,67 +41,89 @@ ROWS_NAMED = 24
 NAME_LENGTH = 21
 
 
-def plot_heatmap(panel: Heatmap) -> dict[str, Any]:
-    """The Plotly figure of a heat map, first row at the top; a missing value shows the ground."""
-    log, names = panel["colour"]["log"], panel["rows"]
-    z = _values(panel)
-    low, _, high = _ends(panel)
-    shades = _shades(panel)
-    trace = {
-        "type": "heatmap",
-        "x": panel["columns"],
-        "y": list(range(len(names))),
-        "z": [[round(math.log10(v), 4) if log and v is not None else v for v in row] for row in z],
-        "zmin": low,
-        "zmax": high,
-        "colorscale": [[i / (len(shades) - 1), shade] for i, shade in enumerate(shades)],
-        "showscale": False,
-        "text": [["" if v is None else f"{v:.3g}" for v in row] for row in z],
-        "customdata": [[hover_text(escape(name))] * len(panel["columns"]) for name in names],
-        "hovertemplate": "%{customdata}<br>%{text} at %{x}<extra></extra>",
-        "hoverongaps": False,
-    }
-    named = range(0, len(names), math.ceil(len(names) / ROWS_NAMED) or 1)
-    rows = {
-        "autorange": "reversed",
-        "tickvals": list(named),
-        "ticktext": [escape(_shortened(names[row])) for row in named],
-        "tickfont": {"size": 11},
-    }
+def heatmap_in_common(frames: Sequence[Heatmap]) -> dict[str, Any]:
+    """Layout, colours and scale of one panel, as all its frames share them."""
+    low, _, high = _ends(frames)
+    shades = _shades(frames[0])
+    columns = [panel["columns"] for panel in frames if panel["columns"]]
+    across = axis(grid=False)
+    if any(one != columns[0] for one in columns):
+        across["range"] = [
+            min(_edges(one)[0] for one in columns),
+            max(_edges(one)[1] for one in columns),
+        ]
     return {
-        "data": [trace],
+        "kind": "heatmap",
+        "log": frames[0]["colour"]["log"],
+        "trace": {
+            "type": "heatmap",
+            "zmin": low,
+            "zmax": high,
+            "colorscale": [[i / (len(shades) - 1), shade] for i, shade in enumerate(shades)],
+            "showscale": False,
+            "hovertemplate": "%{customdata}<br>%{text} at %{x}<extra></extra>",
+            "hoverongaps": False,
+        },
         "layout": layout(
-            min(max(220, 60 + 18 * len(names)), 520),
-            xaxis=axis(grid=False),
-            yaxis=axis(grid=False) | rows,
+            map_height(frames),
+            xaxis=across,
+            yaxis=axis(grid=False) | {"autorange": "reversed", "tickfont": {"size": 11}},
             plot_bgcolor="var(--gap)",
         ),
     }
 
 
-def colour_key(panel: Heatmap) -> dict[str, Any]:
+def map_height(frames: Sequence[Heatmap]) -> int:
+    """In pixels: a line for each row, within bounds."""
+    return min(max(220, 60 + 18 * max(len(panel["rows"]) for panel in frames)), 520)
+
+
+def frame_of_heatmap(panel: Heatmap) -> dict[str, Any]:
+    """One frame: its values, to four significant figures, first row at the top."""
+    names = panel["rows"]
+    named = range(0, len(names), math.ceil(len(names) / ROWS_NAMED) or 1)
+    return {
+        "columns": list(panel["columns"]),
+        "rows": list(names),
+        "z": [drawable(row, log=False, figures=4) for row in panel["z"]],
+        "ticks": {
+            "tickvals": list(named),
+            "ticktext": [escape(_shortened(names[row])) for row in named],
+        },
+    }
+
+
+def _edges(columns: Sequence[float]) -> tuple[float, float]:
+    """Where the first cell begins and the last one ends."""
+    if len(columns) == 1:
+        return columns[0] - 0.5, columns[0] + 0.5
+    return 1.5 * columns[0] - 0.5 * columns[1], 1.5 * columns[-1] - 0.5 * columns[-2]
+
+
+def colour_key(frames: Sequence[Heatmap]) -> dict[str, Any]:
     """The shades from low to high, and the numbers at both ends and between, as HTML."""
-    log = panel["colour"]["log"]
-    numbers = [10**place if log else place for place in _ends(panel)]
+    log = frames[0]["colour"]["log"]
+    numbers = [10**place if log else place for place in _ends(frames)]
     html = require("markupsafe", extra="study").Markup
     texts = [html(number_text(float(f"{number:.2g}"))) for number in numbers]
-    return {"shades": _shades(panel), "numbers": texts}
+    return {"shades": _shades(frames[0]), "numbers": texts}
 
 
 def _shades(panel: Heatmap) -> list[str]:
     return SEQUENTIAL if panel["colour"]["middle"] is None else DIVERGING
 
 
-def _values(panel: Heatmap) -> list[list[float | None]]:
-    return [drawable(row, log=panel["colour"]["log"]) for row in panel["z"]]
-
-
-def _ends(panel: Heatmap) -> tuple[float, float, float]:
+def _ends(frames: Sequence[Heatmap]) -> tuple[float, float, float]:
     """Where the colours begin, have their middle, and end; as logarithms on a logarithmic scale."""
-    colour = panel["colour"]
-    values = [v for row in _values(panel) for v in row if v is not None]
-    known = colour["range"] or (min(values, default=1.0), max(values, default=1.0))
-    low, high = placed(known, log=colour["log"], what="colour range")
+    colour = frames[0]["colour"]
+    ranges = [panel["colour"]["range"] for panel in frames]
+    if all(ranges):
+        values: list[float | None] = [end for one in ranges if one for end in one]
+    else:
+        values = [v for panel in frames for row in panel["z"] for v in row]
+        values = drawable(values, log=colour["log"])
+    known = [value for value in values if value is not None] or [1.0]
+    low, high = placed((min(known), max(known)), log=colour["log"], what="colour range")
     if colour["middle"] is None:
         return low, (low + high) / 2, high
     (middle,) = placed([colour["middle"]], log=colour["log"], what="middle")

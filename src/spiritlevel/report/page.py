@@ -4,50 +4,54 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spiritlevel.catalogue import keys, sentence
 from spiritlevel.errors import require
 from spiritlevel.files import write_whole
 from spiritlevel.report import figures, heatmap
 from spiritlevel.report.check import check
+from spiritlevel.report.story import Figure, Story
+from spiritlevel.report.summary import chart_name, summary
+from spiritlevel.report.thin import fitted
 from spiritlevel.report.words import plain, say
 
-__all__ = ["render", "write"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+__all__ = ["LIMIT", "render", "write"]
+
+LIMIT = 6_000_000
+"""Bytes of a page at most: what a mail takes, and a phone opens."""
+
+# In this order they are one script; the last one starts it all.
+SCRIPTS = ("charts", "tables", "figures", "widget", "records", "live", "page")
 
 
 def render(story: Mapping[str, Any]) -> str:
-    """The whole page as HTML that asks nothing of any network.
+    """The whole page as HTML that asks nothing of any network, of at most `LIMIT` bytes.
 
-    Raises UsageError if a piece of the story is missing or unknown, MissingExtra without plotly.
+    Figures too large for that lose points, and say so. Raises UsageError if a piece of the story
+    is missing or unknown or the page too large even so, MissingExtra without plotly.
     """
     whole = check(story)
-    jinja2 = require("jinja2", extra="study")
-    scripts = [require("plotly.offline", extra="study").get_plotlyjs(), _file("page.js")]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {
-        "say": say,
-        "plain": plain,
-        "plot": figures.plot,
-        "legend": figures.legend,
-        "colour_key": heatmap.colour_key,
-        "duration": _duration,
+    environment = _environment()
+    every = [one for part in (*whole["examples"], *whole["claims"]) for one in part["figures"]]
+    # Without the data, and with the note of each figure that has lost points.
+    rest = _fill(environment, whole, {figure["id"]: _drawn(figure, "", 2) for figure in every})
+    room = LIMIT - len(rest.encode("utf-8", "replace"))
+    written, steps = fitted(every, _figure_json, room)
+    drawn = {
+        figure["id"]: _drawn(figure, written[figure["id"]], steps[figure["id"]]) for figure in every
     }
-    page: str = environment.from_string(_file("page.html.j2")).render(
-        story=whole,
-        css=_file("page.css"),
-        scripts=scripts,
-        policy=_policy(scripts),
-        widget={"texts": _widget_texts(), "bell": figures.bell()},
-    )
-    # Above the page itself the template has only macros.
-    return page.lstrip()
+    return _fill(environment, whole, drawn)
 
 
 def write(story: Mapping[str, Any], path: Path) -> Path:
@@ -56,15 +60,90 @@ def write(story: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def _fill(environment: Environment, story: Story, drawn: Mapping[str, Any]) -> str:
+    script, plotly = _script(), _plotly()
+    page = environment.get_template("page.html.j2").render(
+        story=story,
+        drawn=drawn,
+        css=_file("page.css"),
+        script=script,
+        plotly=plotly["deflated"],
+        policy=_policy([plotly["hash"], _hash(script)]),
+        words=_texts("reader"),
+        widget={"texts": _texts("widget"), "bell": figures.bell()},
+    )
+    # Above the page itself the template has only macros.
+    return page.lstrip()
+
+
+def _environment() -> Environment:
+    jinja2 = require("jinja2", extra="study")
+    environment: Environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_file),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {
+        "say": say,
+        "plain": plain,
+        "legend": figures.legend,
+        "summary": summary,
+        "chart_name": chart_name,
+        "duration": _duration,
+        "ranges": _ranges,
+    }
+    return environment
+
+
+def _drawn(figure: Figure, data: str, step: int) -> dict[str, Any]:
+    """What the template needs of a figure beside the story: `data`, and each panel's height."""
+    html: type[Markup] = require("markupsafe", extra="study").Markup
+    panels: list[Any] = list(zip(*figures.frames_of(figure), strict=True))
+    return {
+        "json": html(data),
+        "step": step,
+        "heights": [figures.height(one) for one in panels],
+        "colour_keys": [
+            heatmap.colour_key(one) if one[0]["kind"] == "heatmap" else None for one in panels
+        ],
+    }
+
+
+def _figure_json(figure: Figure) -> str:
+    """JSON that stays inside its element whatever it holds."""
+    dumps = require("jinja2.utils", extra="study").htmlsafe_json_dumps
+    compact = {"allow_nan": False, "separators": (",", ":")}
+    return str(dumps(figures.drawing(figure), json.dumps, **compact))
+
+
+@cache
 def _file(name: str) -> str:
-    return resources.files("spiritlevel.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("spiritlevel.report").joinpath("web", name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: list[str]) -> str:
+@cache
+def _script() -> str:
+    parts = "\n".join(_file(f"{name}.js") for name in SCRIPTS)
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
+
+
+@cache
+def _plotly() -> dict[str, str]:
+    """Plotly's script, deflated and in base64, and the hash of it whole."""
+    whole = require("plotly.offline", extra="study").get_plotlyjs()
+    deflated = zlib.compress(whole.encode(), level=9)
+    return {"deflated": base64.b64encode(deflated).decode(), "hash": _hash(whole)}
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _policy(hashes: Sequence[str]) -> str:
     """A content security policy: these scripts run, no other does, and nothing is fetched."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
-    ]
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
@@ -72,11 +151,21 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
-def _widget_texts() -> dict[str, str]:
-    """The widget's sentences with their placeholders unfilled: its script fills them."""
-    return {
-        key.removeprefix("widget."): sentence(key) for key in keys() if key.startswith("widget.")
-    }
+def _texts(table: str) -> dict[str, str]:
+    """A table's sentences with their placeholders unfilled: the scripts fill them."""
+    start = f"{table}."
+    return {key.removeprefix(start): sentence(key) for key in keys() if key.startswith(start)}
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """Such as 0-2,7 for 0, 1, 2 and 7."""
+    found: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if found and index == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], index]
+        else:
+            found.append([index])
+    return ",".join("-".join(map(str, ends)) for ends in found)
 
 
 def _duration(seconds: float) -> str:

@@ -12,13 +12,23 @@ from spiritlevel.report.words import Text
 __all__ = [
     "Arm",
     "Axis",
+    "Claim",
     "Colour",
+    "Control",
     "Example",
     "Figure",
     "Guide",
+    "Headline",
     "Heatmap",
     "Lines",
+    "Live",
+    "Network",
+    "Panel",
+    "Panels",
+    "Part",
+    "Record",
     "Series",
+    "Status",
     "Story",
 ]
 
@@ -127,11 +137,32 @@ class Heatmap(TypedDict):
     colour: Colour
 
 
+Panel = Lines | Heatmap
+Panels = list[Lines | Heatmap]
+
+
+class Control(TypedDict):
+    """What the reader sets: a slider over ordered values, or a choice among a few names."""
+
+    label: Text
+    values: list[str]
+    start: int
+    kind: Literal["slider", "choice"]
+
+
 class Figure(TypedDict):
+    """`frames`: the panels for every combination of the controls' values, the last control's
+    running fastest; None where that combination was not run. `panels` are the frame at the start.
+    `summary` says in a line what the figure shows; `records` are indices into the story's."""
+
     id: str
     title: Text
     caption: Text
-    panels: list[Lines | Heatmap]
+    panels: Panels
+    summary: NotRequired[Text]
+    controls: NotRequired[list[Control]]
+    frames: NotRequired[list[list[Lines | Heatmap] | None]]
+    records: NotRequired[list[int]]
 
 
 class Headline(TypedDict):
@@ -140,6 +171,7 @@ class Headline(TypedDict):
     interval: str | None
     level: str
     n: int
+    records: NotRequired[list[int]]
 
 
 class Part(TypedDict):
@@ -149,13 +181,26 @@ class Part(TypedDict):
     n: int
     holds: bool | None
     source: str
+    records: NotRequired[list[int]]
+
+
+Status = Literal["supported", "partly", "not supported", "inconclusive"]
+
+
+class Network(TypedDict):
+    """The verdict on a claim for one of several networks."""
+
+    name: Text
+    status: Status
+    headline: Headline
 
 
 class Claim(TypedDict):
     id: str
     title: Text
-    status: Literal["supported", "partly", "not supported", "inconclusive"]
+    status: Status
     headline: Headline
+    networks: NotRequired[list[Network]]
     sentences: list[Text]
     literature: Text | None
     rule: Text
@@ -176,9 +221,29 @@ class Example(TypedDict):
     figures: list[Figure]
 
 
+class Record(TypedDict):
+    """A line of `records.jsonl`, by its key."""
+
+    key: str
+    seconds: float
+    failed: bool
+
+
+class Live(TypedDict):
+    """A run that goes on: `seconds` from one page to the next, `share` done, time `left`."""
+
+    seconds: int
+    done: int
+    cells: int
+    share: float
+    left: str | None
+
+
 class Story(TypedDict):
     run: Run
     data: Data
     environment: dict[str, str]
     claims: list[Claim]
     examples: list[Example]
+    records: NotRequired[list[Record]]
+    live: NotRequired[Live | None]

@@ -16,10 +16,14 @@ from typing import Any
 
 from spiritlevel.errors import RecordsError, SpiritlevelError, UsageError
 from spiritlevel.report import write
-from spiritlevel.study.claims import CLAIMS, Judgement, rules
-from spiritlevel.study.config import Plan, plan_study
+from spiritlevel.report.story import Live as Going
+from spiritlevel.study.claims import CLAIMS, Judgement, judge, rules
+from spiritlevel.study.config import Asked, Plan, plan_study
 from spiritlevel.study.examples import example_lines
-from spiritlevel.study.records import RecordFile, Records, read_json
+from spiritlevel.study.factory import as_factory
+from spiritlevel.study.live import Live
+from spiritlevel.study.notebook import study_html, watch
+from spiritlevel.study.records import Cell, RecordFile, Records, read_json
 from spiritlevel.study.run import (
     CONFIG,
     ENVIRONMENT,
@@ -75,11 +79,18 @@ class Study:
         return Plan.from_json(self.config["plan"])
 
     def _judge(self, claim: str) -> Judgement:
-        module = CLAIMS[claim]
-        planned = {cell.key for cell in module.cells(self._plan)}
+        planned = list(CLAIMS[claim].cells(self._plan))
         with _readable(self.folder):
-            found: Judgement = module.judge(self.records)
-        missing = len(planned & self.missing)
+            found = judge(claim, self.records, self._plan)
+        by_network = {
+            name: self._held(one, [c for c in planned if c.settings.get("network", name) == name])
+            for name, one in found.by_network.items()
+        }
+        return self._held(replace(found, by_network=by_network), planned)
+
+    def _held(self, found: Judgement, planned: Sequence[Cell]) -> Judgement:
+        """No verdict from fewer runs than were planned."""
+        missing = len({cell.key for cell in planned} & self.missing)
         return replace(found, status="inconclusive", missing=missing) if missing else found
 
     @property
@@ -92,8 +103,17 @@ class Study:
         """Whether the rules of this version differ from those written down before the run."""
         return bool(self.config["rules"] != rules())
 
-    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Draw the page from the records alone (default: `report.html` in the folder)."""
+    def _repr_html_(self) -> str:
+        """The verdicts, in a notebook."""
+        return study_html(self)
+
+    def report(
+        self, path: str | os.PathLike[str] | None = None, *, live: Going | None = None
+    ) -> Path:
+        """Draw the page from the records alone (default: `report.html` in the folder).
+
+        With `live`, for a run that goes on, the page reads itself anew now and then.
+        """
         target = self.folder / "report.html" if path is None else Path(path)
         environment = read_json(self.folder / ENVIRONMENT)
         verdicts = self.verdicts
@@ -105,7 +125,8 @@ class Study:
                 verdicts,
                 folder=self.folder.resolve(),
                 rules_changed=self.rules_changed,
-                missing=len(self.missing),
+                missing=0 if live else len(self.missing),
+                live=live,
             )
         return write(story, target)
 
@@ -129,24 +150,35 @@ def study(
     *,
     preset: str | None = None,
     data: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     norms: Sequence[str] | None = None,
     lrs: Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
     seed: int | None = None,
+    epochs: float | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: bool | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     jobs: int | None = None,
     threads: int | None = None,
+    live: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Study:
     """Train with and without normalization on real images and judge each claim of the article.
 
-    `preset` is "quick" (the default, under five minutes on two cores) or "smoke"; `data` an image
-    source such as "mnist5k"; `norms` and `lrs` the grid of the learning-rate sweep; `seed` the
-    first of consecutive seeds, or `seeds` all of them. Records go to `out` (default: a new folder
-    in runs/), cell by cell, from `jobs` processes (default: one a core) of `threads` torch threads
-    each. `resume=True` finishes what `out` (default: the latest run) lacks, by its own plan. Raises
-    UsageError, DataError, RecordsError and MissingExtra.
+    `preset` is "quick" (the default, under five minutes on two cores), "standard" (about an hour:
+    a VGG-like, a residual and a Ghost network on colour images) or "smoke". `model` is a network
+    of your own, "pkg.module:factory" or the function itself, which takes a norm: then each claim
+    is judged on it. `data` is an image source such as "mnist5k"; `image_size`, `mean` and `std`
+    say how it is fed, `augment` adds random crops and flips. `norms` and `lrs` are the grid,
+    `epochs` the length of its runs; `seed` the first of consecutive seeds, or `seeds` all of them.
+    Records go to `out` (default: a new folder in runs/), cell by cell, from `jobs` processes
+    (default: one a core) of `threads` torch threads each. `resume=True` finishes what `out`
+    (default: the latest run) lacks, by its own plan. `live=True` rewrites the page while the run
+    goes. Raises UsageError, DataError, RecordsError and MissingExtra.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"got jobs={jobs}; wanted at least 1 process")
@@ -157,21 +189,32 @@ def study(
         "lrs": lrs,
         "seeds": seeds,
         "seed": seed,
+        "epochs": epochs,
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
+        "augment": augment,
         "threads": threads,
     }
+    factory = None if model is None else as_factory(model)
     if resume:
         if given := [name for name, value in asked.items() if value is not None]:
             raise UsageError(
                 f"got {', '.join(given)} together with resume; a resumed run follows its own plan. "
                 "Leave them out, or start a new run"
             )
-        run = resume_run(_latest() if out is None else Path(out))
+        run = resume_run(_latest() if out is None else Path(out), factory)
     else:
         asked["preset"] = preset or "quick"
-        plan = plan_study(**asked)
+        asked["model"] = None if factory is None else factory.spec
+        wish = Asked(**asked)
+        plan = plan_study(wish)
         folder = _new_folder(plan.preset) if out is None else Path(out)
-        run = begin(plan, folder, _command(asked))
-    do_cells(run, jobs=jobs or _cores(), tell=progress or _silent)
+        run = begin(plan, folder, _command(asked), epochs=epochs, factory=factory)
+    tell = progress or watch() or _silent
+    if live:
+        tell = Live(run.folder, tell)
+    do_cells(run, jobs=jobs or _cores(), tell=tell)
     return Study.load(run.folder)
 
 
@@ -204,7 +247,8 @@ def _command(asked: dict[str, Any]) -> str:
     for name, value in asked.items():
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words += [f"--{name}", text]
+            option = "--" + name.replace("_", "-")
+            words += [option] if value is True else [option, text]
     return shlex.join(words)
 
 

@@ -16,6 +16,8 @@ import torch
 from spiritlevel.data import Images
 from spiritlevel.errors import require
 from spiritlevel.kernels import tune_allocator
+from spiritlevel.study.factory import Factory
+from spiritlevel.study.networks import use_factory
 from spiritlevel.study.records import Cell, Record, finite
 
 __all__ = ["run_cells"]
@@ -31,12 +33,14 @@ def run_cells(
     threads: int,
     cost: Callable[[Cell], float],
     scratch: Path,
+    factory: Factory | None = None,
 ) -> Generator[Record]:
     """Records in the order in which cells end; the most costly cells start first.
 
     `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault
     in a cell becomes its record's `error`. Closing the iterator kills the workers. The images are
-    handed to them through a file in `scratch`.
+    handed to them through a file in `scratch`. `factory` builds the network of cells that are of
+    the user's own.
     """
     joblib = require("joblib", extra="study")
     parallel = joblib.Parallel(
@@ -48,7 +52,7 @@ def run_cells(
     queue = sorted(cells, key=cost, reverse=True)
     finished = False
     try:
-        yield from parallel(work(cell, path, threads, os.getpid()) for cell in queue)
+        yield from parallel(work(cell, path, threads, os.getpid(), factory) for cell in queue)
         finished = True
     finally:
         if jobs > 1:
@@ -64,9 +68,12 @@ def _stop_workers(*, kill: bool) -> None:
     get_reusable_executor(kill_workers=kill).shutdown(wait=not kill, kill_workers=kill)
 
 
-def _work(cell: Cell, images: Path, threads: int, parent: int) -> Record:
+def _work(cell: Cell, images: Path, threads: int, parent: int, factory: Factory | None) -> Record:
     _prepare_process(parent)
     from spiritlevel.study.tasks import TASKS
+
+    if factory is not None:
+        use_factory(factory)
 
     result, error = None, None
     before = torch.get_num_threads()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import erf, exp, pi, sqrt
 from statistics import fmean
@@ -35,6 +35,7 @@ def example_cells(plan: Plan) -> Iterator[Cell]:
                 yield Cell(
                     "example-scale",
                     {
+                        "network": "mlp",
                         "norm": norm,
                         "init": init,
                         "input_scale": scale,
@@ -48,7 +49,9 @@ def example_cells(plan: Plan) -> Iterator[Cell]:
         yield Cell(
             "example-bell",
             {
-                "model": "small_vgg",
+                "network": "small_vgg",
+                "norm": "batch",
+                "init": "he",
                 "seed": seed,
                 "lr": 0.1,
                 "steps": plan.sweep_steps // 2,
@@ -80,13 +83,19 @@ def example_lines(records: Records) -> list[str]:
     ]
 
 
-def _example(name: str, sentences: list[Text], table: Table | None, *panels: Any) -> Example:
+def _example(
+    name: str,
+    sentences: list[Text],
+    table: Table | None,
+    *panels: Any,
+    records: Sequence[int] = (),
+) -> Example:
     return {
         "id": name,  # type: ignore[typeddict-item]
         "title": f"examples.{name}.title",
         "sentences": sentences or ["examples.not_measured"],
         "table": table,
-        "figures": [figure(f"examples.{name}", *panels)] if panels else [],
+        "figures": [figure(f"examples.{name}", *panels, records=records)] if panels else [],
     }
 
 
@@ -140,7 +149,8 @@ def _shift(records: Records) -> Example:
     head = _head("shift", "norm", "first", "second", "swing")
     panels = [_channels(runs[0][arm], arm) for arm in ("without", "with")]
     sentences: list[Text] = ["examples.shift.done", ["examples.shift.found", words]]
-    return _example("shift", sentences, {"head": head, "rows": rows}, *panels)
+    read = records.numbers("example-shift")
+    return _example("shift", sentences, {"head": head, "rows": rows}, *panels, records=read)
 
 
 def _shift_words(records: Records) -> dict[str, str]:
@@ -200,7 +210,8 @@ def _scale(records: Records) -> Example:
     head = _head("scale", "input", "weights", "act_none", "act_batch", "grad_none", "grad_batch")
     panel = lines("labels.scale_panel", axis("layer"), axis("activation_std", log=True), drawn)
     sentences: list[Text] = [[f"examples.scale.{name}", words] for name in ("done", "found")]
-    return _example("scale", sentences, {"head": head, "rows": rows}, panel)
+    read = records.numbers("example-scale")
+    return _example("scale", sentences, {"head": head, "rows": rows}, panel, records=read)
 
 
 def _scale_words(records: Records) -> dict[str, str]:

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,36 @@ class Record:
 class Records:
     """The records of a run, by key; a later record of the same cell replaces an earlier one."""
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record] = (), *, of: Records | None = None) -> None:
         self._by_key = {record.key: record for record in records}
+        self._whole: Records = self if of is None else of._whole
 
     def add(self, record: Record) -> None:
         self._by_key[record.key] = record
+        self.__dict__.pop("_places", None)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._by_key.values())
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+    def of(self, network: str) -> Records:
+        """Those of one network, and those that are of none."""
+        mine = (r for r in self if r.settings.get("network", network) == network)
+        return Records(mine, of=self)
+
+    def numbers(self, task: str, **settings: Any) -> list[int]:
+        """Where the records that `select` finds stand in the whole run, counted from 0."""
+        return [self.number(record) for record in self.select(task, **settings)]
+
+    def number(self, record: Record) -> int:
+        """Where the record stands in the whole run, counted from 0."""
+        return self._whole._places[record.key]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {key: place for place, key in enumerate(self._by_key)}
 
     def done(self) -> set[str]:
         """Keys of the cells that have a result."""

@@ -11,13 +11,16 @@ from typing import Any
 
 from spiritlevel import __version__
 from spiritlevel.data import Images, load
-from spiritlevel.errors import DataError, RecordsError
+from spiritlevel.errors import DataError, RecordsError, UsageError
 from spiritlevel.study import engine, environment
 from spiritlevel.study.claims import CLAIMS, rules
-from spiritlevel.study.config import Plan
+from spiritlevel.study.claims.regularises import NOISY
+from spiritlevel.study.config import Plan, plan_epochs
 from spiritlevel.study.examples import example_cells
+from spiritlevel.study.factory import Factory, load_factory
+from spiritlevel.study.networks import network
 from spiritlevel.study.records import Cell, Record, RecordFile, read_json, write_json
-from spiritlevel.study.tasks import COST, TASKS
+from spiritlevel.study.tasks import TASKS
 from spiritlevel.study.tasks.gap import MIN_IMAGES
 
 __all__ = [
@@ -60,6 +63,8 @@ class Run:
     plan: Plan
     images: Images
     config: dict[str, Any]
+    factory: Factory | None = None
+    """Of the user's own network."""
 
 
 def all_cells(plan: Plan) -> list[Cell]:
@@ -70,7 +75,14 @@ def all_cells(plan: Plan) -> list[Cell]:
     return list(cells.values())
 
 
-def begin(plan: Plan, folder: Path, command: str) -> Run:
+def begin(
+    plan: Plan,
+    folder: Path,
+    command: str,
+    *,
+    epochs: float | None = None,
+    factory: Factory | None = None,
+) -> Run:
     """Write what is asked, and the rules of the verdicts, before anything is measured.
 
     Raises RecordsError where the folder holds a run already, DataError for images of no use.
@@ -80,12 +92,15 @@ def begin(plan: Plan, folder: Path, command: str) -> Run:
             f"got {folder}, which holds a run already; "
             "go on with it by --resume, or choose another --out"
         )
-    images = load(plan.data)
+    images = _load(plan)
     if len(images.train_y) < MIN_IMAGES:
         raise DataError(
             f"got {len(images.train_y)} training images from {plan.data}; wanted at least "
             f"{MIN_IMAGES}, which the runs on overfitting draw. Add images, or choose other data"
         )
+    if epochs is not None:
+        plan = plan_epochs(plan, epochs, len(images.train_y))
+    _try_out(plan, images, factory)
     config = {
         "version": __version__,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -103,7 +118,29 @@ def begin(plan: Plan, folder: Path, command: str) -> Run:
             f"got {error.strerror or error} at {folder}; "
             "wanted a folder to write to: choose another --out"
         ) from error
-    return Run(folder, plan, images, config)
+    return Run(folder, plan, images, config, factory)
+
+
+def _load(plan: Plan) -> Images:
+    images = load(plan.data, image_size=plan.image_size or None)
+    for name, given in (("mean", plan.mean), ("std", plan.std)):
+        if given and len(given) != images.channels:
+            raise UsageError(
+                f"got {name} {', '.join(map(str, given))} for images of {images.channels} "
+                f"channel(s) from {plan.data}; wanted one number for each channel"
+            )
+    return images
+
+
+def _try_out(plan: Plan, images: Images, factory: Factory | None) -> None:
+    """Build the user's network with every norm it will be asked for, before hours are spent."""
+    if factory is None:
+        return
+    side = min(plan.size, images.size)
+    for norm in dict.fromkeys((*plan.norms, "noisy-batch", NOISY, "layer")):
+        factory.build(
+            num_classes=len(images.classes), in_chans=images.channels, norm=norm, image_size=side
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,17 +165,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def resume(folder: Path) -> Run:
-    """The run in `folder`, to be finished. Raises RecordsError if none or if its images changed."""
+def resume(folder: Path, factory: Factory | None = None) -> Run:
+    """The run in `folder`, to be finished. Raises RecordsError if none or if its images changed.
+
+    `factory` is needed where the user's network is a function that no module holds.
+    """
     config = read_config(folder)
     plan = Plan.from_json(config["plan"])
-    images = load(plan.data)
+    own = [name for name in plan.networks if ":" in name]
+    if own and factory is None:
+        factory = load_factory(own[0])
+    if factory is not None and own != [factory.spec]:
+        raise UsageError(
+            f"got model {factory.spec} for a run of {', '.join(own) or 'no model of your own'}; "
+            "wanted the same: leave it out, or start a new run"
+        )
+    images = _load(plan)
     if images.fingerprint != config["data"]["fingerprint"]:
         raise RecordsError(
             f"got images from {plan.data} that differ from those this run began with; "
             "wanted the same. Start a new run for the new images."
         )
-    return Run(folder, plan, images, config)
+    return Run(folder, plan, images, config, factory)
 
 
 def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
@@ -162,6 +210,7 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
             threads=plan.threads,
             cost=cost,
             scratch=run.folder,
+            factory=run.factory,
         )
         with closing(results):  # a full disk, too, must not leave workers behind
             for record in results:
@@ -173,6 +222,19 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
 
 
 def cost(cell: Cell) -> float:
-    """Rough seconds, for order and progress."""
-    steps: int = cell.settings.get("steps", 100)
-    return COST.get(cell.task, 0.2) * steps / 100
+    """Rough seconds of one core, for order and progress; nothing else depends on it."""
+    settings = cell.settings
+    if "network" not in settings:
+        return 0.5
+    images = settings.get("batch_size", 64) * network(settings["network"]).cost
+    step = 0.00025 * images * (settings.get("size", 32) / 14) ** 2
+    steps = settings.get("steps", 1)
+    if cell.task == "landscape":  # 5 passes along the gradient and one for each layer that is read
+        steps += 12 * steps / settings["every"]
+    if cell.task == "noise":
+        steps += settings["images"] * settings["draws"] * sum(settings["sizes"]) / 200
+    if cell.task == "gap" and not settings["noise"]:
+        step *= settings["images"] / settings["batch_size"]
+    if cell.task == "scaling":
+        steps = 100
+    return 0.1 + float(step * steps)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spiritlevel.report.story import Claim, Story
-from spiritlevel.report.words import Text
-from spiritlevel.study.claims import CLAIMS, Judgement, Part
+from spiritlevel.report.story import Claim, Headline, Live, Story
+from spiritlevel.report.story import Part as StoryPart
+from spiritlevel.report.words import Text, plain
+from spiritlevel.study.claims import CLAIMS, Judgement, Part, networks
 from spiritlevel.study.claims.judgement import number, setting
+from spiritlevel.study.config import Plan
 from spiritlevel.study.examples import examples
-from spiritlevel.study.figures import FIGURES
+from spiritlevel.study.figures import claim_figures
+from spiritlevel.study.networks import title
 from spiritlevel.study.records import Records
 
 __all__ = ["build_story", "interval_text"]
@@ -26,8 +30,10 @@ def build_story(
     folder: Path,
     rules_changed: bool,
     missing: int,
+    live: Live | None = None,
 ) -> Story:
     """All that the page says, from a run's files alone."""
+    plan = Plan.from_json(config["plan"])
     return {
         "run": {
             "name": folder.name,
@@ -44,8 +50,12 @@ def build_story(
         },
         "data": {name: config["data"][name] for name in _DATA},  # type: ignore[typeddict-item]
         "environment": environment,
-        "claims": [_claim(verdict, records) for verdict in verdicts.values()],
+        "claims": [_claim(verdict, records, plan) for verdict in verdicts.values()],
         "examples": examples(records),
+        "records": [
+            {"key": r.key, "seconds": r.seconds, "failed": r.error is not None} for r in records
+        ],
+        "live": live,
     }
 
 
@@ -62,49 +72,82 @@ _DATA = (
 )
 
 
-def _claim(verdict: Judgement, records: Records) -> Claim:
-    claim, headline = verdict.claim, verdict.headline
+def _claim(verdict: Judgement, records: Records, plan: Plan) -> Claim:
+    claim = verdict.claim
     rule = {name: setting(value) for name, value in CLAIMS[claim].RULE.items()}
-    return {
+    found: Claim = {
         "id": claim,
         "title": f"claims.{claim}.title",
         "status": verdict.status,
-        "headline": {
-            "quantity": _quantity(headline),
-            "value": headline.text,
-            "interval": interval_text(headline),
-            "level": "95 %",
-            "n": headline.n,
-        },
-        "sentences": _sentences(verdict),
+        "headline": _headline(verdict.headline),
+        "sentences": _sentences(verdict, plan),
         "literature": f"claims.{claim}.literature",
         "rule": [f"claims.{claim}.rule", rule],
-        "parts": [
+        "parts": list(_parts(verdict)),
+        "figures": claim_figures(claim, records, plan),
+    }
+    if verdict.by_network:
+        found["networks"] = [
             {
-                "quantity": _quantity(part),
+                "name": ["page.plain", {"text": title(name)}],
+                "status": one.status,
+                "headline": _headline(one.headline),
+            }
+            for name, one in verdict.by_network.items()
+        ]
+    return found
+
+
+def _headline(part: Part) -> Headline:
+    return {
+        "quantity": _quantity(part),
+        "value": part.text,
+        "interval": interval_text(part),
+        "level": "95 %",
+        "n": part.n,
+        "records": list(part.records),
+    }
+
+
+def _parts(verdict: Judgement) -> Iterator[StoryPart]:
+    """The quantities of each network, which is named where there are several."""
+    for name, one in (verdict.by_network or {"": verdict}).items():
+        for part in one.parts:
+            quantity = _quantity(part)
+            if name:
+                quantity = ["networks.of", {"network": title(name), "what": plain(quantity)}]
+            yield {
+                "quantity": quantity,
                 "value": part.text,
                 "interval": interval_text(part),
                 "n": part.n,
                 "holds": part.holds,
                 "source": part.source,
+                "records": list(part.records),
             }
-            for part in verdict.parts
-        ],
-        "figures": list(FIGURES[claim](records)),
-    }
 
 
-def _sentences(verdict: Judgement) -> list[Text]:
-    """What was done, what was found, what that means."""
-    claim, words = verdict.claim, dict(verdict.words)
-    measured = verdict.headline.value is not None
-    return [
-        [f"claims.{claim}.measured", words],
-        [f"claims.{claim}.found", words] if measured else "claims.not_measured",
+def _sentences(verdict: Judgement, plan: Plan) -> list[Text]:
+    """What was done, what was found on each network, what that means."""
+    claim = verdict.claim
+    several = verdict.by_network or {networks(claim, plan)[0]: verdict}
+    done = "measured_on" if plan.networks else "measured"
+    words = dict(verdict.words) | {"networks": ", ".join(map(title, several))}
+    sentences: list[Text] = [[f"claims.{claim}.{done}", words]]
+    for name, one in several.items():
+        if one.headline.value is None:
+            found: Text = "claims.not_measured"
+        else:
+            found = [f"claims.{claim}.found", dict(one.words)]
+        if verdict.by_network:
+            found = ["networks.on", {"network": title(name), "found": plain(found)}]
+        sentences.append(found)
+    sentences.append(
         ["claims.incomplete", {"missing": str(verdict.missing)}]
         if verdict.missing
-        else f"claims.{claim}.meaning.{verdict.status.replace(' ', '_')}",
-    ]
+        else f"claims.{claim}.meaning.{verdict.status.replace(' ', '_')}"
+    )
+    return sentences
 
 
 def _quantity(part: Part) -> Text:

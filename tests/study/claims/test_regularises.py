@@ -10,7 +10,9 @@ from scipy.stats import t
 from study.synthetic import (
     ABOVE,
     BELOW,
+    NETWORKS,
     PLAN,
+    PLANS,
     TWO_SEEDS,
     by,
     by_seed,
@@ -21,8 +23,10 @@ from study.synthetic import (
     without,
 )
 
+from spiritlevel.study.claims import judge as judge_all
 from spiritlevel.study.claims.regularises import (
     ARMS,
+    BIG_ARMS,
     RIVALS,
     RULE,
     _name,
@@ -39,8 +43,8 @@ TEN_SEEDS = replace(PLAN, gap_seeds=tuple(range(10, 20)))
 UNCLEAR = by_seed(-0.05, 0.03, -0.02, 0.04, -0.03, 0.01)
 
 
-def status(**figures):
-    return judge(regularises_records(**figures)).status
+def status(plan=PLAN, **figures):
+    return judge_all("regularises", regularises_records(plan=plan, **figures), plan).status
 
 
 def spread(mean, standard_error):
@@ -50,8 +54,20 @@ def spread(mean, standard_error):
     return by_seed(*(mean + sign * unit for sign in (-1, -1, -1, 1, 1, 1)))
 
 
-def test_supported():
-    assert status() == "supported"
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({}, "supported"),
+        ({"rivals": -0.03}, "partly"),
+        ({"slope": -0.2}, "partly"),
+        ({"difference": 0.0}, "not supported"),
+        ({"difference": UNCLEAR}, "inconclusive"),
+    ],
+    ids=["supported", "a rival", "the slope", "no effect", "seeds disagree"],
+)
+def test_each_verdict_on_the_networks_of_each_plan(plan, figures, expected):
+    assert status(plan, **figures) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,7 @@ def test_inconclusive_if_runs_are_missing(change, task, settings):
 
 
 def test_inconclusive_below_three_seeds():
-    assert status(plan=TWO_SEEDS) == "inconclusive"
+    assert status(TWO_SEEDS) == "inconclusive"
 
 
 def test_no_effect_needs_no_slope():
@@ -144,7 +160,7 @@ def test_the_share_of_seeds():
     for count, expected in ((lower, "supported"), (lower - 1, "inconclusive")):
         values = [-0.1] * count + [1e-6] * (10 - count)
         by_ten = by("seed", dict(zip(TEN_SEEDS.gap_seeds, values, strict=True)))
-        assert status(difference=by_ten, plan=TEN_SEEDS) == expected
+        assert status(TEN_SEEDS, difference=by_ten) == expected
 
 
 def test_the_bound_of_no_effect():
@@ -198,6 +214,23 @@ def test_not_supported_for_want_of_rivals():
     assert judge(records).status != "supported"
 
 
+@pytest.mark.parametrize("arm", [arm for arm in RIVALS if arm in BIG_ARMS])
+def test_partly_whichever_of_fewer_rivals_does_as_well(arm):
+    rival = by("norm", {ARMS[arm]["norm"]: by("lr", {ARMS[arm]["lr"]: -0.03}, 0.01)}, 0.01)
+    assert status(NETWORKS, rivals=rival) == "partly"
+
+
+def test_rivals_count_as_far_as_they_were_run():
+    """A network that takes its time has fewer of them: one that is not there decides nothing."""
+    assert set(RIVALS) & set(BIG_ARMS) != set(RIVALS)
+    records = regularises_records(plan=NETWORKS).of("small_vgg")
+    assert not [arm for arm in ARMS if arm not in BIG_ARMS and records.select("gap", **ARMS[arm])]
+    assert judge(records).status == "supported"
+    for arm in set(RIVALS) & set(BIG_ARMS):
+        some = diverge(records, "gap", seed=10, **ARMS[arm])
+        assert judge(some).status == "inconclusive", "one that was run and gave no figure"
+
+
 def test_differences_are_paired_by_seed():
     records = without(regularises_records(), "gap", seed=12, noise=False)
     assert differences(records, "16").keys() == set(PLAN.gap_seeds) - {12}
@@ -229,6 +262,8 @@ def test_figures():
 def test_no_two_arms_are_the_same_cell():
     gap = [cell.key for cell in cells(PLAN) if cell.task == "gap"]
     assert len(set(gap)) == len(gap) == len(ARMS) * len(PLAN.gap_seeds)
+    gap = [cell.key for cell in cells(NETWORKS) if cell.task == "gap"]
+    assert len(set(gap)) == len(gap) == 2 * len(BIG_ARMS) * len(PLAN.gap_seeds)
 
 
 def test_a_tiny_effect_is_no_effect_however_clear():

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spiritlevel.study.stats import Interval
 
-__all__ = ["STATUSES", "Judgement", "Part", "Status", "agree", "number", "setting", "times"]
+__all__ = [
+    "STATUSES",
+    "Judgement",
+    "Part",
+    "Status",
+    "agree",
+    "combine",
+    "number",
+    "setting",
+    "times",
+]
 
 Status = Literal["supported", "partly", "not supported", "inconclusive"]
 STATUSES: tuple[Status, ...] = ("supported", "partly", "not supported", "inconclusive")
@@ -33,6 +43,8 @@ class Part:
     digits: int = 3
     chosen: bool = False
     """The value is one of the grid's, not a measured figure."""
+    records: tuple[int, ...] = ()
+    """Where the records it was made of stand in the run, counted from 0."""
 
     @property
     def text(self) -> str:
@@ -58,9 +70,12 @@ class Judgement:
     words: Mapping[str, str]
     missing: int = 0
     """Runs that were planned for it and gave no result: then it is inconclusive."""
+    by_network: Mapping[str, Judgement] = field(default_factory=dict)
+    """The verdict on each network, where the claim was judged on more than one."""
 
     def to_json(self) -> dict[str, Any]:
         interval = self.headline.interval
+        networks = {name: verdict.to_json() for name, verdict in self.by_network.items()}
         return {
             "claim": self.claim,
             "verdict": self.status,
@@ -69,7 +84,23 @@ class Judgement:
             "figure": self.headline.text,
             "interval": None if interval is None else [interval.low, interval.high],
             "n": self.headline.n,
-        }
+        } | ({"networks": networks} if networks else {})
+
+
+def combine(verdicts: Mapping[str, Judgement]) -> Judgement:
+    """One verdict over networks, with the figure of the first that decides.
+
+    That of those that decide, if two or more do: theirs where they agree, partly where they do not.
+    """
+    first = next(iter(verdicts.values()))
+    if len(verdicts) == 1:
+        return first
+    decided = [verdict for verdict in verdicts.values() if verdict.status != "inconclusive"]
+    status: Status = "inconclusive"
+    if len(decided) > 1:
+        statuses = {verdict.status for verdict in decided}
+        status = decided[0].status if len(statuses) == 1 else "partly"
+    return replace((decided or [first])[0], status=status, by_network=dict(verdicts))
 
 
 def agree(values: Sequence[bool]) -> bool | None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import fmean
+from typing import Any
 
 from spiritlevel.catalogue import say
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, number
+from spiritlevel.study.claims.common import shape, weights
+from spiritlevel.study.claims.judgement import Judgement, Part, Status, number, setting
 from spiritlevel.study.config import Plan
+from spiritlevel.study.networks import network
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import Interval, mean_interval
 from spiritlevel.study.tasks.gap import MIN_IMAGES
 
-__all__ = ["ARMS", "CLAIM", "RULE", "cells", "differences", "judge"]
+__all__ = ["ARMS", "CLAIM", "NETWORK", "RULE", "cells", "differences", "judge"]
 
 CLAIM = "regularises"
+NETWORK = ("mlp",)
+SMALL = {"depth": 2, "width": 128, "activation": "relu"}
 RULE = {
     "slope_from": -1.3,  # of log noise over log batch size: the noise falls as 1/n
     "slope_to": -0.7,
@@ -34,6 +39,8 @@ ARMS = {
     "layer at 0.3": {"norm": "layer", "noise": True, "lr": 0.3},
     "none at 0.3": {"norm": "none", "noise": True, "lr": 0.3},
 }
+BIG_ARMS = {name: ARMS[name] for name in ("off", "16", "layer", "none", "off at 0.3")}
+"""Of a network that takes its time."""
 RIVALS = ("layer", "layer at 0.3", "none", "none at 0.3", "off at 0.3")
 """Arms without batch noise, each at two rates: another norm, none, and BN itself."""
 SIZES = (4, 8, 16, 32, 64, 128)
@@ -42,32 +49,25 @@ HOFFER, LUO = "Hoffer et al. 2017 (ghost BN)", "Luo et al. 2019"
 
 def cells(plan: Plan) -> Iterator[Cell]:
     """The noise by batch size; the gap with noise on, off, and with its rivals."""
-    for seed in plan.seeds:
-        yield Cell(
-            "noise",
-            {
-                "model": "small_vgg",
-                "seed": seed,
-                "lr": 0.1,
-                "steps": plan.noise_steps,
-                "batch_size": 64,
-                "size": plan.size,
-                "sizes": SIZES,
-                "draws": plan.noise_draws,
-                "images": 8,
-            },
-        )
-    sizes = {
-        "depth": 2,
-        "width": 128,
-        "size": plan.size,
-        "images": MIN_IMAGES,
-        "batch_size": 64,
-        "target": 0.1,
-    }
-    for seed in plan.gap_seeds:
-        for arm in ARMS.values():
-            yield Cell("gap", {"seed": seed, "steps": plan.gap_steps, "every": 10, **sizes, **arm})
+    for name in plan.networks or NETWORK:
+        known = network(name)
+        base = shape(plan, name) | ({} if plan.networks else SMALL)
+        for seed in plan.seeds:
+            trained = {"norm": "batch", "init": known.inits[0], "lr": known.rate, "seed": seed}
+            sizes = {"steps": plan.noise_steps, "sizes": SIZES, "draws": plan.noise_draws}
+            yield Cell("noise", base | trained | sizes | {"images": 8})
+        few = {
+            "size": plan.gap_size,
+            "images": MIN_IMAGES,
+            "test_images": plan.test_images,
+            "target": plan.gap_target,
+            "steps": plan.gap_steps,
+            "every": 10,
+        }
+        for seed in plan.gap_seeds:
+            for arm in (BIG_ARMS if plan.networks else ARMS).values():
+                init = weights(name, str(arm["norm"]))
+                yield Cell("gap", base | few | {"seed": seed, "init": init} | arm)
 
 
 def judge(records: Records) -> Judgement:
@@ -87,11 +87,22 @@ def judge(records: Records) -> Judgement:
     else:
         status = "inconclusive" if rival is None else "supported"
     headline = Part.of(
-        "claims.regularises.difference", found, HOFFER, holds=lower, words={"arm": _name("16")}
+        "claims.regularises.difference",
+        found,
+        HOFFER,
+        holds=lower,
+        words={"arm": _name("16")},
+        records=_numbers(records, "off", "16"),
     )
     parts = (
         headline,
-        Part.of("claims.regularises.slope", slope, LUO, holds=scales),
+        Part.of(
+            "claims.regularises.slope",
+            slope,
+            LUO,
+            holds=scales,
+            records=tuple(records.numbers("noise")),
+        ),
         *_arms(records),
     )
     return Judgement(CLAIM, status, headline, parts, _words(records, found, slope))
@@ -105,6 +116,10 @@ def differences(records: Records, arm: str) -> dict[int, float | None]:
         a, b = on[seed]["test_loss_at_target"], off[seed]["test_loss_at_target"]
         found[seed] = None if a is None or b is None else a - b
     return found
+
+
+def _numbers(records: Records, *arms: str) -> tuple[int, ...]:
+    return tuple(number for arm in arms for number in records.numbers("gap", **ARMS[arm]))
 
 
 def _name(arm: str) -> str:
@@ -132,27 +147,37 @@ def _rival(records: Records) -> bool | None:
     noise = differences(records, "16")
     behind = []
     for arm in RIVALS:
+        if not records.select("gap", **ARMS[arm]):
+            continue  # not planned: an arm whose runs are missing leaves the claim undecided
         rival = differences(records, arm)
         pairs = [(rival[seed], noise[seed]) for seed in sorted(noise.keys() & rival.keys())]
         gaps = [None if a is None or b is None else a - b for a, b in pairs]
         behind.append(mean_interval(gaps))
+    if not behind:
+        return None
     if any(interval is not None and interval.low <= 0 for interval in behind):
         return True
     return None if None in behind else False
 
 
 def _arms(records: Records) -> Iterator[Part]:
-    for arm in ARMS:
-        if arm not in ("off", "16"):
+    for arm, settings in ARMS.items():
+        if arm not in ("off", "16") and records.select("gap", **settings):
             found = mean_interval(_list(differences(records, arm)))
             source = HOFFER if arm in ("64", "4") else "control: no batch noise"
-            yield Part.of("claims.regularises.difference", found, source, words={"arm": _name(arm)})
+            more: dict[str, Any] = {"records": _numbers(records, "off", arm)}
+            words = {"arm": _name(arm)}
+            yield Part.of("claims.regularises.difference", found, source, words=words, **more)
     for arm in ("off", "16"):
         runs = records.by_seed("gap", **ARMS[arm])
         gaps = [run["gap_at_target"] for run in runs.values()]
         source = "Zhang et al. 2017, Table 1"
         yield Part.of(
-            "claims.regularises.gap", mean_interval(gaps), source, words={"arm": _name(arm)}
+            "claims.regularises.gap",
+            mean_interval(gaps),
+            source,
+            words={"arm": _name(arm)},
+            records=_numbers(records, arm),
         )
 
 
@@ -169,7 +194,9 @@ def _words(records: Records, found: Interval | None, slope: Interval | None) -> 
         ),
         default=(None, "–"),
     )
+    targets = records.values("gap", "target")
     return {
+        "target": setting(targets[0] if targets else None),
         "difference": number(found),
         "off": number(fmean(known) if known else None),
         "lower_in": f"{sum(v < 0 for v in values)} of {len(values)}",

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from statistics import fmean
 from typing import Any
 
-from spiritlevel.report.story import Arm, Axis, Figure, Guide, Heatmap, Lines, Series
+from spiritlevel.report.story import (
+    Arm,
+    Axis,
+    Control,
+    Figure,
+    Guide,
+    Heatmap,
+    Lines,
+    Panels,
+    Series,
+)
 from spiritlevel.report.words import Text
+from spiritlevel.study.claims.judgement import setting
+from spiritlevel.study.networks import title
 
 __all__ = [
+    "Frames",
     "arm_of",
     "axis",
+    "by_network",
+    "choice",
     "depth_by_time",
     "figure",
     "guide",
     "lines",
     "mean_curve",
+    "rate_slider",
     "series",
+    "slider",
     "thinned",
 ]
+
+Frames = list[Panels | None]
+"""The panels at every setting of the controls, the last control's running fastest."""
 
 _NAMED: dict[str, Arm] = {
     "none": "none",
@@ -96,15 +117,116 @@ def depth_by_time(
     }
 
 
-def figure(name: str, *panels: Any, **words: str) -> Figure:
-    """`name` is `claim.figure`; its title and caption are in the catalogue's [figures]."""
+def figure(
+    name: str,
+    *panels: Any,
+    records: Sequence[int] = (),
+    controls: Sequence[Control] = (),
+    frames: Sequence[Panels | None] | None = None,
+    **words: str,
+) -> Figure:
+    """`name` is `claim.figure`; its title and caption are in the catalogue's [figures].
+
+    With `controls`, `frames` has the panels of each of their settings, and `panels` are not given.
+    """
     caption: Text = [f"figures.{name}.caption", words] if words else f"figures.{name}.caption"
-    return {
+    found: Figure = {
         "id": name.replace(".", "-"),
         "title": f"figures.{name}.title",
         "caption": caption,
         "panels": list(panels),
+        "records": sorted(set(records)),
     }
+    return found if frames is None else _played(found, list(controls), list(frames))
+
+
+def _played(found: Figure, controls: list[Control], frames: Frames) -> Figure:
+    """With the frame at the controls' start, or else the first that there is, to begin with."""
+    stops = [len(control["values"]) for control in controls]
+    settings = list(product(*map(range, stops)))
+    at = settings.index(tuple(control["start"] for control in controls))
+    if frames[at] is None:
+        at = next(place for place, frame in enumerate(frames) if frame is not None)
+    begun = [
+        control | {"start": start} for control, start in zip(controls, settings[at], strict=True)
+    ]
+    return found | {"panels": frames[at], "controls": begun, "frames": frames}  # type: ignore[return-value]
+
+
+def slider(label: str, values: Sequence[str], start: int = 0) -> Control:
+    """`label` is a key of [labels]."""
+    return {"label": f"labels.{label}", "values": list(values), "start": start, "kind": "slider"}
+
+
+def choice(label: str, values: Sequence[str], start: int = 0) -> Control:
+    return {"label": f"labels.{label}", "values": list(values), "start": start, "kind": "choice"}
+
+
+def rate_slider(rates: Sequence[float]) -> Control:
+    """Learning rates, beginning with the one in the middle."""
+    return slider("lr", [setting(lr) for lr in rates], len(rates) // 2)
+
+
+def by_network(figures: Mapping[str, Sequence[Figure]]) -> list[Figure]:
+    """The same figures of several networks as one each, with a choice of the network."""
+    if len(figures) == 1:
+        return list(next(iter(figures.values())))
+    found: dict[str, dict[str, Figure]] = {}
+    for name, drawn in figures.items():
+        for one in drawn:
+            found.setdefault(one["id"], {})[name] = one
+    return [_one_of(of_network) for of_network in found.values()]
+
+
+def _one_of(figures: Mapping[str, Figure]) -> Figure:
+    """Side by side if the networks' controls are the same; settings that one lacks are None."""
+    first = next(iter(figures.values()))
+    names = [title(name) for name in figures]
+    inner = _common_controls([one.get("controls", []) for one in figures.values()])
+    frames: Frames = []
+    for one in figures.values():
+        own = dict(
+            zip(_stops(one.get("controls", [])), one.get("frames", [one["panels"]]), strict=True)
+        )
+        frames += [own.get(stop) for stop in _stops(inner)]
+    frames = _alike(frames)
+    merged: Any = {
+        name: value for name, value in first.items() if name not in ("controls", "frames")
+    }
+    merged["records"] = sorted({n for one in figures.values() for n in one.get("records", [])})
+    return _played(merged, [choice("network", names), *inner], frames)
+
+
+def _alike(frames: Frames) -> Frames:
+    """Those with as many panels as the richest; while a run goes, one network may lack an arm."""
+    most = max(len(frame) for frame in frames if frame is not None)
+    return [frame if frame is not None and len(frame) == most else None for frame in frames]
+
+
+def _stops(controls: Sequence[Control]) -> list[tuple[str, ...]]:
+    return list(product(*(control["values"] for control in controls)))
+
+
+def _order(found: Sequence[Sequence[str]]) -> Callable[[str], float]:
+    """Numbers by size; words as the control that has most of them."""
+    most = max(found, key=len)
+    return lambda text: most.index(text) if text in most and not _is_number(text) else float(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("e", "", 1).replace("−", "", 1).isdigit()
+
+
+def _common_controls(found: Sequence[Sequence[Control]]) -> list[Control]:
+    """The controls of all, each with every value that any has, in their order."""
+    merged: list[Control] = []
+    for same in zip(*found, strict=True):
+        values = list(dict.fromkeys(value for control in same for value in control["values"]))
+        if same[0]["kind"] == "slider":
+            values.sort(key=_order([control["values"] for control in same]))
+        start = values.index(same[0]["values"][same[0]["start"]])
+        merged.append(same[0] | {"values": values, "start": start})
+    return merged
 
 
 def mean_curve(curves: Sequence[Sequence[float | None]]) -> list[float | None]:

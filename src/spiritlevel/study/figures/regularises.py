@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spiritlevel.report.story import Arm, Figure, Guide, Lines, Series
+from spiritlevel.study.claims.judgement import setting
 from spiritlevel.study.claims.regularises import ARMS, differences
 from spiritlevel.study.figures.build import axis, figure, guide, lines, mean_curve, series
 from spiritlevel.study.records import Records
@@ -16,10 +17,14 @@ _GROUPS = {"4": 4, "16": 16, "64": 64}
 
 
 def figures(records: Records) -> Iterator[Figure]:
-    if records.select("noise"):
-        yield figure("regularises.noise", _noise(records), _difference(records))
+    targets = records.values("gap", "target")
+    if records.select("noise") and targets:
+        read = [*records.numbers("noise"), *records.numbers("gap")]
+        panels = _noise(records), _difference(records)
+        yield figure("regularises.noise", *panels, records=read, target=setting(targets[0]))
     if records.select("gap", **ARMS["off"]):
-        yield figure("regularises.curves", _curves(records))
+        read = records.numbers("gap")
+        yield figure("regularises.curves", _curves(records, targets[0]), records=read)
 
 
 def _noise(records: Records) -> Lines:
@@ -43,6 +48,8 @@ def _difference(records: Records) -> Lines:
     found = {}
     for arm, size in _GROUPS.items():
         values = differences(records, arm)
+        if not values:
+            continue
         dots_x += [size] * len(values)
         dots_y += values.values()
         found[size] = mean_interval(list(values.values()))
@@ -65,22 +72,23 @@ def _difference(records: Records) -> Lines:
     )
 
 
-def _curves(records: Records) -> Lines:
+def _curves(records: Records, target: float) -> Lines:
     """Test over training loss on the way down, seed means: equal training loss is vertical."""
     drawn: list[Series] = []
     arms: dict[str, Arm] = {"off": "off", "16": "ghost", "none": "none", "layer": "layer"}
     for name, arm in arms.items():
         runs = list(records.by_seed("gap", **ARMS[name]).values())
+        if not runs:
+            continue
         x = mean_curve([run["train_loss"] for run in runs])
         y = mean_curve([run["test_loss"] for run in runs])
         pairs = [(a, b) for a, b in zip(x, y, strict=True) if a and b and a < 2]
         label = f"labels.gap_{name}"
         drawn.append(series(arm, [a for a, _ in pairs], [b for _, b in pairs], "line", label))
-    target = guide("x", 0.1, "target")
     return lines(
         "labels.curves_panel",
         axis("train_loss", log=True),
         axis("test_loss", log=True),
         drawn,
-        [target],
+        [guide("x", target, "target")],
     )

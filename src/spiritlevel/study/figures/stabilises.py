@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spiritlevel.report.story import Figure, Lines, Series
-from spiritlevel.study.claims.common import best_rate
+from spiritlevel.report.story import Figure, Heatmap, Lines, Series
+from spiritlevel.study.claims.common import best_arm
 from spiritlevel.study.claims.judgement import setting
-from spiritlevel.study.claims.stabilises import NOISE_LR
+from spiritlevel.study.claims.stabilises import noise_rate
 from spiritlevel.study.figures.build import (
     arm_of,
     axis,
@@ -18,48 +18,56 @@ from spiritlevel.study.figures.build import (
     series,
     thinned,
 )
-from spiritlevel.study.records import Records
+from spiritlevel.study.records import Record, Records
 from spiritlevel.study.tasks.common import SMOOTH, smoothed
 
-__all__ = ["figures"]
+__all__ = ["figures", "ghostnet"]
+
+_Shown = tuple[str, float, list[Record]]
+"""(norm, rate, its runs)."""
 
 
 def figures(records: Records) -> Iterator[Figure]:
     arms = _arms(records)
     if arms:
-        yield figure("stabilises.percentiles", *_percentiles(records, arms))
-        yield figure("stabilises.accuracy", _drift(records, arms), _accuracy(records, arms))
-    heatmaps = list(_heatmaps(records))
-    if heatmaps:
-        yield figure("stabilises.ghostnet", *heatmaps)
+        read = [n for norm, lr, _ in arms for n in records.numbers("train", norm=norm, lr=lr)]
+        yield figure("stabilises.percentiles", *_percentiles(arms), records=read)
+        yield figure("stabilises.accuracy", _drift(arms), _accuracy(arms), records=read)
 
 
-def _arms(records: Records) -> list[tuple[str, float]]:
-    """(norm, rate): none at its best; BN and noisy BN at one rate, as the rule compares them."""
-    rates = {
-        "none": best_rate(records, "drift", "none"),
-        "batch": NOISE_LR,
-        "noisy-batch": NOISE_LR,
-    }
-    return [
-        (norm, lr)
-        for norm, lr in rates.items()
-        if lr is not None and records.select("drift", norm=norm, lr=lr)
+def ghostnet(records: Records) -> Iterator[Figure]:
+    """What each layer is fed, from the same weights without BN and with it."""
+    found = [(norm, records.select("train", norm=norm, init="default")) for norm in _PAIR]
+    drawn = [_heatmap(norm, runs[0]) for norm, runs in found if runs]
+    if drawn:
+        read = [n for norm in _PAIR for n in records.numbers("train", norm=norm, init="default")]
+        yield figure("stabilises.ghostnet", *drawn, records=read)
+
+
+_PAIR = ("none", "batch")
+
+
+def _arms(records: Records) -> list[_Shown]:
+    """None at its best; BN and noisy BN at one rate, as the rule compares them."""
+    best, noisy = best_arm(records, "none"), noise_rate(records)
+    rates = {"none": best and best[1], "batch": noisy, "noisy-batch": noisy}
+    found = [
+        (norm, lr, records.select("train", norm=norm, lr=lr)) for norm, lr in rates.items() if lr
     ]
+    return [(norm, lr, runs) for norm, lr, runs in found if runs]
 
 
-def _percentiles(records: Records, arms: list[tuple[str, float]]) -> list[Lines]:
+def _percentiles(arms: list[_Shown]) -> list[Lines]:
     """One unit of the last hidden layer, as Ioffe & Szegedy draw it; all on one scale."""
-    runs = [records.select("drift", norm=norm, lr=lr)[0] for norm, lr in arms]
-    values = [v for run in runs if run.result for row in run.result["unit"] for v in row]
+    first = [(norm, runs[0]) for norm, _, runs in arms]
+    values = [v for _, run in first if run.result for row in run.result["unit"] for v in row]
     known = [value for value in values if value is not None]
     y = axis("unit_input", range=(min(known), max(known)) if known else None)
     panels = []
-    for (norm, _), run in zip(arms, runs, strict=True):
+    for norm, run in first:
         assert run.result is not None
         p15, p50, p85 = zip(*run.result["unit"], strict=True)
-        steps = [index * run.settings["every"] for index in range(len(p50))]
-        arm = arm_of(norm)
+        steps, arm = run.result["steps"], arm_of(norm)
         drawn: list[Series] = [
             series(arm, steps, p85, "thin", "labels.p15_p85"),
             series(arm, steps, p50, "line", "labels.p50"),
@@ -69,40 +77,35 @@ def _percentiles(records: Records, arms: list[tuple[str, float]]) -> list[Lines]
     return panels
 
 
-def _drift(records: Records, arms: list[tuple[str, float]]) -> Lines:
+def _drift(arms: list[_Shown]) -> Lines:
     """What the headline is made of, layer by layer."""
     drawn = []
-    for norm, lr in arms:
-        curve = mean_curve(
-            [run["drift"] for run in records.by_seed("drift", norm=norm, lr=lr).values()]
-        )
+    for norm, lr, runs in arms:
+        curve = mean_curve([run.result["drift"] for run in runs if run.result])
         label = ["labels.at_rate", {"norm": norm, "lr": setting(lr)}]
         drawn.append(series(arm_of(norm), list(range(1, len(curve) + 1)), curve, "line", label))
     return lines("labels.layer_drift_panel", axis("layer"), axis("layer_drift", log=True), drawn)
 
 
-def _accuracy(records: Records, arms: list[tuple[str, float]]) -> Lines:
+def _accuracy(arms: list[_Shown]) -> Lines:
     drawn = []
-    for norm, lr in arms:
-        runs = records.by_seed("drift", norm=norm, lr=lr).values()
-        curve = mean_curve([smoothed(run["accuracy"]) for run in runs])
+    for norm, lr, runs in arms:
+        curve = mean_curve([smoothed(run.result["accuracy"]) for run in runs if run.result])
         index, values = thinned(curve)
         label = ["labels.at_rate", {"norm": norm, "lr": setting(lr)}]
         drawn.append(series(arm_of(norm), [SMOOTH + i for i in index], values, "line", label))
     return lines("labels.accuracy_panel", axis("step"), axis("accuracy", range=(0, 1)), drawn)
 
 
-def _heatmaps(records: Records) -> Iterator[object]:
-    """The deviation of what every convolution of GhostNet is fed, without BN and with it."""
-    for norm in ("none", "batch"):
-        runs = records.select("ghostnet", norm=norm, init="default")
-        if runs and runs[0].result:
-            result = runs[0].result
-            yield depth_by_time(
-                f"arms.{norm}",
-                result["steps"],
-                result["layers"],
-                result["activation_std"],
-                "input_deviation",
-                (1e-4, 10),
-            )
+def _heatmap(norm: str, run: Record) -> Heatmap:
+    """The deviation of what every convolution is fed."""
+    assert run.result is not None
+    result = run.result
+    return depth_by_time(
+        f"arms.{norm}",
+        result["steps"],
+        result["layers"],
+        result["activation_std"],
+        "input_deviation",
+        (1e-4, 10),
+    )

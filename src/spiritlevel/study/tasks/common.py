@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from spiritlevel.data import Images, Prepared, prepare
-from spiritlevel.errors import UsageError
-from spiritlevel.models import create_model, init_he_, init_normal_, init_xavier_, zero_branches_
+from spiritlevel.study.networks import network
+from spiritlevel.train import Curve, Observer, train
 
-__all__ = ["build", "initialise", "seeded", "smoothed", "steps_to", "tail_mean", "training_images"]
+__all__ = ["compact", "feed", "final_loss", "run", "seeded", "smoothed", "steps_to", "tail_mean"]
 
 SMOOTH = 20
 """Batches in the running mean by which a training accuracy is judged."""
@@ -23,41 +23,46 @@ def seeded(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build(name: str, images: Prepared, *, norm: str, init: str, **options: Any) -> nn.Module:
-    """A control of `models/plain.py` that fits the images, initialised as `init` says."""
-    if "mlp" in name or "linear" in name:
-        options["image_size"] = images.size
-    model = create_model(
-        name, num_classes=images.num_classes, in_chans=images.channels, norm=norm, **options
-    )
-    return initialise(model, init)
+def feed(images: Images, settings: Mapping[str, Any]) -> Prepared:
+    """The images at `size` px, or at their own size where that is smaller.
 
-
-def initialise(model: nn.Module, init: str) -> nn.Module:
-    """By `init`: `default` (torch's), `xavier`, `he`, `he*2`, `normal*0.01` or `he+zero`.
-
-    `he*2` is He with every weight doubled, `normal*0.01` is N(0, 0.01^2); `he+zero` starts each
-    residual branch at zero, as Fixup and SkipInit do.
+    Standardised by `mean` and `std` where these are set, unless the network takes pixels in [0, 1].
     """
-    kind, _, number = init.partition("*")
-    if kind == "he":
-        return init_he_(model, float(number or 1))
-    if kind == "normal":
-        return init_normal_(model, float(number))
-    if init == "xavier":
-        return init_xavier_(model)
-    if init == "he+zero":
-        return zero_branches_(init_he_(model))
-    if init == "default":
-        return model
-    raise UsageError(
-        f"got init {init!r}; wanted default, xavier, he, he*NUMBER, he+zero or normal*NUMBER"
+    name = settings.get("network")
+    return prepare(
+        images,
+        size=min(settings["size"], images.size),
+        standardise=name is None or network(name).standardise,
+        mean=settings.get("mean"),
+        std=settings.get("std"),
     )
 
 
-def training_images(images: Images, size: int, *, standardise: bool = True) -> Prepared:
-    """The images at `size` px, or at their own size where that is smaller."""
-    return prepare(images, size=min(size, images.size), standardise=standardise)
+def run(
+    model: nn.Module,
+    images: Prepared,
+    settings: Mapping[str, Any],
+    observe: Observer | None = None,
+) -> Curve:
+    """Train as settings say: lr, steps, batch_size, seed, and, where set, every and augment."""
+    return train(
+        model,
+        images.train_x,
+        images.train_y,
+        lr=settings["lr"],
+        steps=settings["steps"],
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+        momentum=settings.get("momentum", 0.0),
+        augment=settings.get("augment", False),
+        observe=observe,
+        every=settings.get("every", 1),
+    )
+
+
+def final_loss(curve: Curve) -> float | None:
+    """The mean of the last training losses; None where the run diverged."""
+    return None if curve.diverged_at is not None else tail_mean(curve.loss)
 
 
 def tail_mean(values: Sequence[float], count: int = SMOOTH) -> float:
@@ -77,3 +82,12 @@ def steps_to(accuracy: Sequence[float], target: float, count: int = SMOOTH) -> i
         if value >= target:
             return end
     return None
+
+
+def compact(value: Any) -> Any:
+    """Floats at any depth to six significant digits, which float32 hardly exceeds."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list | tuple):
+        return [compact(item) for item in value]
+    return value

@@ -1,4 +1,4 @@
-"""Scale of activations and gradients through deep nets, at initialisation and while they train."""
+"""Scale of activations and gradients through a network at initialisation."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
 from spiritlevel.data import Images
 from spiritlevel.probe import growth_per_layer, signal_by_depth
-from spiritlevel.study.tasks.common import build, seeded, tail_mean, training_images
-from spiritlevel.train import train
+from spiritlevel.study.networks import build
+from spiritlevel.study.tasks.common import feed, seeded
 
-__all__ = ["deep", "depth"]
+__all__ = ["depth"]
 
 
 def depth(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
-    """One pass at initialisation over a batch of real images.
+    """One pass over a batch of real images.
 
-    Settings: model, norm, init, activation, seed, depth, width, batch_size, size.
+    Settings: network, norm, init, seed, batch_size, size, and, of an MLP, depth, width, activation.
     """
-    data = training_images(images, settings["size"])
+    data = feed(images, settings)
     seeded(settings["seed"])
-    options = {name: settings[name] for name in ("depth", "width", "activation")}
-    model = build(settings["model"], data, norm=settings["norm"], init=settings["init"], **options)
+    model = build(settings, data)
     count = settings["batch_size"]
     reading = signal_by_depth(model, data.train_x[:count], data.train_y[:count])
     return _growth(reading.activation_std, reading.input_gradient) | asdict(reading)
@@ -34,44 +31,3 @@ def _growth(activation: tuple[float, ...], gradient: tuple[float, ...]) -> dict[
     """Factors per layer: forward for activations, backward (loss to image) for gradients."""
     forward, onward = growth_per_layer(activation), growth_per_layer(gradient)
     return {"activation_growth": forward, "gradient_growth": None if onward is None else 1 / onward}
-
-
-def deep(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
-    """Train a deep net and read the same quantities on the way.
-
-    Settings: those of `depth`, and lr, steps, every.
-    """
-    data = training_images(images, settings["size"])
-    seeded(settings["seed"])
-    options = {name: settings[name] for name in ("depth", "width", "activation")}
-    model = build(settings["model"], data, norm=settings["norm"], init=settings["init"], **options)
-    steps: list[int] = []
-    activation: list[tuple[float, ...]] = []
-    gradient: list[tuple[float, ...]] = []
-
-    def observe(step: int, x: Tensor, y: Tensor) -> None:
-        reading = signal_by_depth(model, x, y)
-        steps.append(step)
-        activation.append(reading.activation_std)
-        gradient.append(reading.weight_gradient)
-
-    curve = train(
-        model,
-        data.train_x,
-        data.train_y,
-        lr=settings["lr"],
-        steps=settings["steps"],
-        batch_size=settings["batch_size"],
-        seed=settings["seed"],
-        observe=observe,
-        every=settings["every"],
-    )
-    return {
-        "loss": curve.loss,
-        "diverged_at": curve.diverged_at,
-        "final_loss": None if curve.diverged_at is not None else tail_mean(curve.loss),
-        "final_accuracy": tail_mean(curve.accuracy),
-        "steps": steps,
-        "activation_std": activation,
-        "weight_gradient": gradient,
-    }

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.data import Images
+from spiritlevel.data import Images, prepare
 from spiritlevel.probe import signal_by_depth, undisturbed
-from spiritlevel.study.tasks.common import build, seeded, training_images
-from spiritlevel.train import train
+from spiritlevel.study.networks import build
+from spiritlevel.study.tasks.common import feed, run, seeded
 
 __all__ = ["bell", "scale", "shift"]
 
@@ -26,7 +26,8 @@ def shift(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     Real images, brightened or darkened to the two means, through a He-initialised 3x3 convolution,
     alone and followed by BN. Settings: seed, batch_size, channels, size.
     """
-    data = training_images(images, settings["size"], standardise=False)
+    size = min(settings["size"], images.size)
+    data = prepare(images, size=size, standardise=False)
     seeded(settings["seed"])
     x = data.train_x[: settings["batch_size"]] * 255
     bright, dark = (x - x.mean() + mean for mean in (FROM, TO))
@@ -58,18 +59,11 @@ def _swing(first: Tensor, second: Tensor) -> dict[str, Any]:
 def scale(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     """(c) Inputs of scale 1000, 1 and 0.001 through a deep ReLU net, forward and backward.
 
-    Settings: norm, init, input_scale, seed, depth, width, batch_size, size.
+    Settings: network, norm, init, input_scale, seed, depth, width, batch_size, size.
     """
-    data = training_images(images, settings["size"])
+    data = feed(images, settings)
     seeded(settings["seed"])
-    model = build(
-        "mlp",
-        data,
-        norm=settings["norm"],
-        init=settings["init"],
-        depth=settings["depth"],
-        width=settings["width"],
-    )
+    model = build(settings, data)
     count = settings["batch_size"]
     x = data.train_x[:count] * settings["input_scale"]
     reading = signal_by_depth(model, x, data.train_y[:count])
@@ -85,22 +79,14 @@ def bell(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     """(d) The share of normalised activations within 1, 2, 3 deviations, before and after training.
 
     Read at every BN of a VGG-like net, before gamma and beta, on one batch of real images.
-    Settings: model, seed, lr, steps, batch_size, size, probe_images.
+    Settings: network, norm, init, seed, lr, steps, batch_size, size, probe_images.
     """
-    data = training_images(images, settings["size"])
+    data = feed(images, settings)
     seeded(settings["seed"])
-    model = build(settings["model"], data, norm="batch", init="he")
+    model = build(settings, data)
     x = data.train_x[: settings["probe_images"]]
     before = _shares(model, x)
-    train(
-        model,
-        data.train_x,
-        data.train_y,
-        lr=settings["lr"],
-        steps=settings["steps"],
-        batch_size=settings["batch_size"],
-        seed=settings["seed"],
-    )
+    run(model, data, settings)
     return {"before": before, "after": _shares(model, x)}
 
 
@@ -111,11 +97,12 @@ EDGES = [index / 10 - 5 for index in range(101)]
 def _shares(model: nn.Module, x: Tensor) -> dict[str, Any]:
     """Shares over all normalised values of all BN layers, each by its own channels' statistics."""
     values: list[Tensor] = []
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def hook(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, nn.BatchNorm2d)
-        std, mean = torch.std_mean(inputs[0], (0, 2, 3), correction=0, keepdim=True)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        axes = tuple(axis for axis in range(inputs[0].dim()) if axis != 1)
+        std, mean = torch.std_mean(inputs[0], axes, correction=0, keepdim=True)
         values.append(((inputs[0] - mean) / (std.square() + norm.eps).sqrt()).flatten())
 
     with undisturbed(model), torch.no_grad(), ExitStack() as hooks:

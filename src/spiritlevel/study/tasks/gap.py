@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiritlevel.data import Images, batches
+from spiritlevel.data import Images, Prepared, batches
 from spiritlevel.probe import undisturbed
-from spiritlevel.study.tasks.common import build, seeded, training_images
+from spiritlevel.study.networks import build
+from spiritlevel.study.tasks.common import compact, feed, seeded
 from spiritlevel.train import SGD, Score, score
 
 __all__ = ["at_training_loss", "gap"]
@@ -21,7 +22,7 @@ __all__ = ["at_training_loss", "gap"]
 
 MIN_IMAGES = 500
 """What a run draws to train on: few enough to overfit."""
-_PAST = 0.3
+_PAST = 0.5
 """The run ends below this share of the target: what follows is not used."""
 
 
@@ -40,20 +41,14 @@ def gap(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     `batch`, noise False): statistics from all training images at every step, with the gradient
     through them.
     Losses are read in eval mode with the exact statistics of the training images.
-    Settings: norm, noise, seed, lr, steps, every, batch_size, size, depth, width, images, target.
+    Settings: network, norm, init, noise, seed, lr, steps, every, batch_size, size, images,
+    test_images, target.
     """
-    data = training_images(images, settings["size"])
+    data = feed(images, settings)
     seed = settings["seed"]
-    split = _draw(data.train_x, data.train_y, data.test_x, data.test_y, settings["images"], seed)
+    split = _draw(data, settings["images"], settings["test_images"], seed)
     seeded(seed)
-    model = build(
-        "mlp",
-        data,
-        norm=settings["norm"],
-        init="he",
-        depth=settings["depth"],
-        width=settings["width"],
-    )
+    model = build(settings, data)
     scores = _train(model, split, settings)
     train_loss, test_loss = ([s.loss for s in column] for column in zip(*scores, strict=True))
     target = settings["target"]
@@ -61,20 +56,28 @@ def gap(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     accuracy = at_training_loss(train_loss, [s.accuracy for _, s in scores], target)
     return {
         "steps": [index * settings["every"] for index in range(len(scores))],
-        "train_loss": train_loss,
-        "test_loss": test_loss,
-        "test_accuracy": [test.accuracy for _, test in scores],
+        "train_loss": compact(train_loss),
+        "test_loss": compact(test_loss),
+        "test_accuracy": compact([test.accuracy for _, test in scores]),
         "test_loss_at_target": found,
         "test_accuracy_at_target": accuracy,
         "gap_at_target": None if found is None else found - target,
     }
 
 
-def _draw(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, count: int, seed: int) -> _Split:
-    """`count` of the training images, drawn by seed; all other images test."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+def _draw(data: Prepared, count: int, test_count: int, seed: int) -> _Split:
+    """`count` of the training images and, of all others, `test_count` to test on, by seed."""
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data.train_y), generator=draw)
     few, rest = order[:count], order[count:]
-    return _Split(x[few], y[few], torch.cat([x[rest], test_x]), torch.cat([y[rest], test_y]))
+    test = torch.randperm(len(rest) + len(data.test_y), generator=draw)[:test_count]
+    own, other = rest[test[test < len(rest)]], test[test >= len(rest)] - len(rest)
+    return _Split(
+        data.train_x[few],
+        data.train_y[few],
+        torch.cat([data.train_x[own], data.test_x[other]]),
+        torch.cat([data.train_y[own], data.test_y[other]]),
+    )
 
 
 def _train(
@@ -91,7 +94,8 @@ def _train(
         optimizer.descend(F.cross_entropy(logits, split.train_y[index]))
         if step % settings["every"] == 0:
             scores.append(_scores(model, split))
-            if scores[-1][0].loss < settings["target"] * _PAST:
+            loss = scores[-1][0].loss
+            if loss < settings["target"] * _PAST or not math.isfinite(loss):
                 break
     return scores
 

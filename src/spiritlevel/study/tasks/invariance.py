@@ -14,7 +14,7 @@ from spiritlevel.data import Images
 from spiritlevel.kernels.reference import batch_norm
 from spiritlevel.probe import effective_rate, gradient_cosine, scaling_errors
 from spiritlevel.probe.invariance import Loss
-from spiritlevel.study.tasks.common import seeded, training_images
+from spiritlevel.study.tasks.common import feed, seeded
 
 __all__ = ["invariance"]
 
@@ -28,7 +28,7 @@ def invariance(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 
     Settings: seed, batch_size, size.
     """
-    data = training_images(images, settings["size"])
+    data = feed(images, settings)
     u = data.train_x[: settings["batch_size"]].flatten(1).double()
     y = data.train_y[: settings["batch_size"]]
     seeded(settings["seed"])

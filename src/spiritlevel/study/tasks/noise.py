@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from spiritlevel.data import Images
-from spiritlevel.probe import batch_noise
+from spiritlevel.probe import batch_noise, norm_places
+from spiritlevel.study.networks import build
 from spiritlevel.study.stats import log_slope
-from spiritlevel.study.tasks.common import build, seeded, training_images
-from spiritlevel.train import train
+from spiritlevel.study.tasks.common import feed, run, seeded
 
 __all__ = ["noise"]
 
@@ -20,22 +19,15 @@ __all__ = ["noise"]
 def noise(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     """Train a net with BN, then read E_x Var_B[f_B(x)] at its first and last norm and its logits.
 
-    Settings: model, seed, lr, steps, batch_size, size, sizes (of the batches), draws, images.
+    Settings: network, norm, init, seed, lr, steps, batch_size, size, sizes (of the batches), draws,
+    images.
     """
-    data = training_images(images, settings["size"])
+    data = feed(images, settings)
     seed = settings["seed"]
     seeded(seed)
-    model = build(settings["model"], data, norm="batch", init="he")
-    train(
-        model,
-        data.train_x,
-        data.train_y,
-        lr=settings["lr"],
-        steps=settings["steps"],
-        batch_size=settings["batch_size"],
-        seed=seed,
-    )
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    model = build(settings, data)
+    run(model, data, settings)
+    norms = norm_places(model)
     places = {"first": norms[0], "last": norms[-1], "logits": ""}
     draws = torch.Generator().manual_seed(seed)
     found = [

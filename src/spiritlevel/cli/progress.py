@@ -1,0 +1,86 @@
+"""How far a run is: on stderr, a bar on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spiritlevel.catalogue import say
+
+if TYPE_CHECKING:
+    from spiritlevel.study import Progress
+
+__all__ = ["Bar"]
+
+
+class Bar:
+    """Cells done and the time left."""
+
+    LINE_SECONDS = 15.0
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        from spiritlevel.study.pace import Pace
+
+        self.console = Console(stderr=True)
+        self.pace = Pace()
+        self.last = time.monotonic()
+        self.bar: Any = None
+        self.folder: Path | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def tell(self, progress: Progress) -> None:
+        """Draw what is done."""
+        self.folder = progress.folder
+        if progress.torn is not None:
+            self.say(say("terminal.torn_redone", line=progress.torn[:60]))
+        if progress.record is None and progress.done:
+            self.say(say("terminal.resumed", done=progress.done, cells=progress.cells))
+        if self.console.is_terminal:
+            self._draw(progress)
+        else:
+            self._line(progress)
+
+    def say(self, text: str) -> None:
+        """A line above the bar, never broken or coloured."""
+        wrap = not self.console.is_terminal
+        self.console.print(text, markup=False, highlight=False, soft_wrap=wrap)
+
+    def _told(self, progress: Progress) -> str:
+        from spiritlevel.study.pace import clock
+
+        left = clock(self.pace.left(progress))
+        return say("terminal.progress", done=progress.done, cells=progress.cells, left=left)
+
+    def _draw(self, progress: Progress) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        if self.bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[told]}"),
+            )
+            self.bar = RichProgress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task(say("terminal.training"), total=1.0, told="")
+            self.bar.start()
+        self.bar.update(self.task, completed=progress.share, told=self._told(progress))
+
+    def _line(self, progress: Progress) -> None:
+        now, told = time.monotonic(), self._told(progress)
+        if (
+            progress.record is None
+            or progress.done == progress.cells
+            or now - self.last > self.LINE_SECONDS
+        ):
+            self.last = now
+            self.say(f"{say('terminal.training')} {told}")

@@ -1,0 +1,305 @@
+"""The user's own network: a function that builds one with any norm, found by name and tried out.
+
+    def build(num_classes, in_chans, norm):
+        return MyNet(num_classes, in_chans, spiritlevel.nn.norm_layer(norm))
+
+Whatever goes wrong in the user's code is told as theirs, with the line of theirs where it did.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from spiritlevel.catalogue import say
+from spiritlevel.errors import UsageError
+from spiritlevel.nn import norm_layer
+from spiritlevel.study import theirs
+from spiritlevel.study.records import read_json
+from spiritlevel.study.trial import Asked, Source, norm_places, passing, try_out
+
+__all__ = ["Factory", "as_factory", "load_factory", "norm_places", "told_in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Factory:
+    """A function that builds the user's network, and where it stands."""
+
+    spec: str
+    """module:name, as the records call it."""
+    function: Callable[..., Any]
+    file: str
+    line: int
+    folder: str | None = None
+    """From where another process imports it by `spec`; None: it travels as code."""
+    _tried: set[Asked] = field(default_factory=set, repr=False)
+
+    def build(
+        self, *, num_classes: int, in_chans: int, norm: str, image_size: int | None = None
+    ) -> nn.Module:
+        """A network: images (N, in_chans, image_size, image_size) -> logits (N, num_classes).
+
+        The function is given what its signature asks for. Before the first network of each kind a
+        twin is tried out, which leaves torch's random state as it was. Raises UsageError for a
+        network that a study cannot use, and for whatever the user's code raises.
+        """
+        asked = Asked(num_classes, in_chans, norm, image_size)
+        if asked not in self._tried:
+            try_out(self._call, asked, self._source)
+            self._tried.add(asked)
+        return self._call(asked)
+
+    def told(self) -> str:
+        """A sentence that names the code of the user's that is about to run."""
+        place = theirs.place(self.file, self.line)
+        return say("terminal.own_code", name=self.name, place=place, spec=self.spec)
+
+    @property
+    def name(self) -> str:
+        return self.spec.partition(":")[2]
+
+    @property
+    def _source(self) -> Source:
+        taken = _signature(self).parameters
+        not_taken = tuple(name for name, words in _SAME.items() if not set(words) & set(taken))
+        where = f"{self.spec} ({theirs.place(self.file, self.line)})"
+        return Source(where, self.file, self.folder, not_taken)
+
+    def _call(self, asked: Asked) -> nn.Module:
+        arguments = _arguments(self, asked)
+        try:
+            model = self.function(**arguments)
+        except (Exception, SystemExit) as error:
+            raise UsageError(
+                f"got {theirs.told(error)} from {self._source.where}"
+                f"{theirs.where(error, self.folder, self.file)}, "
+                f"called as {self.name}({_shown(arguments)}); "
+                "wanted a network. Put that right and run again"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"got {theirs.a(model)} from {self._source.where}; "
+                "wanted a network, a torch.nn.Module. Let it return one"
+            )
+        if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+            self._settle(model, asked)
+        return model
+
+    def _settle(self, model: nn.Module, asked: Asked) -> None:
+        """Let lazy layers draw their weights here, whichever pass would have been their first."""
+        images = torch.zeros_like(asked.images())
+        with passing(images, asked, self._source, "the first pass"), torch.no_grad():
+            model.eval()(images)
+        model.train()
+
+    def __reduce__(self) -> Any:
+        # What was tried here need not be tried again elsewhere.
+        if self.folder is not None:
+            return load_factory, (self.spec, self.folder), self._tried
+        return Factory, (self.spec, self.function, self.file, self.line), self._tried
+
+    def __setstate__(self, tried: set[Asked]) -> None:
+        self._tried.update(tried)
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+def load_factory(spec: str, folder: str | os.PathLike[str] | None = None) -> Factory:
+    """The factory named "pkg.module:factory", from the modules that `python -m` would find there.
+
+    `folder` (default: the current one) goes before all else that Python imports from, and stays
+    there. A dot after the colon reaches into a class. Raises UsageError.
+    """
+    module_name, _, path = spec.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
+        raise UsageError(f"got model {spec!r}; wanted pkg.module:factory, {_example(spec)}")
+    root = os.path.abspath(folder or ".")
+    if root not in map(os.path.abspath, sys.path):
+        sys.path.insert(0, root)
+    found = _import(spec, module_name, root)
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise _no_such_name(spec, found, name)
+        found = getattr(found, name)
+    factory = as_factory(found)
+    travels = None if module_name == "__main__" else root
+    return Factory(spec, factory.function, factory.file, factory.line, travels)
+
+
+def told_in(run: Path) -> list[str]:
+    """For a run's folder: which code of the user's it runs, where that can still be found."""
+    told = []
+    for network in read_json(run / "config.json")["plan"]["networks"]:
+        if ":" in network:
+            with suppress(UsageError):  # a function in hand may have no name to find it by
+                told.append(load_factory(network).told())
+    return told
+
+
+def _no_such_name(spec: str, holder: Any, name: str) -> UsageError:
+    module, _, path = spec.partition(":")
+    if module == "__main__":
+        return UsageError(
+            f"got model {spec}, a function of a notebook or script that this is not; "
+            f"wanted it itself. Go on from there, by model={path}"
+        )
+    near = difflib.get_close_matches(name, [n for n in dir(holder) if n[0] != "_"])
+    file = theirs.shown(getattr(sys.modules[module], "__file__", None) or module)
+    return UsageError(
+        f"got model {spec}, but {file} has no {path}{theirs.did_you_mean(near)}; "
+        "wanted a function there that builds a network"
+    )
+
+
+def as_factory(model: str | Callable[..., Any] | Factory) -> Factory:
+    """From "pkg.module:factory", or from the function or class itself. Raises UsageError."""
+    if isinstance(model, Factory):
+        return model
+    if isinstance(model, str):
+        return load_factory(model)
+    if isinstance(model, nn.Module):
+        raise UsageError(
+            f"got model={type(model).__name__}(...), a network that is built already; wanted a "
+            "function that builds a new one for each norm and seed: "
+            f"{theirs.LIKE}"
+        )
+    if not callable(model):
+        raise UsageError(
+            f"got model={model!r}; wanted a function that builds a network, "
+            "or its name as pkg.module:factory"
+        )
+    name = theirs.name(model)
+    inner = model.func if isinstance(model, partial) else model
+    module = getattr(inner, "__module__", None) or "__main__"
+    file, line = theirs.source(inner)
+    return Factory(f"{module}:{name}", model, file, line, theirs.folder(module, name, model))
+
+
+def _import(spec: str, name: str, root: str) -> Any:
+    try:
+        importlib.invalidate_caches()  # the module may have been written a moment ago
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"got {theirs.told(error)} from the module of model {spec}"
+                f"{theirs.where(error, root)}, as it is imported; "
+                "wanted a module that imports. Put that right and run again"
+            ) from error
+        raise UsageError(
+            f"got model {spec}, but there is no module {missing} in {root} or among what is "
+            f"installed{theirs.did_you_mean(_near(missing, root))}; "
+            "wanted one that can be imported from here. Go to its folder, or mend the name"
+        ) from None
+    if getattr(module.__spec__, "_initializing", False):
+        raise UsageError(
+            f"got model {spec} while {name} is being imported: it starts the study itself; "
+            'wanted that call under: if __name__ == "__main__":'
+        )
+    return module
+
+
+def _near(name: str, root: str) -> list[str]:
+    """Modules whose names are like it, beside where it was looked for."""
+    package, _, last = name.rpartition(".")
+    paths = list(getattr(sys.modules.get(package), "__path__", [])) if package else [root]
+    near = difflib.get_close_matches(last, [found.name for found in pkgutil.iter_modules(paths)])
+    return [f"{package}.{one}" if package else one for one in near]
+
+
+def _example(spec: str) -> str:
+    """What was probably meant: here my.models:build, for my/models.py:build."""
+    module, _, name = spec.partition(":")
+    dotted = re.sub(r"\.py$", "", module).replace("\\", "/").removeprefix("./").replace("/", ".")
+    meant = [*dotted.split("."), *name.split(".")]
+    return f"here {dotted}:{name}" if all(map(str.isidentifier, meant)) else "as my.models:build"
+
+
+# ---- calling -------------------------------------------------------------------------------------
+
+_SAME = {
+    "num_classes": ("num_classes", "classes"),
+    "in_chans": ("in_chans", "in_channels"),
+    "image_size": ("image_size", "img_size"),
+}
+
+
+def _signature(factory: Factory) -> inspect.Signature:
+    try:
+        return inspect.signature(factory.function)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"got {factory.spec}, whose signature cannot be read; "
+            f"wanted a function such as {theirs.LIKE}"
+        ) from None
+
+
+def _arguments(factory: Factory, asked: Asked) -> dict[str, Any]:
+    """What the function's signature asks for. Raises UsageError where it takes no norm."""
+    signature = _signature(factory)
+    parameters = signature.parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    given: dict[str, Any] = {}
+    for ours, names in _SAME.items():
+        value = getattr(asked, ours)
+        given |= {name: value for name in names if name in named and value is not None}
+    if "norm" in named or (open_ended and "norm_layer" not in named):
+        given["norm"] = asked.norm
+    if "norm_layer" in named:
+        given["norm_layer"] = norm_layer(asked.norm)
+    if open_ended and not given.keys() & set(_SAME["num_classes"]):
+        given["num_classes"] = asked.num_classes
+    _check_signature(factory, signature, given)
+    return given
+
+
+def _check_signature(
+    factory: Factory, signature: inspect.Signature, given: Mapping[str, Any]
+) -> None:
+    where, shown = factory._source.where, f"{factory.name}{signature}"
+    if not given.keys() & {"norm", "norm_layer"}:
+        raise UsageError(
+            f"got {where}, whose signature {shown} takes no norm; wanted a network that can be "
+            "built with any norm and with none. Give it one:\n"
+            "    from spiritlevel.nn import norm_layer\n"
+            "    def build(num_classes, in_chans, norm):\n"
+            "        ... norm_layer(norm)(64) ...  # where nn.BatchNorm2d(64) stood"
+        )
+    lacking = [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and p.name not in given
+    ]
+    if lacking:
+        raise UsageError(
+            f"got {where}, whose signature {shown} wants {', '.join(lacking)}; a study gives, "
+            "by name: num_classes, in_chans, image_size, norm or norm_layer. "
+            f"Give {', '.join(lacking)} a default"
+        )
+
+
+def _shown(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={'...' if name == 'norm_layer' else repr(value)}"
+        for name, value in arguments.items()
+    )

@@ -1,0 +1,45 @@
+"""The page, rewritten while the run goes: opened once, it keeps itself up to date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from spiritlevel.study.pace import Pace, clock
+from spiritlevel.study.run import Progress
+
+__all__ = ["Live"]
+
+_SECONDS = 20
+_SHARE = 0.1
+"""Of the time, at most, that goes into drawing."""
+
+
+class Live:
+    """Told of progress, it passes that on, and draws the page now and then."""
+
+    def __init__(self, folder: Path, tell: Callable[[Progress], None]) -> None:
+        self.folder, self.tell = folder, tell
+        self.pace = Pace()
+        self.next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        self.tell(progress)
+        left = self.pace.left(progress)
+        now = time.monotonic()
+        if now < self.next or progress.done == progress.cells:
+            return
+        from spiritlevel.study import Study
+
+        Study.load(self.folder).report(
+            live={
+                "seconds": _SECONDS,
+                "done": progress.done,
+                "cells": progress.cells,
+                "share": progress.share,
+                "left": None if left is None else clock(left),
+            }
+        )
+        took = time.monotonic() - now
+        self.next = time.monotonic() + max(_SECONDS, took / _SHARE)

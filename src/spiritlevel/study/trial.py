@@ -1,0 +1,151 @@
+"""A network of the user's, tried out: its norms are those asked for, and images become logits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from spiritlevel.errors import UsageError
+from spiritlevel.nn import norm_layer
+from spiritlevel.probe import undisturbed
+from spiritlevel.study import theirs
+
+__all__ = ["Asked", "norm_places", "passing", "try_out"]
+
+_BATCH = 4  # images of a trial pass
+_SIZE = 32  # px, where none is named
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_NORM = re.compile(r"(Batch|Group|Layer|Instance|RMS|Response)Norm")
+"""In the name of a class, or of one it comes from: torch's, ours and other libraries'."""
+_DO = "Make it by spiritlevel.nn.norm_layer(norm)(num_features)"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a network is to fit."""
+
+    num_classes: int
+    in_chans: int
+    norm: str
+    image_size: int | None
+
+    def images(self) -> Tensor:
+        """(4, in_chans, image_size, image_size), of noise."""
+        size = self.image_size or _SIZE
+        return torch.randn(_BATCH, self.in_chans, size, size)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from, for what is told of its faults."""
+
+    where: str
+    """Such as my.models:build (./my/models.py, line 12)."""
+    file: str
+    folder: str | None
+    not_taken: tuple[str, ...]
+    """Of num_classes, in_chans and image_size, those that the function has no parameter for."""
+
+    def hint(self, *names: str) -> str:
+        unread = [name for name in names if name in self.not_taken]
+        return f" It does not take {' or '.join(unread)}: let it." if unread else ""
+
+
+def try_out(make: Callable[[Asked], nn.Module], asked: Asked, source: Source) -> None:
+    """Raises UsageError, naming what to change. Torch's random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        model = make(asked)
+        _check_kinds(model, asked.norm, source)
+        if asked.norm != "batch":
+            _check_places(make(replace(asked, norm="batch")), model, asked.norm, source)
+        _check_logits(model, asked, source)
+
+
+def norm_places(model: nn.Module) -> list[str]:
+    """Names of the layers that normalise, other libraries' included, as they were registered."""
+    return [name for name, module in model.named_modules() if _is_norm(module)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return any(_NORM.search(kind.__name__) for kind in type(module).__mro__)
+
+
+def _check_kinds(model: nn.Module, norm: str, source: Source) -> None:
+    """No layer is left that the norm asked for would not have made."""
+    modules = dict(model.named_modules())
+    batch_norms = [name for name, module in modules.items() if isinstance(module, _BATCH_NORM)]
+    expected = type(norm_layer(norm)(8))
+    if expected is nn.BatchNorm2d and not batch_norms:
+        raise UsageError(
+            f"got {source.where}: no layer normalises by batch though norm={norm!r} was asked; "
+            f"wanted at least one. {_DO}"
+        )
+    if norm in ("none", "noisy-none"):
+        left = norm_places(model)
+    elif expected is nn.BatchNorm2d:
+        left = []
+    else:  # the user's own class of this norm is welcome, a batch norm that nobody asked for is not
+        left = [name for name in batch_norms if not isinstance(modules[name], expected)]
+    if left:
+        more = f" (and {len(left) - 1} more like it)" if len(left) > 1 else ""
+        raise UsageError(
+            f"got {source.where}: {left[0] or 'the network'} is {theirs.a(modules[left[0]])} "
+            f"though norm={norm!r} was asked{more}; wanted a norm that follows what is asked. {_DO}"
+        )
+
+
+def _check_places(usual: nn.Module, model: nn.Module, norm: str, source: Source) -> None:
+    """Where the batch norms of `usual` are, `model` has a place for a norm, or for none."""
+    modules = dict(model.named_modules())
+    for name, module in usual.named_modules():
+        if not isinstance(module, _BATCH_NORM):
+            continue
+        if name not in modules:
+            raise UsageError(
+                f"got {source.where}: {name} is {theirs.a(module)} with norm='batch', and with "
+                f"norm={norm!r} there is no {name}; wanted the same layers by the same names. "
+                f"{_DO}, which for none is an nn.Identity"
+            )
+        if isinstance(modules[name], nn.Identity) != (norm == "none"):
+            wanted = "an nn.Identity" if norm == "none" else "a norm"
+            raise UsageError(
+                f"got {source.where}: {name} is {theirs.a(modules[name])} though norm={norm!r} "
+                f"was asked; wanted {wanted} where norm='batch' has {theirs.a(module)}. {_DO}"
+            )
+
+
+def _check_logits(model: nn.Module, asked: Asked, source: Source) -> None:
+    for training in (True, False):
+        mode = "training" if training else "eval"
+        images = asked.images()
+        trial = passing(images, asked, source, f"a trial pass ({mode})")
+        with trial, undisturbed(model), torch.no_grad():
+            logits = model.train(training)(images)
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else theirs.a(logits)
+        if got != (_BATCH, asked.num_classes):
+            raise UsageError(
+                f"got {got} in {mode} from the network of {source.where} "
+                f"for images {tuple(images.shape)}; "
+                f"wanted logits {(_BATCH, asked.num_classes)}, images by classes."
+                f"{source.hint('num_classes') or ' Change what its forward returns'}"
+            )
+
+
+@contextmanager
+def passing(images: Tensor, asked: Asked, source: Source, what: str) -> Iterator[None]:
+    """What the user's forward raises within it, told as the user's."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"got {theirs.told(error)} from the network of {source.where}"
+            f"{theirs.where(error, source.folder, source.file)}, in {what} over images "
+            f"{tuple(images.shape)} with norm={asked.norm!r}; "
+            f"wanted logits {(_BATCH, asked.num_classes)}."
+            f"{source.hint('in_chans', 'image_size')} Put that right and run again"
+        ) from error

@@ -1,0 +1,179 @@
+"""`spiritlevel study --model`: a network of the user's own, from a folder of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from spiritlevel.cli.verdicts import print_verdicts
+from spiritlevel.study import Study
+from spiritlevel.study.claims import CLAIMS
+from spiritlevel.study.claims.judgement import combine
+from spiritlevel.study.networks import title
+
+MODELS = """\
+import os
+from torch import nn
+from spiritlevel.nn import norm_layer
+
+print("imported by", os.getpid())
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, in_chans, make):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_chans, 8, 3, padding=1), make(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1), make(8), nn.ReLU(),
+        )
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def build(num_classes, in_chans, norm):
+    print("built by", os.getpid(), flush=True)
+    return Net(num_classes, in_chans, norm_layer(norm))
+
+
+def no_norm(num_classes, in_chans):
+    return Net(num_classes, in_chans, nn.BatchNorm2d)
+
+
+def fails(num_classes, in_chans, norm):
+    if norm == "group:4":
+        raise RuntimeError("no groups here")
+    return build(num_classes, in_chans, norm)
+"""
+SMOKE = ("study", "--preset", "smoke", "--data", "digits", "--jobs", "2")
+
+
+def spiritlevel(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The installed script, whose folder Python does not import from, unlike `python -m`."""
+    script = Path(sys.executable).with_name("spiritlevel")
+    return subprocess.run(
+        [script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "my").mkdir()
+    (folder / "my/models.py").write_text(MODELS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder) -> subprocess.CompletedProcess[str]:
+    """A whole run, in `run`."""
+    arguments = ("--model", "my.models:build", "--norms", "batch,none,group:4", "--epochs", "1")
+    return spiritlevel(folder, *SMOKE, *arguments, "--live", "--json", "--out", "run")
+
+
+def test_every_claim_is_judged_on_the_users_network(done, folder):
+    assert done.returncode == 0, done.stderr
+    found = Study.load(folder / "run")
+    assert found.config["plan"]["networks"] == ["my.models:build"]
+    assert found.records.failed() == []
+    assert found.missing == frozenset()
+    own = [r for r in found.records if r.settings.get("network") == "my.models:build"]
+    assert len(own) > len(found.records) / 2
+    assert {"batch", "none", "group:4"} <= {record.settings.get("norm") for record in own}
+
+
+def test_it_says_whose_code_it_runs_before_it_does(done):
+    lines = done.stderr.splitlines()
+    line = 1 + next(i for i, text in enumerate(MODELS.splitlines()) if "def build" in text)
+    said = lines.index(f"runs your code: build in ./my/models.py, line {line} (my.models:build)")
+    ran = next(i for i, text in enumerate(lines) if text.startswith("built by"))
+    assert said < ran
+
+
+def test_what_the_users_code_prints_is_not_among_the_json(done):
+    told = json.loads(done.stdout)
+    assert [verdict["claim"] for verdict in told["verdicts"]] == list(CLAIMS)
+    builders = set(re.findall(r"^built by (\d+)$", done.stderr, re.M))
+    assert len(builders) >= 2, "other processes print, too"
+
+
+def test_epochs_are_passes_over_the_training_images(done, folder):
+    found = Study.load(folder / "run")
+    plan = found.config["plan"]
+    images = found.config["data"]["counts"]["train"]
+    assert plan["sweep_steps"] == max(22, round(images / plan["batch_size"]))
+
+
+def test_the_page_is_whole_at_the_end_of_a_live_run(done, folder):
+    page = (folder / "run/report.html").read_text()
+    assert "my.models:build" in page
+    assert 'http-equiv="refresh"' not in page
+    assert not list((folder / "run").glob("*.tmp"))
+
+
+def test_a_resumed_run_says_whose_code_it_runs(done, folder):
+    again = spiritlevel(folder, "study", "--resume", "--out", "run")
+    assert again.returncode == 0, again.stderr
+    assert "runs your code: build in ./my/models.py" in again.stderr
+    assert "keeps the inputs of layers steady" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("my.models:no_norm", "takes no norm; wanted a network that can be built with any norm"),
+        (
+            "my.models:fails",
+            "got RuntimeError: no groups here from my.models:fails (./my/models.py",
+        ),
+        ("my.models:bild", "./my/models.py has no bild (did you mean build?)"),
+        ("my.model:build", "there is no module my.model in"),
+    ],
+)
+def test_a_fault_of_the_users_is_told_before_anything_is_written(folder, model, told):
+    arguments = ("--model", model, "--norms", "batch,none,group:4", "--out", "refused")
+    failed = spiritlevel(folder, *SMOKE, *arguments)
+    assert failed.returncode == 2
+    assert told in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "fault of ours" not in failed.stderr
+    assert not (folder / "refused").exists()
+
+
+def printed(found: Study, columns: int, monkeypatch) -> list[str]:
+    stream = StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_verdicts(found)
+    monkeypatch.undo()
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_claim_over_several_networks_has_a_row_for_each(done, folder, monkeypatch, columns):
+    found = Study.load(folder / "run")
+    one = found.verdicts["converges"]
+    names = ("small_vgg", "small_resnet", "my.models:[b]build")
+    found.verdicts["converges"] = combine(dict.fromkeys(names, one))
+    lines = printed(found, columns, monkeypatch)
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("(a)"))]
+    assert max(map(len, table)) <= columns
+    for name in names:
+        (row,) = (line for line in table if line.startswith(f"  {title(name)} "))
+        assert row.split(title(name))[1].split()[:2] == ["?", "inconclusive"]
+        assert row.split()[-1] != "inconclusive", "figure and interval"
+    claim = next(line for line in table if line.startswith("trains faster"))
+    assert claim.split()[-2:] == ["?", "inconclusive"], "the figures are the networks'"
