@@ -114,6 +114,7 @@ def test_what_a_cell_sets_goes_before_what_the_network_is():
         ]
 
     assert widths("sigmoid_mlp") == [100, 100, 100, CLASSES]
+    assert widths("sigmoid_mlp", depth=1, width=9) == [9, CLASSES]
     assert widths("mlp", depth=2, width=7) == [7, 7, CLASSES]
     assert len(widths("small_vgg", depth=5)) == 6
     model = build(settings("mlp", activation="tanh", depth=2, width=4), images)
@@ -215,6 +216,7 @@ def test_the_users_own_by_a_factory_in_hand(norm):
     assert isinstance(model.norm, KIND[norm])
     assert model(images.train_x[:16]).shape == (16, CLASSES)
     assert places(settings(factory.spec, norm), images) == ["norm"]
+    assert networks._factories[factory.spec] is factory, "not looked for by its name"
     torch.manual_seed(0)
     assert torch.equal(model.conv.weight, mine(CLASSES, 3, norm).conv.weight)
     assert network(factory.spec).standardise
@@ -245,9 +247,10 @@ def test_the_users_own_by_name(tmp_path, monkeypatch):
         assert isinstance(model[2], nn.LayerNorm)
         assert model[1].weight.shape == (4, 64)
         assert model[1].bias.abs().max() == 0, "initialised as the cell says"
+        found = networks._factories[spec]
         again = build(settings(spec, "batch"), images)
         assert isinstance(again[2], nn.BatchNorm1d)
-        assert list(networks._factories) == [spec], "found once"
+        assert networks._factories == {spec: found}, "found once"
         with pytest.raises(UsageError, match=r"their_models\.py has no bild"):
             build(settings("their_models:bild"), images)
     finally:

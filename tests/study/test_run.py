@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
+from torch import nn
 
-from spiritlevel.errors import DataError, RecordsError
+from spiritlevel.errors import DataError, RecordsError, UsageError
+from spiritlevel.nn import norm_layer
 from spiritlevel.study import Study
 from spiritlevel.study.config import PRESETS
+from spiritlevel.study.factory import as_factory, load_factory
 from spiritlevel.study.records import Record, read_json, write_json
 from spiritlevel.study.run import all_cells, begin, resume
 
@@ -121,3 +124,47 @@ def test_records_without_what_was_measured_are_told(tmp_path):
     (tmp_path / "records.jsonl").write_text(record.to_json() + "\n")
     with pytest.raises(RecordsError, match="this version cannot read"):
         _ = Study.load(tmp_path).verdicts
+
+
+NETWORK = """
+from torch import nn
+from spiritlevel.nn import norm_layer
+
+def build(num_classes, in_chans, norm):
+    layers = [nn.Conv2d(in_chans, 4, 3), norm_layer(norm)(4), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+def test_resume_notices_that_the_users_network_has_changed(tmp_path, monkeypatch):
+    (tmp_path / "changing.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    factory = load_factory("changing:build")
+    begin(replace(SMOKE, networks=(factory.spec,)), tmp_path / "run", "", factory=factory)
+    assert resume(tmp_path / "run").factory is not None
+    (tmp_path / "changing.py").write_text(NETWORK + "# another\n")
+    with pytest.raises(RecordsError, match="has changed since this run of changing:build began"):
+        resume(tmp_path / "run")
+
+
+def test_a_network_that_cannot_take_every_norm_is_told_before_anything_is_run(tmp_path):
+    def build(num_classes, norm):
+        if norm not in ("none", "batch"):
+            raise KeyError(norm)
+        layers = [nn.Flatten(), nn.Linear(14 * 14, 4), norm_layer(norm, dim=1)(4)]
+        return nn.Sequential(*layers, nn.ReLU(), nn.Linear(4, num_classes))
+
+    with pytest.raises(UsageError, match=r"KeyError: .*norm='noisy-batch'"):
+        begin(SMOKE, tmp_path / "run", "", factory=as_factory(build))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_is_told_in_a_line(tmp_path):
+    begin(SMOKE, tmp_path, "")
+    (tmp_path / "records.jsonl").touch()
+    told = repr(Study.load(tmp_path))
+    assert told.startswith("Study(")
+    assert "stabilises inconclusive" in told
+    assert "\n" not in told
+    assert len(told) < 300

@@ -42,7 +42,7 @@ from spiritlevel.study.story import build_story
 __all__ = ["Judgement", "Progress", "Study", "study"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A run that has ended, or what there is of one, as its folder tells it."""
 
@@ -102,6 +102,10 @@ class Study:
     def rules_changed(self) -> bool:
         """Whether the rules of this version differ from those written down before the run."""
         return bool(self.config["rules"] != rules())
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{claim} {verdict.status}" for claim, verdict in self.verdicts.items())
+        return f"Study({str(self.folder)!r}: {told})"
 
     def _repr_html_(self) -> str:
         """The verdicts, in a notebook."""

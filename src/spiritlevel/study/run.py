@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def begin(
         "rules": rules(),
         "data": images.describe(),
         "cells": len(all_cells(plan)),
+        "code": None if factory is None else _code_of(factory),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +143,14 @@ def _try_out(plan: Plan, images: Images, factory: Factory | None) -> None:
         factory.build(
             num_classes=len(images.classes), in_chans=images.channels, norm=norm, image_size=side
         )
+
+
+def _code_of(factory: Factory) -> str | None:
+    """sha256 of the file that the user's network is in; None where it is in none."""
+    try:
+        return hashlib.sha256(Path(factory.file).read_bytes()).hexdigest()
+    except OSError:  # a cell of a notebook
+        return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -179,6 +189,11 @@ def resume(folder: Path, factory: Factory | None = None) -> Run:
         raise UsageError(
             f"got model {factory.spec} for a run of {', '.join(own) or 'no model of your own'}; "
             "wanted the same: leave it out, or start a new run"
+        )
+    if factory is not None and config.get("code") != _code_of(factory):
+        raise RecordsError(
+            f"got {factory.file}, which has changed since this run of {factory.spec} began; "
+            "wanted one network in all records: put it back, or start a new run"
         )
     images = _load(plan)
     if images.fingerprint != config["data"]["fingerprint"]:

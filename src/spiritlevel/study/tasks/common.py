@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,8 +21,10 @@ SMOOTH = 20
 
 
 def seeded(seed: int) -> None:
-    """Initial weights and all other draws of a cell come from its seed."""
+    """Initial weights and all other draws of a cell come from its seed, also in a user's code."""
     torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def feed(images: Images, settings: Mapping[str, Any]) -> Prepared:
