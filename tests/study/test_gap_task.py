@@ -201,3 +201,10 @@ def test_the_same_settings_give_the_same_numbers():
         results.append(gap.gap(settings(), tiny()))
     assert results[0] == results[1]
     assert gap.gap(settings(seed=4), tiny()) != results[0]
+
+
+def test_reading_does_not_change_the_run():
+    """Noisy norms draw in training mode, in which the exact statistics are gathered, too."""
+    often, seldom = (gap.gap(settings(norm="noisy-batch", every=n), tiny()) for n in (1, 3))
+    assert often["train_loss"][3] == seldom["train_loss"][1]
+    assert often["test_loss"][6] == seldom["test_loss"][2]

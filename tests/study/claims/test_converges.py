@@ -128,7 +128,9 @@ def test_a_net_that_never_trains_is_nothing_to_be_faster_than():
 
 def test_the_end_of_the_grid():
     end = max(PLAN.lrs)
-    assert holds("rate", largest=arms(end, end)) is None
+    for batch in (end, 1.0, None):
+        found = part(judge(converges_records(largest=arms(end, batch))), "rate")
+        assert (found.holds, found.value) == (None, None)
     assert holds("rate", largest=arms(0.1, end)) is True
 
 

@@ -59,6 +59,7 @@ def test_a_figure_without_controls():
     assert found == {
         "id": "claim-name",
         "title": "figures.claim.name.title",
+        "summary": "figures.claim.name.summary",
         "caption": ["figures.claim.name.caption", {"target": "0.1"}],
         "panels": [panel("a"), panel("b")],
         "records": [2, 5],

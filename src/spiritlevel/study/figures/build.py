@@ -125,7 +125,7 @@ def figure(
     frames: Sequence[Panels | None] | None = None,
     **words: str,
 ) -> Figure:
-    """`name` is `claim.figure`; its title and caption are in the catalogue's [figures].
+    """`name` is `claim.figure`; its title, summary and caption are in the catalogue.
 
     With `controls`, `frames` has the panels of each of their settings, and `panels` are not given.
     """
@@ -133,6 +133,7 @@ def figure(
     found: Figure = {
         "id": name.replace(".", "-"),
         "title": f"figures.{name}.title",
+        "summary": f"figures.{name}.summary",
         "caption": caption,
         "panels": list(panels),
         "records": sorted(set(records)),
