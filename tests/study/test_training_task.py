@@ -81,7 +81,7 @@ def drift_by_hand(percentiles):
 def test_a_run_is_read_as_by_hand(norm):
     s = settings(norm=norm)
     result = training(s, tiny())
-    curve, model, readings = read_by_hand(s)
+    curve, _model, readings = read_by_hand(s)
     assert result["loss"] == pytest.approx(curve.loss, rel=1e-5)
     assert result["accuracy"] == curve.accuracy
     assert result["final_loss"] == pytest.approx(sum(curve.loss[5:]) / 20)
