@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from functools import cache
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from spiritlevel.study.tasks.common import (
     feed,
     final_loss,
     run,
+    seeded,
     smoothed,
     steps_to,
     tail_mean,
@@ -71,6 +73,16 @@ def test_compact_keeps_six_digits_at_any_depth():
         "0.123456789",
     ]
     assert math.isnan(compact(math.nan))
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_whatever_a_users_code_draws_from_comes_from_the_seed(seed):
+    drawn = []
+    for of in (seed, seed, 7):
+        seeded(of)
+        drawn.append((torch.rand(()).item(), random.random(), np.random.rand()))
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
 
 
 def test_images_are_fed_at_the_size_that_is_set_but_never_enlarged():

@@ -288,6 +288,7 @@ def test_depth_by_time_has_a_row_for_each_layer():
 def test_the_mean_of_curves_ends_with_the_shortest():
     assert mean_curve([[1.0, 2.0, 3.0], [3.0, 6.0]]) == [2.0, 4.0]
     assert mean_curve([[1.0, None], [3.0, 6.0]]) == [2.0, None]
+    assert mean_curve([[1.0, 2.0], [None, 6.0]]) == [None, 4.0]
     assert mean_curve([]) == []
 
 
