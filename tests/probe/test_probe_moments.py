@@ -189,3 +189,11 @@ def test_they_move_with_the_data_and_forget_its_order(scale, shift, order):
         (scale * mean + shift, scale * std), rel=1e-6, abs=1e-9
     )
     torch.testing.assert_close(unit_percentiles(net, moved)["0"], scale * percentiles + shift)
+
+
+def test_the_values_that_stand_for_all_are_not_one_column_of_the_images():
+    x = torch.randn(256, 1, 32, 32, dtype=torch.float64)
+    x[..., 0] += 5  # the left border, as zero padding makes it differ
+    got = unit_percentiles(nn.Sequential(nn.Identity()), x, layers=["0"])["0"][:, 0]
+    exact = x.flatten().quantile(torch.tensor([0.15, 0.5, 0.85], dtype=x.dtype))
+    assert (got - exact).abs().max() < 0.06

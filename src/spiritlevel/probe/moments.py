@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeVar
@@ -95,5 +96,9 @@ def _moments(x: Tensor) -> Moments:
 
 def _percentiles(x: Tensor) -> Tensor:
     units = x.transpose(0, 1).flatten(1)  # (F, N * rest)
-    units = units[:, :: max(1, units.shape[1] // MOST_VALUES)]
+    step = max(1, units.shape[1] // MOST_VALUES)
+    # A step that the image's size is a multiple of would read its border only.
+    while math.gcd(step, x.shape[2:].numel()) > 1:
+        step -= 1
+    units = units[:, ::step]
     return units.quantile(torch.tensor(PERCENTILES, dtype=units.dtype), dim=1)

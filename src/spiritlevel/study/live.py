@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from spiritlevel.errors import RecordsError, UsageError
 from spiritlevel.study.pace import Pace, clock
 from spiritlevel.study.run import Progress
 
@@ -32,14 +34,17 @@ class Live:
             return
         from spiritlevel.study import Study
 
-        Study.load(self.folder).report(
-            live={
-                "seconds": _SECONDS,
-                "done": progress.done,
-                "cells": progress.cells,
-                "share": progress.share,
-                "left": None if left is None else clock(left),
-            }
-        )
+        # A page of half a run that cannot be drawn must not end the run: the next has more of it,
+        # and the last, of all of it, is drawn without this.
+        with suppress(RecordsError, UsageError):
+            Study.load(self.folder).report(
+                live={
+                    "seconds": _SECONDS,
+                    "done": progress.done,
+                    "cells": progress.cells,
+                    "share": progress.share,
+                    "left": None if left is None else clock(left),
+                }
+            )
         took = time.monotonic() - now
         self.next = time.monotonic() + max(_SECONDS, took / _SHARE)

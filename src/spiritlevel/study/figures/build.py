@@ -211,7 +211,12 @@ def _stops(controls: Sequence[Control]) -> list[tuple[str, ...]]:
 def _order(found: Sequence[Sequence[str]]) -> Callable[[str], float]:
     """Numbers by size; words as the control that has most of them."""
     most = max(found, key=len)
-    return lambda text: most.index(text) if text in most and not _is_number(text) else float(text)
+    words = {text: place for place, text in enumerate(most)}
+    return lambda text: _number(text) if _is_number(text) else words.get(text, len(words))
+
+
+def _number(text: str) -> float:
+    return float(text.replace("−", "-"))
 
 
 def _is_number(text: str) -> bool:

@@ -86,9 +86,14 @@ def _accuracy(records: Records, drawn_norms: list[str]) -> Lines:
 
 def _smooth(runs: list[Record], what: str) -> tuple[list[int], list[float | None]]:
     """The running mean over batches, mean over seeds, up to where the first of them diverged."""
-    curve = mean_curve([smoothed(run.result[what]) for run in runs if run.result])
+    curve = mean_curve([smoothed(_finite(run.result[what])) for run in runs if run.result])
     index, values = thinned(curve, 60)
     return [SMOOTH + i for i in index], values
+
+
+def _finite(values: list[float | None]) -> list[float]:
+    """Up to where the run left the floats."""
+    return [value for value in values if value is not None]
 
 
 def _curves(records: Records, drawn_norms: list[str], read: list[int]) -> Figure:

@@ -37,9 +37,9 @@ _FLOOR, _CEILING = 1e-15, 1e15
 
 
 def figures(records: Records) -> Iterator[Figure]:
-    if records.select("depth"):
+    if records.select("depth", norm="none"):
         yield _at_start(records)
-    if records.select("train"):
+    if _first_runs(records)[1]:
         yield _by_layer(records)
         yield _by_depth_and_step(records)
 
@@ -104,7 +104,7 @@ def _theory(values: list[float | None]) -> Series:
 
 def _first_runs(records: Records) -> tuple[list[float], dict[tuple[str, float], Record]]:
     """The rates, and by norm and rate the run of the first seed."""
-    seed = min(records.values("train", "seed"))
+    seed = min(records.values("train", "seed"), default=None)
     runs = [
         r
         for r in records.select("train", seed=seed)
@@ -163,6 +163,9 @@ def _by_depth_and_step(records: Records) -> Figure:
         ]
 
     frames = [frame(norm, lr) for norm in shown for lr in rates]
-    controls = [choice("norm", shown, shown.index("batch")), rate_slider(rates)]
+    controls = [
+        choice("norm", shown, shown.index("batch") if "batch" in shown else 0),
+        rate_slider(rates),
+    ]
     read = records.numbers("train", seed=min(records.values("train", "seed")))
     return figure("gradients.map", records=read, controls=controls, frames=frames)
