@@ -92,6 +92,7 @@ def test_a_bomb_is_unpacked_no_further_than_its_header_says(tmp_path):
         (b"not gzip at all", "Not a gzipped file (b'no')"),
         (gzip.compress(idx(IMAGES))[:-12], "ended before the end-of-stream marker"),
     ],
+    ids=["no-gzip", "cut-short"],
 )
 def test_a_damaged_gzip_file(tmp_path, content, reason):
     path = tmp_path / "x.gz"

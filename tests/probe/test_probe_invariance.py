@@ -279,6 +279,19 @@ def test_scaling_leaves_the_network_as_it_was(fails):
         assert torch.equal(parameter.grad, gradient)
 
 
+class Undecided(nn.Linear):
+    """Two logits that are always the same: no gradient reaches the weight."""
+
+    def forward(self, x):
+        return super().forward(x).expand(-1, 2)
+
+
+def test_an_error_that_is_no_number_is_told():
+    model, x = nn.Sequential(Undecided(3, 1)).double(), torch.randn(8, 3, dtype=torch.float64)
+    reading = weight_scaling(model, x, torch.arange(8) % 2, "0", scales=(2.0,))
+    assert math.isnan(reading.errors[0]), "not that of the logits, which is a number"
+
+
 def test_scaling_a_layer_that_is_not_there():
     model, (x, y) = make("mlp", "batch"), images()
     with pytest.raises(KeyError, match="no_such_layer"):

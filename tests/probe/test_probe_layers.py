@@ -185,3 +185,67 @@ def test_it_leaves_no_hook_and_no_trace_also_where_a_pass_fails():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(m.training for m in model.modules())
+
+
+class PreActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.end = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.conv(self.norm(x).relu())  # the stem goes around the norm, too
+        return self.head(self.end(x).relu().mean((2, 3)))
+
+
+class InPlace(PreActivation):
+    def forward(self, x):
+        x = self.stem(x).tanh()
+        y = self.conv(x)
+        y += x  # the same tensor, but no longer the convolution's output
+        return self.head(self.end(y).relu().mean((2, 3)))
+
+
+class SharedOnce(PreActivation):
+    def forward(self, x):
+        x = self.stem(x).tanh()
+        x = self.end(self.conv(x)).relu()
+        return self.head(self.conv(x).relu().mean((2, 3)))  # again, without a norm
+
+
+class AlsoGivenOut(PreActivation):
+    def forward(self, x):
+        x = self.conv(self.stem(x).tanh())
+        return {"logits": self.head(self.end(x).relu().mean((2, 3))), "features": [x]}
+
+
+@pytest.mark.parametrize("kind", [PreActivation, InPlace, SharedOnce, AlsoGivenOut])
+def test_a_weight_whose_output_also_goes_elsewhere_is_not_normalised(kind):
+    torch.manual_seed(0)
+    assert normalised_weights(kind().double(), double(6, 2, 4, 4)) == {}
+
+
+def test_of_our_residual_mlp_neither_the_first_nor_the_last():
+    torch.manual_seed(0)
+    model = create_model("residual_mlp", 3, in_chans=1, image_size=4, depth=3, width=6).double()
+    x = double(9, 1, 4, 4)
+    assert set(normalised_weights(model, x)) == insensitive(model, x)
+
+
+class ReadsTwice(nn.BatchNorm2d):
+    """As a norm written in plain torch does."""
+
+    def forward(self, x):
+        return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+
+
+def test_a_norm_may_read_its_input_more_than_once_and_the_weights_may_be_frozen():
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), ReadsTwice(3), nn.Flatten(), nn.Linear(12, 2))
+    model.requires_grad_(False)
+    x = torch.randn(5, 1, 2, 2)
+    assert normalised_weights(model, x) == {"0": "1"}
+    assert not x.requires_grad
+    with torch.no_grad():
+        assert normalised_weights(model, x) == {"0": "1"}

@@ -76,6 +76,12 @@ def test_of_some_layers_it_is_what_it_is_of_all(norm, chosen):
     assert read(layers=["hidden.0.linear"]) == {}, "before the first nothing steps"
 
 
+def test_a_layer_that_is_not_there():
+    model, (x, y) = make("mlp", "batch"), images()
+    with pytest.raises(KeyError, match="no_such_layer"):
+        covariate_shift(model, x, y, lr=0.3, layers=["classifier", "no_such_layer"])
+
+
 def test_dropout_falls_alike_before_and_after():
     net = nn.Sequential(nn.Linear(16, 8), nn.Dropout(), nn.Linear(8, 3)).double()
     x, y = images()

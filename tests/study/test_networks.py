@@ -132,6 +132,21 @@ def test_pixels_are_standardised_but_for_the_network_of_the_paper():
     assert standard.std().item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_seed_starts_every_arm_from_the_same_weights(name):
+    """Pairs of runs differ by the norm alone; and where there is none, a bias does its shift."""
+    arms = [weights(made(name, norm, init="default")) for norm in ("batch", "none", "layer")]
+    for arm in arms[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(arms[0], arm, strict=True))
+
+
+def test_nothing_but_norms_makes_noise():
+    """Dropout would be the same at every batch size, and regularise where the norm is judged."""
+    for name in NETWORKS:
+        model = made(name, "batch")
+        assert not any(m.p for m in model.modules() if isinstance(m, nn.Dropout))
+
+
 def test_a_network_there_is_not():
     with pytest.raises(UsageError) as caught:
         build(settings("mlp") | {"network": "vgg"}, data())
@@ -181,7 +196,9 @@ def test_zeroed_branches_leave_each_block_its_shortcut(norm):
     assert torch.equal(*first), "the rest is He's"
 
 
-@pytest.mark.parametrize("init", ["zeros", "xavier*2", "he+one", ""])
+@pytest.mark.parametrize(
+    "init", ["zeros", "xavier*2", "he+one", "he*x", "he*", "normal", "normal*", ""]
+)
 def test_initialise_names_what_it_does_not_know(init):
     with pytest.raises(UsageError) as caught:
         initialise(nn.Linear(2, 2), init)

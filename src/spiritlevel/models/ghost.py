@@ -2,9 +2,13 @@
 
 Attribute names are those of the published weights, so `bn1` and `bn_dw` are whatever norm was
 asked for. `norm` makes it; `bias` gives the convolution before it a bias, for norms that have none.
+It starts at 0, as a norm's does, and draws nothing, so that a seed draws the same weights whatever
+the norm.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +16,14 @@ from torch.nn import functional as F
 
 from spiritlevel.nn import NormFactory
 
-__all__ = ["ConvNormAct", "GhostBottleneck", "GhostModule", "SqueezeExcite", "make_divisible"]
+__all__ = [
+    "ConvNormAct",
+    "GhostBottleneck",
+    "GhostModule",
+    "SqueezeExcite",
+    "convolution",
+    "make_divisible",
+]
 
 
 def make_divisible(channels: float, divisor: int = 4) -> int:
@@ -21,12 +32,20 @@ def make_divisible(channels: float, divisor: int = 4) -> int:
     return nearest + divisor if nearest < 0.9 * channels else nearest
 
 
+def convolution(in_chs: int, out_chs: int, kernel: int, *, bias: bool, **options: Any) -> nn.Conv2d:
+    """nn.Conv2d whose bias, if it has one, starts at 0."""
+    conv = nn.Conv2d(in_chs, out_chs, kernel, bias=False, **options)
+    if bias:
+        conv.bias = nn.Parameter(torch.zeros(out_chs))
+    return conv
+
+
 class ConvNormAct(nn.Module):
     """1x1 convolution, norm, ReLU: (N, in_chs, H, W) -> (N, out_chs, H, W)."""
 
     def __init__(self, in_chs: int, out_chs: int, norm: NormFactory, bias: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chs, out_chs, 1, bias=bias)
+        self.conv = convolution(in_chs, out_chs, 1, bias=bias)
         self.bn1 = norm(out_chs)
         self.act1 = nn.ReLU()
 
@@ -63,12 +82,12 @@ class GhostModule(nn.Module):
         assert out_chs % 2 == 0, out_chs
         half = out_chs // 2
         self.primary_conv = nn.Sequential(
-            nn.Conv2d(in_chs, half, 1, bias=bias),
+            convolution(in_chs, half, 1, bias=bias),
             norm(half),
             nn.ReLU() if relu else nn.Identity(),
         )
         self.cheap_operation = nn.Sequential(
-            nn.Conv2d(half, half, 3, padding=1, groups=half, bias=bias),
+            convolution(half, half, 3, padding=1, groups=half, bias=bias),
             norm(half),
             nn.ReLU() if relu else nn.Identity(),
         )
@@ -99,7 +118,8 @@ class GhostBottleneck(nn.Module):
         super().__init__()
 
         def depthwise(chs: int) -> nn.Conv2d:
-            return nn.Conv2d(chs, chs, kernel, stride, kernel // 2, groups=chs, bias=bias)
+            options = {"stride": stride, "padding": kernel // 2, "groups": chs}
+            return convolution(chs, chs, kernel, bias=bias, **options)
 
         self.ghost1 = GhostModule(in_chs, mid_chs, norm, bias)
         self.conv_dw = depthwise(mid_chs) if stride > 1 else nn.Identity()
@@ -108,7 +128,7 @@ class GhostBottleneck(nn.Module):
         self.ghost2 = GhostModule(mid_chs, out_chs, norm, bias, relu=False)
         self.shortcut = nn.Sequential()
         if stride > 1 or in_chs != out_chs:
-            pointwise = nn.Conv2d(in_chs, out_chs, 1, bias=bias)
+            pointwise = convolution(in_chs, out_chs, 1, bias=bias)
             self.shortcut.extend([depthwise(in_chs), norm(in_chs), pointwise, norm(out_chs)])
 
     def forward(self, x: Tensor) -> Tensor:

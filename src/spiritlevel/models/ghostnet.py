@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.models.ghost import ConvNormAct, GhostBottleneck, make_divisible
+from spiritlevel.models.ghost import ConvNormAct, GhostBottleneck, convolution, make_divisible
 from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
 
 __all__ = ["GhostNet", "stem_stride"]
@@ -71,7 +71,8 @@ class GhostNet(nn.Module):
         super().__init__()
         make_norm, bias = norm_layer(norm, dim=2), not normalizes(norm)
         chs = make_divisible(_STEM * width)
-        self.conv_stem = nn.Conv2d(in_chans, chs, 3, stem_stride(stem), padding=1, bias=bias)
+        stride = stem_stride(stem)
+        self.conv_stem = convolution(in_chans, chs, 3, stride=stride, padding=1, bias=bias)
         self.bn1 = make_norm(chs)
         self.act1 = nn.ReLU()
         self.blocks = _blocks(chs, width, make_norm, bias)

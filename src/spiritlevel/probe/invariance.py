@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,7 +90,8 @@ def weight_scaling(
             with torch.no_grad():
                 weight.copy_(start * a)
             scaled, scaled_gradient = read()
-            errors.append(max(_relative(scaled, logits), _relative(scaled_gradient * a, gradient)))
+            pair = _relative(scaled, logits), _relative(scaled_gradient * a, gradient)
+            errors.append(float(np.max(pair)))  # NaN if one is
     return ScalingReading(tuple(errors), _mean_cosine(start.flatten(1), gradient.flatten(1)))
 
 

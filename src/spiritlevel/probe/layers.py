@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from spiritlevel.probe.guard import undisturbed
 
@@ -61,32 +63,52 @@ def norm_places(model: nn.Module) -> list[str]:
 
 
 def normalised_weights(model: nn.Module, x: Tensor) -> dict[str, str]:
-    """Weight layer -> the norm that is fed its very output, as one pass over `x` shows.
+    """Weight layer -> the norm that is fed its very output, and nothing else is.
 
-    The model is left undisturbed. A norm that is fed a sum or a concatenation is left out.
+    One pass over `x` shows it; the model is left undisturbed. Left out is a layer whose output is
+    changed, added or joined to another before a norm, or goes around it, in any of its calls.
     """
-    made: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
+    made: dict[Any, list[Any]] = {}  # layer -> the graph's nodes, one a call
+    fed: dict[Any, str] = {}  # node -> norm
+    modules = dict(model.named_modules())
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            made[id(output)] = name, output  # the tensor is kept, so that its id stays its own
+            made.setdefault(name, []).append(output.grad_fn)
 
         return hook
 
-    def match(norm: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) in made:
-                found[made[id(inputs[0])][0]] = norm
+    def match(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+            fed[inputs[0].grad_fn] = name
+            # A view of it, so that a norm that reads its input twice still counts as one reader.
+            return inputs[0].view_as(inputs[0]), *inputs[1:]
 
         return hook
 
-    modules = dict(model.named_modules())
-    with undisturbed(model), torch.no_grad(), ExitStack() as hooks:
+    with undisturbed(model), torch.enable_grad(), ExitStack() as hooks:
         for name, layer in weight_layers(model).items():
             hooks.callback(layer.register_forward_hook(keep(name)).remove)
         for name in norm_places(model):
             hooks.callback(modules[name].register_forward_pre_hook(match(name)).remove)
         model.train()
-        model(x)
-    return found
+        readers = _readers(model(x.detach().clone().requires_grad_(x.is_floating_point())))
+    return {
+        name: fed[nodes[-1]]
+        for name, nodes in made.items()
+        if all(node is not None and node in fed and readers[node] == 1 for node in nodes)
+    }
+
+
+def _readers(outputs: Any) -> Counter[Any]:
+    """How often each node of the autograd graph behind `outputs` is read within it."""
+    found = [leaf.grad_fn for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    readers: Counter[Any] = Counter(found)
+    seen = set(found)
+    while found:
+        for node, _ in getattr(found.pop(), "next_functions", ()):
+            readers[node] += 1
+            if node is not None and node not in seen:
+                seen.add(node)
+                found.append(node)
+    return readers

@@ -35,9 +35,13 @@ def covariate_shift(
     The step is plain SGD at `lr` on the same batch, with all the parameters of a layer; the forward
     passes are in training mode, the loss is cross-entropy. `layers` names those to read, by default
     all: each costs an extra forward and backward pass. Frozen parameters stay where they are, a
-    layer whose weight is frozen is left out; the model is left undisturbed.
+    layer whose weight is frozen is left out; the model is left undisturbed. Raises KeyError for a
+    layer that is not there.
     """
     weights = [(name, layer.weight) for name, layer in weight_layers(model).items()]
+    unknown = set(layers or ()) - {name for name, _ in weights}
+    if unknown:
+        raise KeyError(*sorted(unknown))
     groups = list(parameter_groups(model).values())
     learning = [p for p in model.parameters() if p.requires_grad]
     readings: dict[str, ShiftReading] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,8 @@ NETWORKS = {
         ("default", "he+zero"),
         small_rates=(0.001, 0.003),
         landscape=((0.003, "he+zero"), (0.01, "he+zero")),
-        options={"stem": "cifar"},
+        # Dropout would add noise, and regularise, beside the norms.
+        options={"stem": "cifar", "drop_rate": 0.0},
         least_size=16,
         cost=3.0,
     ),
@@ -154,17 +155,25 @@ def initialise(model: nn.Module, init: str) -> nn.Module:
     `he*2` is He with every weight doubled, `normal*0.01` is N(0, 0.01^2); `he+zero` starts each
     residual branch at zero, as Fixup and SkipInit do.
     """
+    if init in _INITS:
+        return _INITS[init](model)
     kind, _, number = init.partition("*")
-    if kind == "he":
-        return init_he_(model, float(number or 1))
-    if kind == "normal":
-        return init_normal_(model, float(number))
-    if init == "xavier":
-        return init_xavier_(model)
-    if init == "he+zero":
-        return zero_branches_(init_he_(model))
-    if init == "default":
-        return model
-    raise UsageError(
-        f"got init {init!r}; wanted default, xavier, he, he*NUMBER, he+zero or normal*NUMBER"
-    )
+    try:
+        scaled, factor = _SCALED[kind], float(number)
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"got init {init!r}; wanted default, xavier, he, he*NUMBER, he+zero or normal*NUMBER"
+        ) from None
+    return scaled(model, factor)
+
+
+_INITS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "default": lambda model: model,  # torch's
+    "he": init_he_,
+    "he+zero": lambda model: zero_branches_(init_he_(model)),
+    "xavier": init_xavier_,
+}
+_SCALED: dict[str, Callable[[nn.Module, float], nn.Module]] = {
+    "he": init_he_,
+    "normal": init_normal_,
+}

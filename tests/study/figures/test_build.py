@@ -301,3 +301,32 @@ def test_thinned_points_lie_evenly(n, most):
     assert len(index) < 2 * most + 1
     assert len(index) == n if n <= most else len(index) >= most
     assert len({b - a for a, b in pairwise(index)}) <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (["1e−5", "0.1"], ["0.1"]),
+        (["5", "10"], ["deep"]),
+        (["deep"], ["10", "5", "deep"]),
+        (["last"], ["first", "last"]),
+        (["first", "last"], ["last"]),
+        (["0.1", "none", "full"], ["full"]),
+    ],
+)
+def test_small_rates_and_words_have_an_order(values):
+    figures = {
+        name: [rates(name, stops)]
+        for name, stops in zip(("small_vgg", "small_resnet"), values, strict=True)
+    }
+    (found,) = by_network(figures)
+    stops = found["controls"][1]["values"]
+    assert (
+        stops
+        == {
+            "1e−5": ["1e−5", "0.1"],
+            "5": ["5", "10", "deep"],
+            "first": ["first", "last"],
+            "0.1": ["0.1", "none", "full"],
+        }[stops[0]]
+    )

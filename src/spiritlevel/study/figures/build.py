@@ -208,19 +208,20 @@ def _stops(controls: Sequence[Control]) -> list[tuple[str, ...]]:
     return list(product(*(control["values"] for control in controls)))
 
 
-def _order(found: Sequence[Sequence[str]]) -> Callable[[str], float]:
-    """Numbers by size; words as the control that has most of them."""
-    most = max(found, key=len)
-    words = {text: place for place, text in enumerate(most)}
-    return lambda text: _number(text) if _is_number(text) else words.get(text, len(words))
+def _order(found: Sequence[Sequence[str]]) -> Callable[[str], tuple[bool, float]]:
+    """Numbers by size, then words by the latest place that any of the controls gives them."""
+    latest: dict[str, int] = {}
+    for values in found:
+        for place, text in enumerate(values):
+            latest[text] = max(place, latest.get(text, 0))
 
+    def key(text: str) -> tuple[bool, float]:
+        try:
+            return False, float(text.replace("−", "-"))
+        except ValueError:
+            return True, latest[text]
 
-def _number(text: str) -> float:
-    return float(text.replace("−", "-"))
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace("e", "", 1).replace("−", "", 1).isdigit()
+    return key
 
 
 def _common_controls(found: Sequence[Sequence[Control]]) -> list[Control]:

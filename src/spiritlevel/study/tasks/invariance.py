@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,7 +60,8 @@ def _loss(head: Tensor, y: Tensor, eps: float | None) -> Loss:
 
 def _worst(loss: Loss, weight: Tensor, u: Tensor) -> list[float]:
     """By scale a: the largest relative error of the three identities."""
-    return [max(scaling_errors(loss, weight, u, scale=a).values()) for a in SCALES]
+    # NaN if one is: np.max, since the builtin may hide it.
+    return [float(np.max([*scaling_errors(loss, weight, u, scale=a).values()])) for a in SCALES]
 
 
 def _trajectories(loss: Loss, weight: Tensor, u: Tensor) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _trajectories(loss: Loss, weight: Tensor, u: Tensor) -> dict[str, Any]:
         "loss_same_effective_rate": same_rate,
         "loss_same_rate": same_lr,
         "effective_rate": effective_rate(LR, weight),
-        "worst_difference": max(abs(a - b) for a, b in zip(start, same_rate, strict=True)),
+        "worst_difference": float(np.abs(np.subtract(start, same_rate)).max()),
         # <W, g> = 0 means ||W||^2 grows by exactly the squared length of each step.
         "norm_growth": grown,
         "sum_of_squared_steps": steps2["sum"],

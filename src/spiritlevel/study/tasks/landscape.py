@@ -27,7 +27,8 @@ def landscape(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     data = feed(images, settings)
     seeded(settings["seed"])
     model = build(settings, data)
-    chosen = evenly(list(weight_layers(model))[1:], _MOST_LAYERS)
+    learning = [name for name, m in weight_layers(model).items() if m.weight.requires_grad]
+    chosen = evenly(learning[1:], _MOST_LAYERS)
     readings: list[dict[str, float]] = []
     shifts: list[list[tuple[float, float, float]]] = []
     steps: list[int] = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from spiritlevel.data import Images, Prepared
@@ -68,5 +69,5 @@ def _made(settings: Mapping[str, Any], data: Prepared, norm: str, eps: float) ->
 def _worst(model: nn.Module, x: Tensor, y: Tensor, layers: list[str]) -> tuple[list[float], float]:
     """By scale the largest error over layers; and the mean |cos(w, dL/dw)|."""
     readings = [weight_scaling(model, x, y, name, scales=SCALES) for name in layers]
-    errors = [max(column) for column in zip(*(r.errors for r in readings), strict=True)]
+    errors: list[float] = np.max([r.errors for r in readings], axis=0).tolist()  # NaN if one is
     return errors, fmean(r.cosine for r in readings)
