@@ -118,9 +118,9 @@ PRESETS: dict[str, Plan] = {
         gap_seeds=(171, 172, 173, 174, 175),
         size=32,
         sweep_steps=160,
-        # Without a norm these images take twice as many steps as digits to be learned at all.
-        landscape_steps=200,
-        gap_steps=500,
+        # Without a norm these images take three times the steps of digits to be learned at all.
+        landscape_steps=300,
+        gap_steps=800,
         gap_size=16,
         gap_target=0.5,
         test_images=2000,

@@ -76,8 +76,8 @@ NETWORKS = {
     "ghostnet_050": Network(
         "ghostnet_050",
         ("default", "he+zero"),
-        small_rates=(0.001, 0.003),
-        landscape=((0.003, "he+zero"), (0.01, "he+zero")),
+        small_rates=(0.001, 0.002, 0.003),
+        landscape=((0.002, "he+zero"), (0.003, "he+zero")),
         # Dropout would add noise, and regularise, beside the norms.
         options={"stem": "cifar", "drop_rate": 0.0},
         least_size=16,

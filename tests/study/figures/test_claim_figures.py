@@ -214,11 +214,11 @@ def test_the_reader_sets_rate_and_network_of_the_curves():
     found = drawn("converges", "networks")["converges-curves"]
     assert [control["values"] for control in found["controls"]] == [
         ["VGG-like", "residual", "GhostNet 0.5×"],
-        ["0.001", "0.003", "0.03", "0.1", "0.3"],
+        ["0.001", "0.002", "0.003", "0.03", "0.1", "0.3"],
     ]
     there = [frame is not None for frame in found["frames"]]
     # Only GhostNet runs at the smallest rates.
-    assert there == [False, False, True, True, True] * 2 + [True] * 5
+    assert there == [*[False] * 3, *[True] * 3] * 2 + [True] * 6
     loss, accuracy = found["panels"]
     assert {s["arm"] for s in loss["series"]} == {"none", "batch", "group"}
     assert [s["arm"] for s in loss["series"]] == [s["arm"] for s in accuracy["series"]]
