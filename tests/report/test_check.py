@@ -41,7 +41,7 @@ def inside(story, path):
 # Texts and the environment choose their keys, low and high come together, as do controls and
 # frames; these may be left out, and without its kind a panel is not known at all.
 FREE = {"text", "environment", "low", "high", "range", "kind", "controls", "frames"}
-FREE |= {"summary", "records", "networks"}
+FREE |= {"summary", "records", "networks", "holds"}
 
 
 def test_whatever_is_missing_is_named():

@@ -16,6 +16,7 @@ from story import HOSTILE, control, example_story, figure, lines, live_story, se
 from story import axis as story_axis
 
 from spiritlevel import report
+from spiritlevel.catalogue import say
 from spiritlevel.errors import MissingExtra, UsageError
 from spiritlevel.report.page import LIMIT, _duration, _ranges
 
@@ -228,11 +229,27 @@ def test_a_class_named_by_an_undecodable_file_name_can_be_written(tmp_path):
 
 def test_numbers_name_their_records_and_the_records_are_listed(outline):
     named = [attrs["data-records"] for _, attrs in outline.tags if "data-records" in attrs]
-    assert set(named) == {"0-2,7", "1-2", "1", "2", "3", "0-7"}
+    assert set(named) == {"0-2,7", "1-2", "1", "2", "3", "4", "0-7"}
     ids = {attrs.get("id") for _, attrs in outline.tags}
     assert {f"record-{index}" for index in range(9)} <= ids
     assert "sweep/lr=0.1,norm=batch,seed=7" in outline.words
     assert "1.2 s, failed" in outline.words
+
+
+def test_what_the_rule_does_not_ask_for_is_folded_away(html):
+    """And has no say in whether the claim holds."""
+    asked, _, other = html.partition('<details class="others" id="others-stabilises">')
+    decides = asked.rpartition(say("page.parts"))[2]
+    other = other.partition("</details>\n  </section>")[0]
+    assert [f"Drift of layer {n}," in decides for n in (1, 2, 3, 4)] == [True, True, True, False]
+    assert [f"Drift of layer {n}," in other for n in (1, 2, 3, 4)] == [False, False, False, True]
+    head = f'scope="col">{say("page.holds")}'
+    assert head in decides
+    assert head not in other.partition("</table>")[0]
+    story = example_story()
+    for claim in story["claims"]:
+        claim["parts"] = [part for part in claim["parts"] if "holds" in part]
+    assert 'class="others"' not in report.render(story)
 
 
 def test_without_records_or_networks_the_page_says_nothing_of_them():

@@ -175,11 +175,13 @@ class Headline(TypedDict):
 
 
 class Part(TypedDict):
+    """`holds`: what the rule makes of it, None where it cannot tell; left out where none asks."""
+
     quantity: Text
     value: str
     interval: str | None
     n: int
-    holds: bool | None
+    holds: NotRequired[bool | None]
     source: str
     records: NotRequired[list[int]]
 

@@ -11,7 +11,7 @@ from spiritlevel.report.story import Claim, Headline, Live, Story
 from spiritlevel.report.story import Part as StoryPart
 from spiritlevel.report.words import Text, plain
 from spiritlevel.study.claims import CLAIMS, Judgement, Part, networks
-from spiritlevel.study.claims.judgement import number, setting
+from spiritlevel.study.claims.judgement import UNASKED, number, setting
 from spiritlevel.study.config import Plan
 from spiritlevel.study.examples import examples
 from spiritlevel.study.figures import claim_figures
@@ -116,15 +116,15 @@ def _parts(verdict: Judgement) -> Iterator[StoryPart]:
             quantity = _quantity(part)
             if name:
                 quantity = ["networks.of", {"network": title(name), "what": plain(quantity)}]
-            yield {
+            told: StoryPart = {
                 "quantity": quantity,
                 "value": part.text,
                 "interval": interval_text(part),
                 "n": part.n,
-                "holds": part.holds,
                 "source": part.source,
                 "records": list(part.records),
             }
+            yield told if part.holds is UNASKED else told | {"holds": part.holds}
 
 
 def _sentences(verdict: Judgement, plan: Plan) -> list[Text]:

@@ -148,7 +148,7 @@ def _identities(records: Records, scale: bool | None) -> Iterator[Part]:
     if not records.select(networks) or not records.select(layers):
         return
 
-    def part(name: str, task: str, path: str, source: str, holds: bool | None = None) -> Part:
+    def part(name: str, task: str, path: str, source: str, **more: Any) -> Part:
         runs = list(records.by_seed(task).values())
         values = [value for run in runs for value in _at(run, path)]
         return Part(
@@ -156,17 +156,17 @@ def _identities(records: Records, scale: bool | None) -> Iterator[Part]:
             None if None in values else max(values),
             source,
             n=len(runs),
-            holds=holds,
             records=tuple(records.numbers(task)),
+            **more,
         )
 
-    yield part("exact", networks, "errors/0.0", IOFFE, scale)
+    yield part("exact", networks, "errors/0.0", IOFFE, holds=scale)
     yield part("eps", networks, "errors/1e-05", IOFFE)
-    yield part("cosine", networks, "cosine", LAARHOVEN, scale)
+    yield part("cosine", networks, "cosine", LAARHOVEN, holds=scale)
     yield part("cosine_without", networks, "cosine_without", LAARHOVEN)
-    yield part("exact_layer", layers, "errors/0.0", IOFFE, scale)
+    yield part("exact_layer", layers, "errors/0.0", IOFFE, holds=scale)
     yield part("float32", layers, "errors_float32", IOFFE)
-    yield part("rate", layers, "trajectories/worst_difference", LAARHOVEN, scale)
+    yield part("rate", layers, "trajectories/worst_difference", LAARHOVEN, holds=scale)
     yield part("rate_without", layers, "trajectories_without/worst_difference", LAARHOVEN)
 
 

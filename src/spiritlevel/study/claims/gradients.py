@@ -109,9 +109,9 @@ def judge(records: Records) -> Judgement:
         status = "supported"
     else:
         status = "partly" if activations or gradients else "not supported"
-    headline = _part(records, "batch", "he", "gradient", YANG, gradients)
+    headline = _part(records, "batch", "he", "gradient", YANG, holds=gradients)
     parts = (
-        _part(records, "batch", "he", "activation", BJORCK, activations),
+        _part(records, "batch", "he", "activation", BJORCK, holds=activations),
         headline,
         *_controls(records),
         *_dependence(records),
@@ -167,20 +167,18 @@ def _every_init(records: Records, what: str, bound: float) -> bool | None:
     return False if False in verdicts else None
 
 
-def _part(
-    records: Records, norm: str, init: str, what: str, source: str, holds: bool | None = None
-) -> Part:
+def _part(records: Records, norm: str, init: str, what: str, source: str, **more: Any) -> Part:
     found = mean_interval(_factors(records, norm, init, what))
     words = {"init": init, "theory": number(THEORY)}
     return Part.of(
         f"claims.gradients.{what}_{norm}",
         found,
         source,
-        holds=holds,
         unit="×",
         digits=4,
         words=words,
         records=tuple(map(records.number, _runs(records, norm, init))),
+        **more,
     )
 
 

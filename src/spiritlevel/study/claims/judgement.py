@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, Literal
 
 from spiritlevel.study.stats import Interval
 
 __all__ = [
     "STATUSES",
+    "UNASKED",
     "Judgement",
     "Part",
     "Status",
@@ -25,6 +27,13 @@ Status = Literal["supported", "partly", "not supported", "inconclusive"]
 STATUSES: tuple[Status, ...] = ("supported", "partly", "not supported", "inconclusive")
 
 
+class _Unasked(Enum):
+    UNASKED = "the rule does not ask for it"
+
+
+UNASKED = _Unasked.UNASKED
+
+
 @dataclass(frozen=True)
 class Part:
     """One measured quantity: its figure, what the rule says of it, and who defined it."""
@@ -35,8 +44,8 @@ class Part:
     source: str
     interval: Interval | None = None
     n: int = 0
-    holds: bool | None = None
-    """What the rule makes of it; None where the rule cannot tell, or does not ask."""
+    holds: bool | _Unasked | None = UNASKED
+    """What the rule makes of it; None where it cannot tell."""
     unit: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
     """Fills the placeholders of the sentence."""
