@@ -75,6 +75,21 @@ def test_norm_places_are_the_modules_that_normalise():
     assert norm_places(create_model("mlp", norm="none")) == []
 
 
+class ConvBatchNorm(nn.Sequential):
+    """A block, whatever it is called."""
+
+
+class MyRMSNorm(nn.Module):
+    """Another library's."""
+
+
+def test_a_norm_is_known_by_its_class_or_its_name_and_a_block_is_none():
+    norm = nn.BatchNorm2d(4)
+    norm.act = nn.ReLU()  # as some libraries fuse them
+    model = nn.Sequential(ConvBatchNorm(nn.Conv2d(4, 4, 1), nn.Identity()), MyRMSNorm(), norm)
+    assert norm_places(model) == ["1", "2"]
+
+
 @pytest.mark.parametrize("norm", ["batch", "group:2", "layer", "ghost:2", "noisy-batch"])
 def test_norm_places_are_the_same_whatever_norm_stands_there(norm):
     for name in ("mlp", "small_vgg", "small_resnet"):

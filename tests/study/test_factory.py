@@ -15,7 +15,8 @@ from torch import nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.nn import norm_layer
-from spiritlevel.study.factory import Factory, as_factory, load_factory, norm_places
+from spiritlevel.probe import norm_places
+from spiritlevel.study.factory import Factory, as_factory, load_factory
 
 MODELS = """\
 import torch

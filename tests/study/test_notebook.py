@@ -100,11 +100,9 @@ def test_while_it_runs_the_latest_results_are_shown(notebook):
 def test_it_says_whose_code_it_runs(notebook):
     reader, _ = notebook
     line = CELLS[0].splitlines().index("def build(num_classes, in_chans, norm):") + 1
-    assert all(
-        f"runs your code: build in In[1], line {line} (__main__:build)" in text(markup)
-        for _, markup in reader.shown
-        if markup
-    )
+    told = f"runs your code: build in In[1], line {line} (__main__:build)"
+    assert all(told in text(markup) for _, markup in reader.shown)
+    assert text(reader.shown[0][1]).strip().endswith("(__main__:build)"), "before it has run"
 
 
 def test_a_function_of_a_cell_is_trained_in_other_processes(notebook):
@@ -156,7 +154,7 @@ def test_a_run_that_diverged_says_so():
 
 
 def test_a_script_is_no_notebook():
-    assert watch() is None
+    assert watch(None) is None
 
 
 def test_ipython_in_a_terminal_is_no_notebook():
@@ -164,7 +162,7 @@ def test_ipython_in_a_terminal_is_no_notebook():
     import subprocess
     import sys
 
-    code = "from spiritlevel.study.notebook import watch; print('watch:', watch())"
+    code = "from spiritlevel.study.notebook import watch; print('watch:', watch(None))"
     done = subprocess.run(
         [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", code],
         capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import ExitStack
 from typing import Any
@@ -13,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from spiritlevel.probe.guard import undisturbed
 
 __all__ = [
-    "NORMS",
     "WEIGHT_LAYERS",
     "WeightLayer",
     "norm_places",
@@ -24,12 +24,13 @@ __all__ = [
 
 WeightLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (
+_NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
     nn.LayerNorm,
 )
+_NAMED = re.compile(r"(Batch|Group|Layer|Instance|RMS|Response)Norm")
 
 
 def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
@@ -58,8 +59,16 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def norm_places(model: nn.Module) -> list[str]:
-    """Names of the modules that normalize, in the order they were registered."""
-    return [name for name, module in model.named_modules() if isinstance(module, NORMS)]
+    """Names of the modules that normalize, other libraries' included, as they were registered."""
+    return [name for name, module in model.named_modules() if _is_norm(module)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """By class, or by the name of one; a block that is named for the norm within it is none."""
+    if isinstance(module, _NORMS):
+        return True
+    named = any(_NAMED.search(kind.__name__) for kind in type(module).__mro__)
+    return named and not any(module.children())
 
 
 def normalised_weights(model: nn.Module, x: Tensor) -> dict[str, str]:

@@ -201,6 +201,7 @@ def study(
         "threads": threads,
     }
     factory = None if model is None else as_factory(model)
+    tell = progress or watch(factory) or _silent
     if resume:
         if given := [name for name, value in asked.items() if value is not None]:
             raise UsageError(
@@ -215,7 +216,6 @@ def study(
         plan = plan_study(wish)
         folder = _new_folder(plan.preset) if out is None else Path(out)
         run = begin(plan, folder, _command(asked), epochs=epochs, factory=factory)
-    tell = progress or watch() or _silent
     if live:
         tell = Live(run.folder, tell)
     do_cells(run, jobs=jobs or _cores(), tell=tell)

@@ -31,9 +31,9 @@ from spiritlevel.errors import UsageError
 from spiritlevel.nn import norm_layer
 from spiritlevel.study import theirs
 from spiritlevel.study.records import read_json
-from spiritlevel.study.trial import Asked, Source, norm_places, passing, try_out
+from spiritlevel.study.trial import Asked, Source, passing, try_out
 
-__all__ = ["Factory", "as_factory", "load_factory", "norm_places", "told_in"]
+__all__ = ["Factory", "as_factory", "load_factory", "told_in"]
 
 
 @dataclass(frozen=True, eq=False)

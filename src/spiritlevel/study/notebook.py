@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spiritlevel.catalogue import say
-from spiritlevel.study.factory import told_in
+from spiritlevel.study.factory import Factory, told_in
 from spiritlevel.study.pace import Pace, clock
 from spiritlevel.study.records import Record
 from spiritlevel.study.run import Progress
@@ -32,28 +32,32 @@ _CELL = "padding:2px 18px 2px 0;text-align:left;vertical-align:top"
 _DIM = "opacity:.7;font-size:90%"
 
 
-def watch() -> Watch | None:
+def watch(factory: Factory | None) -> Watch | None:
     """What to tell of progress in a notebook; None where this is none, such as in a script."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     # IPython in a terminal has no kernel: there HTML would be shown as its source.
-    return Watch() if getattr(shell, "kernel", None) is not None else None
+    return Watch(factory) if getattr(shell, "kernel", None) is not None else None
 
 
 class Watch:
-    """Told of progress, it draws it in one output of the cell, again and again."""
+    """Told of progress, it draws it in one output of the cell, again and again.
 
-    def __init__(self) -> None:
+    Before all else it names the user's code that is about to run.
+    """
+
+    def __init__(self, factory: Factory | None) -> None:
         self.display: Any = import_module("IPython.display")
-        self.handle: Any = self.display.display(self.display.HTML(""), display_id=True)
+        self.notes: list[str] = [] if factory is None else [factory.told()]
+        first = self.display.HTML(_lines(self.notes))
+        self.handle: Any = self.display.display(first, display_id=True)
         self.pace = Pace()
         self.latest: deque[Record] = deque(maxlen=_LATEST)
-        self.notes: list[str] = []
         self.next = 0.0
 
     def __call__(self, progress: Progress) -> None:
         left = self.pace.left(progress)
         if progress.record is None:
-            self.notes += told_in(progress.folder)
+            self.notes = self.notes or told_in(progress.folder)
         else:
             self.latest.append(progress.record)
         if progress.torn is not None:

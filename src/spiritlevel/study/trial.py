@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,16 +11,14 @@ from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.nn import norm_layer
-from spiritlevel.probe import undisturbed
+from spiritlevel.probe import norm_places, undisturbed
 from spiritlevel.study import theirs
 
-__all__ = ["Asked", "norm_places", "passing", "try_out"]
+__all__ = ["Asked", "passing", "try_out"]
 
 _BATCH = 4  # images of a trial pass
 _SIZE = 32  # px, where none is named
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
-_NORM = re.compile(r"(Batch|Group|Layer|Instance|RMS|Response)Norm")
-"""In the name of a class, or of one it comes from: torch's, ours and other libraries'."""
 _DO = "Make it by spiritlevel.nn.norm_layer(norm)(num_features)"
 
 
@@ -64,15 +61,6 @@ def try_out(make: Callable[[Asked], nn.Module], asked: Asked, source: Source) ->
         if asked.norm != "batch":
             _check_places(make(replace(asked, norm="batch")), model, asked.norm, source)
         _check_logits(model, asked, source)
-
-
-def norm_places(model: nn.Module) -> list[str]:
-    """Names of the layers that normalise, other libraries' included, as they were registered."""
-    return [name for name, module in model.named_modules() if _is_norm(module)]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return any(_NORM.search(kind.__name__) for kind in type(module).__mro__)
 
 
 def _check_kinds(model: nn.Module, norm: str, source: Source) -> None:

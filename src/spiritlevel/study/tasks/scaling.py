@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from spiritlevel.data import Images, Prepared
 from spiritlevel.errors import UsageError
-from spiritlevel.probe import normalised_weights, weight_scaling
-from spiritlevel.probe.layers import NORMS
+from spiritlevel.probe import norm_places, normalised_weights, weight_scaling
 from spiritlevel.study.networks import build
 from spiritlevel.study.tasks.common import feed, seeded
 from spiritlevel.study.tasks.landscape import evenly
@@ -60,9 +59,9 @@ def scaling(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
 def _made(settings: Mapping[str, Any], data: Prepared, norm: str, eps: float) -> nn.Module:
     seeded(settings["seed"])
     model = build(settings, data, norm=norm).double()
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            module.eps = eps or _NO_EPS
+    for name in norm_places(model):
+        norm: Any = model.get_submodule(name)
+        norm.eps = eps or _NO_EPS
     return model
 
 
