@@ -60,8 +60,8 @@ def _made(settings: Mapping[str, Any], data: Prepared, norm: str, eps: float) ->
     seeded(settings["seed"])
     model = build(settings, data, norm=norm).double()
     for name in norm_places(model):
-        norm: Any = model.get_submodule(name)
-        norm.eps = eps or _NO_EPS
+        place: Any = model.get_submodule(name)
+        place.eps = eps or _NO_EPS
     return model
 
 
