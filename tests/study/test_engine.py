@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -76,3 +79,30 @@ def test_the_costly_start_first(run, images):
     cells = [Cell("invariance", {"seed": s, "batch_size": 8, "size": 14}) for s in (1, 2, 3)]
     found = run(cells, images, cost=lambda cell: cell.settings["seed"] % 3)
     assert [record.settings["seed"] for record in found.values()] == [2, 1, 3]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from spiritlevel.data import load
+from spiritlevel.errors import RecordsError
+from spiritlevel.study.engine import run_cells
+from spiritlevel.study.records import Cell
+folder, images = Path(sys.argv[1]), load("digits")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    list(run_cells([Cell("t", {})], images, jobs=2, threads=1, cost=lambda _: 0, scratch=folder))
+except RecordsError as error:
+    print(error)
+"""
+
+
+def test_no_room_for_the_images_is_told_and_nothing_is_left(tmp_path):
+    pytest.importorskip("resource", reason="limits of files are POSIX")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith(f"got no room in {tmp_path} for the images"), done.stderr
+    assert "go on by --resume, or choose another --out" in done.stdout
+    assert list(tmp_path.iterdir()) == []

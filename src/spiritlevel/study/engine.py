@@ -12,9 +12,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from spiritlevel.data import Images
-from spiritlevel.errors import require
+from spiritlevel.errors import RecordsError, require
 from spiritlevel.kernels import tune_allocator
 from spiritlevel.study.factory import Factory
 from spiritlevel.study.networks import use_factory
@@ -40,18 +41,18 @@ def run_cells(
     `jobs` processes through joblib (1: this process), each cell on `threads` torch threads. A fault
     in a cell becomes its record's `error`. Closing the iterator kills the workers. The images are
     handed to them through a file in `scratch`. `factory` builds the network of cells that are of
-    the user's own.
+    the user's own. Raises RecordsError where there is no room for the images.
     """
     joblib = require("joblib", extra="study")
     parallel = joblib.Parallel(
         n_jobs=jobs, return_as="generator_unordered", pre_dispatch=2 * jobs, batch_size=1
     )
     path = scratch / ".images.pt"
-    torch.save(vars(images), path)
     work = joblib.delayed(_work)
     queue = sorted(cells, key=cost, reverse=True)
     finished = False
     try:
+        _hand_over(images, path)
         yield from parallel(work(cell, path, threads, os.getpid(), factory) for cell in queue)
         finished = True
     finally:
@@ -59,6 +60,18 @@ def run_cells(
             _stop_workers(kill=not finished)
         with suppress(OSError):  # Windows keeps a mapped file
             path.unlink()
+
+
+def _hand_over(images: Images, path: Path) -> None:
+    try:
+        torch.save(vars(images), path)
+    except (OSError, RuntimeError) as error:  # torch keeps the reason to itself
+        size = sum(value.nbytes for value in vars(images).values() if isinstance(value, Tensor))
+        raise RecordsError(
+            f"got no room in {path.parent} for the images that the processes share, "
+            f"{size / 1e6:.1f} MB; wanted a place to write them: "
+            "free some and go on by --resume, or choose another --out"
+        ) from error
 
 
 def _stop_workers(*, kill: bool) -> None:
