@@ -224,6 +224,20 @@ def test_the_reader_sets_rate_and_network_of_the_curves():
     assert [s["arm"] for s in loss["series"]] == [s["arm"] for s in accuracy["series"]]
 
 
+def test_a_loss_on_its_way_to_infinity_does_not_flatten_the_others():
+    records = planned("own")
+    lost = [r for r in records if r.task == "train" and r.result["diverged_at"] is not None]
+    try:
+        for record in lost:
+            record.result["loss"] = [2.3 + 5 * i for i in range(30)] + [math.inf]
+        frames = drawn("converges", "own", Records(records))["converges-curves"]["frames"]
+    finally:
+        planned.cache_clear()
+    losses = [v for loss, _ in frames for s in loss["series"] for v in s["y"] if v is not None]
+    assert max(losses) > 20
+    assert {tuple(loss["y"]["range"]) for loss, _ in frames} == {(min(losses), 2 * math.log(10))}
+
+
 def test_a_run_that_was_lost_has_no_final_loss_and_ends_early():
     found = drawn("converges", "own")
     panel = found["converges-rates"]["panels"][0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from spiritlevel.report.story import Figure, Guide, Lines, Panels, Series
+from spiritlevel.report.story import Axis, Figure, Guide, Lines, Panels, Series
 from spiritlevel.study.claims.common import best_arm, mean_final_loss, norms
 from spiritlevel.study.claims.converges import trained_below
 from spiritlevel.study.claims.judgement import number, setting
@@ -100,18 +101,32 @@ def _curves(records: Records, drawn_norms: list[str], read: list[int]) -> Figure
     """Loss and accuracy step by step, every norm at the rate that the reader sets."""
     rates = sorted({lr for norm in drawn_norms for lr in records.values("train", "lr", norm=norm)})
 
-    def frame(lr: float) -> Panels:
+    def drawn(lr: float, what: str) -> list[Series]:
         runs = {norm: records.select("train", norm=norm, lr=lr) for norm in drawn_norms}
-        loss = [_line(norm, of, "loss") for norm, of in runs.items() if of]
-        accuracy = [_line(norm, of, "accuracy") for norm, of in runs.items() if of]
-        return [
-            lines("labels.loss_panel", axis("step"), axis("loss", log=True), loss),
-            lines("labels.accuracy_panel", axis("step"), axis("accuracy", range=(0, 1)), accuracy),
-        ]
+        return [_line(norm, of, what) for norm, of in runs.items() if of]
 
-    frames = [frame(lr) for lr in rates]
+    losses = [drawn(lr, "loss") for lr in rates]
+    y = _loss_axis(records, [v for frame in losses for one in frame for v in one["y"]])
+    share = axis("accuracy", range=(0, 1))
+    frames: list[Panels] = [
+        [
+            lines("labels.loss_panel", axis("step"), y, loss),
+            lines("labels.accuracy_panel", axis("step"), share, drawn(lr, "accuracy")),
+        ]
+        for lr, loss in zip(rates, losses, strict=True)
+    ]
     controls = [rate_slider(rates)]
     return figure("converges.curves", records=read, controls=controls, frames=frames)
+
+
+def _loss_axis(records: Records, values: list[float | None]) -> Axis:
+    """Up to twice the loss of chance: a run on its way to infinity would flatten the rest."""
+    known = [value for value in values if value]
+    if not known:
+        return axis("loss", log=True)
+    chance = math.log(max(r.result["classes"] for r in records.select("train") if r.result))
+    low, high = min(known), min(max(known), 2 * chance)
+    return axis("loss", log=True, range=(low, high) if low < high else None)
 
 
 def _line(norm: str, runs: list[Record], what: str) -> Series:
