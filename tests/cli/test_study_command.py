@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from spiritlevel.cli.verdicts import print_verdicts
-from spiritlevel.study import Study
+from spiritlevel.study import Study, study
 from spiritlevel.study.claims import CLAIMS
 from spiritlevel.study.claims.judgement import combine
 from spiritlevel.study.networks import title
@@ -122,6 +122,23 @@ def test_the_page_is_whole_at_the_end_of_a_live_run(done, folder):
     assert "my.models:build" in page
     assert 'http-equiv="refresh"' not in page
     assert not list((folder / "run").glob("*.tmp"))
+
+
+def test_it_says_what_was_changed_in_the_images_as_they_were_read(done):
+    assert "images: 8x8 pixels brought to 32x32" in done.stderr
+
+
+def test_the_page_of_a_live_run_that_stops_does_not_say_that_it_goes_on(tmp_path):
+    def stop(progress):
+        if progress.record is not None:
+            raise KeyboardInterrupt
+
+    wish = {"preset": "smoke", "data": "digits", "out": tmp_path, "jobs": 1, "live": True}
+    with pytest.raises(KeyboardInterrupt):
+        study(**wish, progress=stop)
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="live"' not in page
+    assert "gave no result" in page
 
 
 def test_a_resumed_run_says_whose_code_it_runs(done, folder):

@@ -115,6 +115,8 @@ LINK = {"external_attr": 0o120777 << 16}
         ("..\\evil.png", {}, "has a name that not all systems read alike"),
         ("cats//evil.png", {}, "has a name that not all systems read alike"),
         ("cats/a\0.png", {}, "has a name that not all systems read alike"),
+        ("cats/" + "d/" * 32 + "a.png", {}, "lies more than 32 folders deep"),
+        ("cats/" + "d/" * 32_000 + "a.png", {}, "lies more than 32 folders deep"),
         ("cats/link.png", LINK, "is a link"),
         ("link", LINK, "is a link"),
         ("cats/pipe.png", {"external_attr": 0o010644 << 16}, "is no ordinary file"),

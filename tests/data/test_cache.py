@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,31 @@ def test_who_comes_second_takes_the_first_ones(pets, cache, monkeypatch):
     assert times == [(entry / "about.json").stat().st_mtime_ns]
 
 
+def test_the_second_does_not_remove_what_the_first_has_just_finished(pets, cache, monkeypatch):
+    """It looks again when the first is done, rather than act on what it saw before."""
+    removing, removed = threading.Event(), []
+    rmtree = shutil.rmtree
+
+    def slow(path, **how):
+        if not Path(path).name.startswith(".draft-"):
+            removed.append(path)
+            removing.set()
+            time.sleep(1)
+        rmtree(path, **how)
+
+    monkeypatch.setattr("spiritlevel.data.cache.shutil.rmtree", slow)
+    found = []
+    first = threading.Thread(
+        target=lambda: found.append(load(f"folder:{pets}", image_size=LARGE)), daemon=True
+    )
+    first.start()
+    assert removing.wait(60)
+    found.append(load(f"folder:{pets}", image_size=LARGE))
+    first.join(60)
+    assert len({images.fingerprint for images in found}) == 1
+    assert len(removed) == len(entries(cache)) == 1
+
+
 def test_a_draft_of_a_killed_process_is_removed_after_a_day(pets, cache):
     for name, age in ((".draft-old", 25), (".draft-young", 1)):
         (cache / "images" / name).mkdir(parents=True)
@@ -217,7 +243,7 @@ def refusal(folder: Path) -> str:
 
 def full(reason: str, cache: Path) -> str:
     return (
-        f"got {reason!r} while keeping decoded images in {cache / 'images'}; wanted room for them; "
+        f"got {reason!r} while keeping images in {cache / 'images'}; wanted room for them; "
         "make room, or name a folder on another disk in SPIRITLEVEL_CACHE"
     )
 

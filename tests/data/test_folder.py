@@ -129,6 +129,19 @@ def test_the_path_may_be_relative_end_in_a_slash_or_start_at_home(pets, monkeypa
         assert (images.name, images.fingerprint) == ("folder:pets", there)
 
 
+@pytest.mark.parametrize(("deep", "taken"), [(31, True), (32, False), (300, False)])
+def test_folders_may_lie_so_deep_and_no_deeper(pets, deep, taken):
+    """A class folder is the first of 32; Python's own stack ends at a thousand."""
+    inner = pets / "cats" / "/".join("d" * deep)
+    inner.mkdir(parents=True)
+    (pets / "cats/0.png").rename(inner / "0.png")
+    if taken:
+        assert len(load(f"folder:{pets}").train_y) == 16
+    else:
+        with pytest.raises(DataError, match="lies more than 32 folders deep"):
+            load(f"folder:{pets}")
+
+
 def test_a_link_to_an_image_inside_is_followed(pets):
     (pets / "cats" / "again.png").symlink_to("../dogs/0.png")
     images = load(f"folder:{pets}")

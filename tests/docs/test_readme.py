@@ -15,10 +15,13 @@ import pytest
 from PIL import Image
 
 from spiritlevel.catalogue import say
+from spiritlevel.study import Study
 from spiritlevel.study.claims import CLAIMS
+from spiritlevel.study.networks import title
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "docs/standard"
 
 
 def blocks(language: str) -> list[str]:
@@ -127,18 +130,39 @@ def test_the_python_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def row(name: str) -> list[str]:
+    """The cells of the table's row for a claim."""
+    (line,) = [line for line in README.splitlines() if line.startswith("| ") and name in line]
+    return [cell.strip() for cell in line.strip("| ").split(" | ")]
+
+
 def test_the_verdicts_it_quotes_are_those_that_a_run_wrote():
-    measured = json.loads((ROOT / "docs/quick/verdicts.json").read_text())["verdicts"]
+    measured = json.loads((EXAMPLE / "verdicts.json").read_text())["verdicts"]
     assert [verdict["claim"] for verdict in measured] == list(CLAIMS)
+    networks = list(measured[0]["networks"])
+    assert row("verdict")[2:] == [title(name) for name in networks]
     for verdict in measured:
-        (row,) = [
-            line
-            for line in README.splitlines()
-            if line.startswith("| ") and say(f"terminal.claims.{verdict['claim']}") in line
-        ]
-        cells = [cell.strip() for cell in row.strip("| ").split(" | ")]
-        assert verdict["verdict"] in cells[1]
-        assert verdict["figure"] in cells[2]
+        _, told, *cells = row(say(f"terminal.claims.{verdict['claim']}"))
+        assert told == verdict["verdict"]
+        for name, cell in zip(networks, cells, strict=True):
+            one = verdict["networks"][name]
+            assert cell.startswith(f"{one['verdict']}: {one['figure']}"), (verdict["claim"], name)
+
+
+def test_those_verdicts_are_what_todays_rules_make_of_its_records(tmp_path):
+    measured = json.loads((EXAMPLE / "verdicts.json").read_text())["verdicts"]
+    study = Study.load(EXAMPLE)
+    assert not study.missing
+    assert not study.rules_changed
+    assert [json.loads(json.dumps(one.to_json())) for one in study.verdicts.values()] == measured
+
+
+def test_the_page_beside_them_is_whole_and_names_no_machine():
+    page = (EXAMPLE / "report.html").read_text()
+    assert len(page.encode()) < 6e6
+    assert page.rstrip().endswith("</html>")
+    for name in ("report.html", "config.json", "environment.json", "verdicts.json"):
+        assert not re.search(r"(/work|/tmp|/root|/home)/", (EXAMPLE / name).read_text()), name
 
 
 @pytest.mark.slow

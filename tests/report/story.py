@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import UTC, datetime
 from typing import Any
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -436,5 +437,7 @@ def live_story() -> dict[str, Any]:
     """The same while its run goes on, read anew every hour."""
     story = example_story()
     story["run"] |= {"missing": 180, "cells": 34}
-    story["live"] = {"seconds": 3600, "done": 34, "cells": 214, "share": 0.16, "left": "3 min"}
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    story["live"] = {"written": written, "seconds": 3600, "done": 34, "cells": 214}
+    story["live"] |= {"share": 0.16, "left": "3 min"}
     return story

@@ -96,6 +96,17 @@ def test_the_place_is_kept_though_the_page_grows_above_it(view, path):
     assert settles(view, before)
 
 
+def test_a_page_that_is_written_no_more_says_so(view, path):
+    stale = view.page.locator("#stale")
+    assert not stale.is_visible()
+    story = live_story()
+    story["live"]["written"] = "2020-01-01T00:00:00+00:00"
+    report.write(story, path)
+    anew(view.page)
+    stale.wait_for(state="visible")
+    assert "spiritlevel study --resume" in stale.inner_text()
+
+
 def test_where_there_is_no_history_the_address_keeps_it(browser, path):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()

@@ -1,4 +1,4 @@
-from story import HOSTILE, axis, figure, heatmap, lines, series, text
+from story import HOSTILE, axis, control, figure, heatmap, lines, series, text
 
 from spiritlevel.report.summary import chart_name, summary
 
@@ -42,4 +42,8 @@ def test_a_given_summary_takes_the_place_of_all_that_and_is_escaped():
     panels = [lines(name, X, Y, series("none", [1], [1])) for name in ("left", "right")]
     one = figure("f", "Both", "c", *panels) | {"summary": text(f"Less, in {HOSTILE}.")}
     assert "&lt;/script&gt;" in summary(one)
-    assert chart_name(one, panels[1]).startswith("Both. right. Less, in ")
+    # Where no control changes them, the numbers are told to those who do not see the chart.
+    told = "Both. right: no normalization from 1 to 1, over step from 1 to 1."
+    assert chart_name(one, panels[1]) == told
+    moved = one | {"controls": [control("slider", "lr", ["1", "2"])]}
+    assert chart_name(moved, panels[1]).startswith("Both. right. Less, in ")

@@ -216,9 +216,17 @@ def test_no_landscape_is_longer_than_the_epochs():
     assert changed(plan) == {"sweep_steps", "landscape_steps"}
 
 
-def test_the_shortest_training_has_a_full_window_at_its_end():
-    plan = plan_epochs(PRESETS["quick"], 1e-6, 500)
-    assert plan.sweep_steps == plan.landscape_steps == SHORTEST > 20
+def test_a_training_too_short_for_its_figures_is_refused_with_what_would_do():
+    assert SHORTEST > 20, "a full window, and a step to change in"
+    quick = PRESETS["quick"]
+    with pytest.raises(UsageError) as caught:
+        plan_epochs(quick, 1, 500)
+    assert str(caught.value) == (
+        "got epochs=1, 8 steps of 64 of 500 images; wanted at least 22 steps, since a run's "
+        "figures are means over its last twenty: give 2.816 or more"
+    )
+    plan = plan_epochs(quick, 2.816, 500)
+    assert plan.sweep_steps == plan.landscape_steps == SHORTEST
 
 
 # As config.json has it

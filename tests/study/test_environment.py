@@ -92,9 +92,17 @@ def test_numba_layer_is_the_one_that_numba_launches(found):
     assert found["threads"]["numba"] == done.stdout.strip(), done.stderr
 
 
-def test_numba_layer_that_is_asked_for():
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("workqueue", "workqueue"),
+        ("WORKQUEUE", "workqueue"),
+        ("bogus", "The threading layer requested 'bogus' is unknown to Numba."),
+    ],
+)
+def test_numba_layer_that_is_asked_for(asked, told):
     pytest.importorskip("numba")
-    assert gathered(NUMBA_THREADING_LAYER="workqueue")["threads"]["numba"] == "workqueue"
+    assert gathered(NUMBA_THREADING_LAYER=asked)["threads"]["numba"] == told
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads /proc")

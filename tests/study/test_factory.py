@@ -287,7 +287,7 @@ def test_a_norm_that_does_not_follow_is_named(spec, norm, told):
             "got AttributeError: 'Tensor' object has no attribute 'no_such_thing' from the network "
             "of my.models:Broken (./my/models.py, line {class Broken}), at ./my/models.py, line "
             "{return x.no_such_thing}, in a trial pass (training) over images (4, 1, 8, 8) with "
-            "norm='none'; wanted logits (4, 5). It does not take in_chans or image_size: let it.",
+            "norm='none'; wanted logits (4, 5). Put that right and run again",
         ),
         ("Pair", "batch", "got a tuple in training from the network of my.models:Pair"),
         (

@@ -148,6 +148,34 @@ def test_resume_notices_that_the_users_network_has_changed(tmp_path, monkeypatch
         resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize("changed", ["mine_a/blocks.py", "mine_a/inner/sizes.py", "beside_a.py"])
+def test_resume_notices_a_change_in_whatever_of_theirs_the_network_imports(
+    tmp_path, monkeypatch, changed
+):
+    network = "from .blocks import WIDTH\nimport beside_a, torch.nn.functional\n" + NETWORK
+    files = {
+        "mine_a/__init__.py": "",
+        "mine_a/models.py": network,
+        "mine_a/blocks.py": "from mine_a.inner import sizes\nWIDTH = sizes.WIDTH\n",
+        "mine_a/inner/__init__.py": "",
+        "mine_a/inner/sizes.py": "WIDTH = 4\n",
+        "beside_a.py": "",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    factory = load_factory("mine_a.models:build")
+    begin(replace(SMOKE, networks=(factory.spec,)), tmp_path / "run", "", factory=factory)
+    (tmp_path / "unused.py").write_text("# another\n")
+    assert resume(tmp_path / "run").factory is not None
+    (tmp_path / changed).write_text(files[changed] + "# another\n")
+    with pytest.raises(RecordsError, match=r"models\.py, or a file that it imports, which has cha"):
+        resume(tmp_path / "run")
+
+
 def test_a_network_that_cannot_take_every_norm_is_told_before_anything_is_run(tmp_path):
     def build(num_classes, norm):
         if norm not in ("none", "batch"):

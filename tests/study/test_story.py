@@ -20,7 +20,7 @@ from spiritlevel.study import Study, environment
 from spiritlevel.study.claims import CLAIMS, judge
 from spiritlevel.study.config import PRESETS
 from spiritlevel.study.engine import run_cells
-from spiritlevel.study.examples import example_cells, example_lines
+from spiritlevel.study.examples import example_cells, example_lines, examples
 from spiritlevel.study.networks import title
 from spiritlevel.study.records import Records, write_json
 from spiritlevel.study.run import begin
@@ -95,6 +95,19 @@ def test_example_lines_come_from_the_records(tmp_path):
     records = Records(found)
     (result,) = records.by_seed("example-shift").values()
     assert f"move {result['without']['mean_swing']:.3f} deviations" in example_lines(records)[1]
+
+
+def test_whatever_an_example_draws_names_its_records(tmp_path):
+    cells = example_cells(PRESETS["smoke"])
+    found = run_cells(
+        cells, load("digits"), jobs=1, threads=1, cost=lambda _: 0.0, scratch=tmp_path
+    )
+    records = Records(found)
+    for example in examples(records):
+        for drawn in example["figures"]:
+            tasks = {list(records)[number].task for number in drawn["records"]}
+            assert tasks == {f"example-{example['id']}"}
+    assert sum(bool(example["figures"]) for example in examples(records)) == 3
 
 
 def test_no_verdict_from_fewer_runs_than_were_planned(begun):

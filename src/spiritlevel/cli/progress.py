@@ -40,6 +40,8 @@ class Bar:
     def tell(self, progress: Progress) -> None:
         """Draw what is done."""
         self.folder = progress.folder
+        for note in progress.notes:
+            self.say(say("terminal.images", note=note))
         if progress.torn is not None:
             self.say(say("terminal.torn_redone", line=progress.torn[:60]))
         if progress.record is None and progress.done:

@@ -18,7 +18,7 @@ from pathlib import Path
 from spiritlevel.data.cache import kept, stamp
 from spiritlevel.data.decode import ENDINGS, Member
 from spiritlevel.data.images import Images
-from spiritlevel.data.layout import Folder, listings, raw_of
+from spiritlevel.data.layout import MAX_DEPTH, Folder, listings, raw_of
 from spiritlevel.errors import DataError
 
 __all__ = ["MAX_ENTRIES", "MAX_ENTRY", "MAX_TOTAL", "is_zip", "read_zip", "refusal_of_name"]
@@ -59,20 +59,17 @@ def read_zip(path: Path, *, seed: int, image_size: int | None) -> Images:
 
 
 class _InArchive:
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, name: str, parent: _InArchive | None = None) -> None:
+        self.name = name
+        self._parent = parent
         self.inside: dict[str, _InArchive | Member] = {}
 
-    @property
-    def name(self) -> str:
-        return self._path.rpartition("/")[2]
-
     def __str__(self) -> str:
-        return self._path
+        return self.name if self._parent is None else f"{self._parent}/{self.name}"
 
     def folder(self, name: str) -> _InArchive:
         """The folder of this name, made where there is none. Raises DataError for a file."""
-        found = self.inside.setdefault(name, _InArchive(f"{self._path}/{name}"))
+        found = self.inside.setdefault(name, _InArchive(name, self))
         if isinstance(found, Member):
             raise _refused(found.name, "is both a file and a folder")
         return found
@@ -156,6 +153,8 @@ def refusal_of_name(name: str) -> str | None:
         return "has an absolute path"
     if ".." in name.split("/"):
         return "leads out of its folder"
+    if name.count("/") > MAX_DEPTH:
+        return f"lies more than {MAX_DEPTH} folders deep"
     if "\\" in name or "\0" in name or not all(name.split("/")):
         return "has a name that not all systems read alike"
     return None

@@ -18,19 +18,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from spiritlevel.data.images import Images
 from spiritlevel.data.raw import Raw, gather
 from spiritlevel.errors import DataError
 
-__all__ = ["cache_folder", "kept", "stamp"]
+__all__ = ["cache_folder", "kept", "no_room", "stamp"]
 
 _FORMAT = 1
 _SMALL = 4 * 1024**2
@@ -82,14 +83,13 @@ def kept(
         return gather(raw, seed=seed)
     with _draft(entry) as draft:
         _write(draft, raw, seed)
-        if (images := _open(entry)) is not None:
-            return images  # another process was faster
-        shutil.rmtree(entry, ignore_errors=True)
-        try:
+        # Of two processes, the second looks when the first is done: else it could take a whole
+        # entry for the damaged one that it found, and remove it.
+        with FileLock(entry.parent.with_suffix(".lock")):
+            if (images := _open(entry)) is not None:
+                return images
+            shutil.rmtree(entry, ignore_errors=True)
             draft.rename(entry)
-        except OSError:
-            if not entry.is_dir():
-                raise
     if (images := _open(entry)) is None:
         raise DataError(
             f"got damaged images back from {entry}, written a moment ago; "
@@ -121,8 +121,8 @@ def _writable(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError as error:
-        if error.errno in _FULL:
-            raise _full(folder, error) from error
+        if full := no_room(folder, error):
+            raise full from error
         warnings.warn(
             f"the cache folder {folder.parent} cannot be written to ({error.strerror}): images are "
             "decoded into memory, again in each run. Name another folder in SPIRITLEVEL_CACHE",
@@ -131,12 +131,16 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+def no_room(folder: Path, error: OSError) -> DataError | None:
+    """What to tell where `error` is that of a full disk."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return _unwritten(folder, error)
 
 
-def _full(folder: Path, error: OSError) -> DataError:
+def _unwritten(folder: Path, error: OSError) -> DataError:
     return DataError(
-        f"got {error.strerror!r} while keeping decoded images in {folder}; wanted room for them; "
+        f"got {error.strerror!r} while keeping images in {folder}; wanted room for them; "
         "make room, or name a folder on another disk in SPIRITLEVEL_CACHE"
     )
 
@@ -145,13 +149,14 @@ def _full(folder: Path, error: OSError) -> DataError:
 def _draft(entry: Path) -> Iterator[Path]:
     """A folder beside `entry` that is gone in the end, unless it was renamed."""
     for old in entry.parent.glob(".draft-*"):
-        if time.time() - old.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # it may be renamed at this very moment
+            if time.time() - old.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=entry.parent))
     try:
         yield draft
     except OSError as error:
-        raise _full(entry.parent, error) from error
+        raise _unwritten(entry.parent, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from spiritlevel.data.cache import cache_folder
+from spiritlevel.data.cache import cache_folder, no_room
 from spiritlevel.errors import DataError, require
 
 __all__ = ["download"]
@@ -35,6 +35,8 @@ def download(url: str, sha256: str, *, folder: str) -> Path:
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong sum, ValueError
         with contextlib.suppress(OSError):
             place.rmdir()  # only if nothing is in it
+        if isinstance(error, OSError) and (full := no_room(place, error)):
+            raise full from error
         reason = "its sha256 is another" if isinstance(error, ValueError) else f"{error}"
         raise DataError(
             f"got no usable {url} ({reason}); wanted the file of sha256 {sha256}; "

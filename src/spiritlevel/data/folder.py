@@ -11,7 +11,7 @@ from spiritlevel.data.archive import is_zip, read_zip
 from spiritlevel.data.cache import kept, stamp
 from spiritlevel.data.decode import ENDINGS
 from spiritlevel.data.images import Images
-from spiritlevel.data.layout import LAYOUT, Folder, files_of, listings, raw_of
+from spiritlevel.data.layout import LAYOUT, MAX_DEPTH, Folder, files_of, listings, raw_of
 from spiritlevel.errors import DataError
 
 __all__ = ["read_folder"]
@@ -62,6 +62,11 @@ class _OnDisk:
         return [_OnDisk(path, self.root) for path in _entries(self.path) if os.path.isdir(path)]
 
     def images(self) -> Iterator[Path]:
+        if len(self.path.relative_to(self.root).parts) > MAX_DEPTH:
+            raise DataError(
+                f"got folder {str(self.path)!r}, which lies more than {MAX_DEPTH} folders deep; "
+                "wanted images nearer to their class; move or remove it"
+            )
         for path in _entries(self.path):
             if os.path.isdir(path):
                 yield from _OnDisk(path, self.root).images()

@@ -16,9 +16,21 @@ from spiritlevel.data.decode import ENDINGS, File, Files
 from spiritlevel.data.raw import Raw
 from spiritlevel.errors import DataError
 
-__all__ = ["LAYOUT", "Folder", "Listing", "files_of", "listings", "raw_of", "readable"]
+__all__ = [
+    "LAYOUT",
+    "MAX_DEPTH",
+    "Folder",
+    "Listing",
+    "files_of",
+    "listings",
+    "raw_of",
+    "readable",
+]
 
 LAYOUT = "one folder of images for each class, or train/ and test/ with such folders in each"
+
+MAX_DEPTH = 32
+"""Folders, one in the other."""
 
 Listing = dict[str, list[File]]
 """Class name -> its image files, both in sorted order."""

@@ -232,8 +232,12 @@ class Record(TypedDict):
 
 
 class Live(TypedDict):
-    """A run that goes on: `seconds` from one page to the next, `share` done, time `left`."""
+    """A run that goes on: `seconds` from one page to the next, `share` done, time `left`.
 
+    `written`: when, in ISO 8601 with its zone.
+    """
+
+    written: str
     seconds: int
     done: int
     cells: int

@@ -30,7 +30,7 @@ def summary(figure: Figure) -> Markup:
 def chart_name(figure: Figure, panel: Panel) -> str:
     """The accessible name of one of the figure's charts."""
     title, name = plain(figure["title"]), plain(panel["title"])
-    if "summary" in figure:
+    if "summary" in figure and figure.get("controls"):  # whose numbers change
         names = [title] if title == name else [title, name]
         return ". ".join([*names, plain(figure["summary"])])
     told = _in_words(panel).striptags()

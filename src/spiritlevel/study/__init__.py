@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -216,9 +216,8 @@ def study(
         plan = plan_study(wish)
         folder = _new_folder(plan.preset) if out is None else Path(out)
         run = begin(plan, folder, _command(asked), epochs=epochs, factory=factory)
-    if live:
-        tell = Live(run.folder, tell)
-    do_cells(run, jobs=jobs or _cores(), tell=tell)
+    with Live(run.folder, tell) if live else nullcontext(tell) as heard:
+        do_cells(run, jobs=jobs or _cores(), tell=heard)
     return Study.load(run.folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args, get_origin, get_type_hints
@@ -252,8 +253,15 @@ def _with_images(plan: Plan, asked: Asked) -> Plan:
 
 
 def plan_epochs(plan: Plan, epochs: float, images: int) -> Plan:
-    """The plan with trainings of so many passes over `images` training images."""
-    steps = max(SHORTEST, round(epochs * images / plan.batch_size))
+    """The plan with so many passes over `images` training images a run. Raises UsageError."""
+    steps = round(epochs * images / plan.batch_size)
+    if steps < SHORTEST:
+        least = math.ceil(1000 * SHORTEST * plan.batch_size / images) / 1000
+        raise UsageError(
+            f"got epochs={epochs:g}, {steps} steps of {plan.batch_size} of {images:,} images; "
+            f"wanted at least {SHORTEST} steps, since a run's figures are means over its last "
+            f"twenty: give {least:g} or more"
+        )
     return replace(plan, sweep_steps=steps, landscape_steps=min(plan.landscape_steps, steps))
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -44,6 +45,8 @@ def run_cells(
     the user's own. Raises RecordsError where there is no room for the images.
     """
     joblib = require("joblib", extra="study")
+    # It replaces a worker whose memory has grown, and hands its cells to the new one.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     parallel = joblib.Parallel(
         n_jobs=jobs, return_as="generator_unordered", pre_dispatch=2 * jobs, batch_size=1
     )

@@ -124,19 +124,18 @@ def _threads() -> dict[str, Any]:
 
 
 def _numba_layer() -> str | None:
-    """The threading layer that numba would launch: the first of its list that can be loaded."""
+    """The threading layer that numba launches, by its own word; None where it is not installed.
+
+    Why none can be launched, where none can.
+    """
     try:
-        config: Any = importlib.import_module("numba").config
+        numba: Any = importlib.import_module("numba")
+        importlib.import_module("numba.np.ufunc.parallel")._launch_threads()
+        return str(numba.threading_layer())
     except ImportError:
         return None
-    asked = str(config.THREADING_LAYER)
-    modules = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
-    order = [asked] if asked in modules else list(config.THREADING_LAYER_PRIORITY)
-    for layer in order:
-        with suppress(ImportError):
-            importlib.import_module(f"numba.np.ufunc.{modules[layer]}")
-            return layer
-    return None
+    except (ValueError, AttributeError) as error:  # the latter: a numba that launches otherwise
+        return " ".join(str(error).split())
 
 
 def _set(*prefixes: str) -> dict[str, str]:

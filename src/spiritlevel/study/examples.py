@@ -15,6 +15,7 @@ from spiritlevel.report.words import Text
 from spiritlevel.study.claims.judgement import number, setting
 from spiritlevel.study.config import Plan
 from spiritlevel.study.figures.build import arm_of, axis, figure, lines, series
+from spiritlevel.study.networks import init_title
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.tasks.examples import EDGES
 
@@ -182,7 +183,6 @@ _ROWS = {
     "double": ("he*2", 1.0),
 }
 _STYLES = {"small": "thin", "middle": "line", "large": "dots", "half": "dash", "double": "dash"}
-_WEIGHTS = {"he": "He", "he*0.5": "He / 2", "he*2": "He × 2"}
 
 
 def _scale_runs(records: Records, norm: str, row: str) -> list[dict[str, Any]]:
@@ -200,11 +200,11 @@ def _scale(records: Records) -> Example:
         cells = [
             words[f"{row}_{norm}{end}"] for end in ("", "_gradient") for norm in ("none", "batch")
         ]
-        rows.append([setting(scale), _WEIGHTS[init], *cells])
+        rows.append([setting(scale), init_title(init), *cells])
         for norm in ("none", "batch"):
             curve = _scale_runs(records, norm, row)[0]["activation_std"]
             style = "thin" if norm == "batch" else _STYLES[row]
-            here = {"scale": setting(scale), "weights": _WEIGHTS[init]}
+            here = {"scale": setting(scale), "weights": init_title(init)}
             label: Text = ["labels.scale_none", here] if norm == "none" else "labels.scale_batch"
             drawn.append(series(arm_of(norm), list(range(1, len(curve) + 1)), curve, style, label))
     head = _head("scale", "input", "weights", "act_none", "act_batch", "grad_none", "grad_batch")
@@ -246,7 +246,8 @@ def _bell(records: Records) -> Example:
     panel = lines("labels.bell_panel", axis("deviations"), axis("density"), drawn)
     head = _head("bell", "within", "normal", *_MOMENTS)
     sentences: list[Text] = ["examples.bell.done", ["examples.bell.found", words]]
-    return _example("bell", sentences, {"head": head, "rows": rows}, panel)
+    read = records.numbers("example-bell")
+    return _example("bell", sentences, {"head": head, "rows": rows}, panel, records=read)
 
 
 _MOMENTS = ("before", "after")

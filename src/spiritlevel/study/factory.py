@@ -30,6 +30,7 @@ from spiritlevel.catalogue import say
 from spiritlevel.errors import UsageError
 from spiritlevel.nn import norm_layer
 from spiritlevel.study import theirs
+from spiritlevel.study.imports import own_files
 from spiritlevel.study.records import read_json
 from spiritlevel.study.trial import Asked, Source, passing, try_out
 
@@ -68,6 +69,12 @@ class Factory:
         """A sentence that names the code of the user's that is about to run."""
         place = theirs.place(self.file, self.line)
         return say("terminal.own_code", name=self.name, place=place, spec=self.spec)
+
+    def files(self) -> list[Path]:
+        """Its file, and those in its folder that it imports, directly or not."""
+        module, folder = self.spec.partition(":")[0], self.folder
+        beside = [] if folder is None else own_files(module, Path(folder))
+        return sorted({Path(self.file), *beside})
 
     @property
     def name(self) -> str:

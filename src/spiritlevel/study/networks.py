@@ -20,6 +20,7 @@ __all__ = [
     "NETWORKS",
     "Network",
     "build",
+    "init_title",
     "initialise",
     "network",
     "places",
@@ -102,6 +103,13 @@ def network(name: str) -> Network:
 def title(name: str) -> str:
     """As a reader is told of it; the user's own by the name they gave."""
     return name if ":" in name else say(f"networks.{name}")
+
+
+def init_title(init: str) -> str:
+    """As a reader is told of initial weights: `he*2` as He × 2."""
+    kind, star, number = init.partition("*")
+    name = say(f"inits.{kind.replace('+', '_')}")
+    return f"{name} × {number}" if star else name
 
 
 def use_factory(factory: Factory) -> None:

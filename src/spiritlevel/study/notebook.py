@@ -58,6 +58,7 @@ class Watch:
         left = self.pace.left(progress)
         if progress.record is None:
             self.notes = self.notes or told_in(progress.folder)
+            self.notes += [say("terminal.images", note=note) for note in progress.notes]
         else:
             self.latest.append(progress.record)
         if progress.torn is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class Progress:
     record: Record | None = None
     torn: str | None = None
     """The beginning of a torn last line that was dropped, its cell to be done again."""
+    notes: tuple[str, ...] = ()
+    """Of the images, told before the first cell: what was changed as they were read."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,12 @@ def _try_out(plan: Plan, images: Images, factory: Factory | None) -> None:
 
 
 def _code_of(factory: Factory) -> str | None:
-    """sha256 of the file that the user's network is in; None where it is in none."""
+    """sha256 of the files that the user's network is in; None where it is in none."""
     try:
-        return hashlib.sha256(Path(factory.file).read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        for file in factory.files():
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
     except OSError:  # a cell of a notebook
         return None
 
@@ -192,7 +197,8 @@ def resume(folder: Path, factory: Factory | None = None) -> Run:
         )
     if factory is not None and config.get("code") != _code_of(factory):
         raise RecordsError(
-            f"got {factory.file}, which has changed since this run of {factory.spec} began; "
+            f"got {factory.file}, or a file that it imports, which has changed since this run of "
+            f"{factory.spec} began; "
             "wanted one network in all records: put it back, or start a new run"
         )
     images = _load(plan)
@@ -216,7 +222,8 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         total = sum(map(cost, cells))
         spent = total - sum(map(cost, todo))
         finished = len(cells) - len(todo)
-        tell(Progress(run.folder, finished, len(cells), spent / total, torn=file.torn))
+        first = Progress(run.folder, finished, len(cells), spent / total, torn=file.torn)
+        tell(replace(first, notes=run.images.notes))
         costs = {cell.key: cost(cell) for cell in todo}
         results = engine.run_cells(
             todo,

@@ -130,10 +130,11 @@ def passing(images: Tensor, asked: Asked, source: Source, what: str) -> Iterator
     try:
         yield
     except (Exception, SystemExit) as error:
+        # What torch says of shapes that do not fit is a RuntimeError.
+        hint = source.hint("in_chans", "image_size") if isinstance(error, RuntimeError) else ""
         raise UsageError(
             f"got {theirs.told(error)} from the network of {source.where}"
             f"{theirs.where(error, source.folder, source.file)}, in {what} over images "
             f"{tuple(images.shape)} with norm={asked.norm!r}; "
-            f"wanted logits {(_BATCH, asked.num_classes)}."
-            f"{source.hint('in_chans', 'image_size')} Put that right and run again"
+            f"wanted logits {(_BATCH, asked.num_classes)}.{hint} Put that right and run again"
         ) from error

@@ -1,6 +1,8 @@
 // While the run goes, the page is written anew, and read anew from where the reader was.
 
 const STATE = "spiritlevel";
+/** Longer than a run takes from one page to the next, in ms: the costliest cells take minutes. */
+const STALE = 600_000;
 
 /** What the reader has set: fields, what is open, where the page stands, and the focus. */
 function readerState() {
@@ -77,6 +79,8 @@ function restore(state) {
 function live(banner) {
   const every = Number(banner.dataset.seconds) * 1000;
   const pause = banner.querySelector("button");
+  const written = Date.parse(banner.dataset.written);
+  const stale = banner.querySelector("#stale");
   let due = Infinity;
   let busy = 0;
   for (const kind of ["input", "pointerdown", "keydown"]) {
@@ -91,6 +95,7 @@ function live(banner) {
   return () => {
     if (!paused()) due = Date.now() + every;
     setInterval(() => {
+      stale.hidden = Date.now() - written < STALE;
       if (document.hidden || Date.now() < Math.max(due, busy)) return;
       due = Infinity;
       keep(readerState());

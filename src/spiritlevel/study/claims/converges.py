@@ -20,6 +20,7 @@ from spiritlevel.study.claims.common import (
 )
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, setting, times
 from spiritlevel.study.config import Plan
+from spiritlevel.study.networks import init_title
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import MIN_SEEDS, Interval, ratio_interval
 from spiritlevel.study.tasks.common import steps_to
@@ -248,7 +249,7 @@ def ghostnet_arms(records: Records) -> Iterator[Part]:
                 n=len(runs[best]),
                 unit=" %",
                 words={
-                    "init": init,
+                    "init": init_title(init),
                     "lr": setting(best),
                     "reached": str(reached[best]),
                     "seeds": str(len(runs[best])),

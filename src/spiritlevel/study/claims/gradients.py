@@ -24,7 +24,7 @@ from spiritlevel.study.claims.judgement import (
     times,
 )
 from spiritlevel.study.config import Plan
-from spiritlevel.study.networks import network
+from spiritlevel.study.networks import init_title, network
 from spiritlevel.study.records import Cell, Record, Records
 from spiritlevel.study.stats import MIN_SEEDS, Interval, mean_interval
 
@@ -169,7 +169,7 @@ def _every_init(records: Records, what: str, bound: float) -> bool | None:
 
 def _part(records: Records, norm: str, init: str, what: str, source: str, **more: Any) -> Part:
     found = mean_interval(_factors(records, norm, init, what))
-    words = {"init": init, "theory": number(THEORY)}
+    words = {"init": init_title(init), "theory": number(THEORY)}
     return Part.of(
         f"claims.gradients.{what}_{norm}",
         found,
@@ -213,7 +213,7 @@ def _trained(records: Records) -> Iterator[Part]:
         if arm is not None:
             at = {"norm": norm, "init": arm[0], "lr": arm[1]}
             loss, n = mean_final_loss(records, "train", **at), len(records.select("train", **at))
-            words = {"norm": norm, "lr": setting(arm[1]), "init": arm[0]}
+            words = {"norm": norm, "lr": setting(arm[1]), "init": init_title(arm[0])}
             source = "Bjorck et al. 2018; He et al. 2016"
             read = arm_numbers(records, {norm: arm})
             yield Part("claims.gradients.trained", loss, source, n=n, words=words, records=read)

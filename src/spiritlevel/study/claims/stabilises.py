@@ -17,7 +17,7 @@ from spiritlevel.study.claims.common import (
 )
 from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, setting, times
 from spiritlevel.study.config import Plan
-from spiritlevel.study.networks import network
+from spiritlevel.study.networks import init_title, network
 from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import MIN_SEEDS, mean_interval, ratio_interval
 from spiritlevel.study.tasks.common import steps_to
@@ -218,7 +218,7 @@ def _shift_parts(records: Records) -> Iterator[Part]:
         }
         seeds = sorted(arms["none"].keys() & arms["batch"].keys())
         shifts = {norm: [arm[seed]["shift_median"] for seed in seeds] for norm, arm in arms.items()}
-        words = {"lr": setting(lr), "init": init}
+        words = {"lr": setting(lr), "init": init_title(init)}
         read = {
             norm: tuple(records.numbers("landscape", norm=norm, lr=lr, init=init)) for norm in arms
         }

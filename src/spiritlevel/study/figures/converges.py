@@ -21,6 +21,7 @@ from spiritlevel.study.figures.build import (
     slider,
     thinned,
 )
+from spiritlevel.study.networks import init_title
 from spiritlevel.study.records import Record, Records
 from spiritlevel.study.tasks.common import SMOOTH, smoothed
 
@@ -160,7 +161,7 @@ def _ghostnet(records: Records) -> Lines:
         style = (
             "line" if norm == "batch" or init == "he+zero" else "dash" if init == "he" else "thin"
         )
-        label = [f"labels.ghostnet_{norm}", {"init": init, "lr": setting(lr)}]
+        label = [f"labels.ghostnet_{norm}", {"init": init_title(init), "lr": setting(lr)}]
         loss = [value if value and value < _OFF_CHART else None for value in record.result["loss"]]
         drawn.append(series(arm_of(norm), list(range(len(loss))), loss, style, label))
     return lines("labels.ghostnet_panel", axis("step"), axis("loss", log=True), drawn)

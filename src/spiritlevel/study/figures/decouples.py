@@ -9,6 +9,7 @@ from spiritlevel.report.words import Text
 from spiritlevel.study.claims.decouples import shift_pairs
 from spiritlevel.study.claims.judgement import setting
 from spiritlevel.study.figures.build import axis, figure, lines, mean_curve, series
+from spiritlevel.study.networks import init_title
 from spiritlevel.study.records import Records
 
 __all__ = ["figures"]
@@ -75,7 +76,7 @@ def _layers(pairs: list[dict]) -> Lines:  # type: ignore[type-arg]
     for init in sorted({pair["init"] for pair in pairs}):
         for lr in sorted({pair["lr"] for pair in pairs if pair["init"] == init}):
             chosen = [i for i, p in enumerate(pairs) if p["init"] == init and p["lr"] == lr]
-            label: Text = ["labels.pair", {"init": init, "lr": setting(lr)}]
+            label: Text = ["labels.pair", {"init": init_title(init), "lr": setting(lr)}]
             arm = _PAIR_ARMS[len(drawn) % len(_PAIR_ARMS)]
             drawn.append(series(arm, [x[i] for i in chosen], [y[i] for i in chosen], "dots", label))
     # A point at every twentieth: the axis takes a few points for its own ticks.
