@@ -82,3 +82,20 @@ def test_no_values_no_ticks():
 
 def test_plotly_is_given_nothing_to_fill_in():
     assert hover_text("50 %{y}") == "50 %&#123;y}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1.51, 2.64, [1.6, 1.8, 2, 2.2, 2.4, 2.6]),
+        (1.53, 4.6, [2, 2.5, 3, 3.5, 4, 4.5]),
+        (5.01, 9.9, [6, 7, 8, 9]),
+        (0.9, 11, [1, 2, 5, 10]),
+        (2, 2, [2]),
+    ],
+)
+def test_a_short_logarithmic_axis_has_ticks_to_read_it_by(low, high, ticks):
+    # More points than have ticks of their own.
+    values = [low + (high - low) * i / 20 for i in range(21)]
+    log = {"label": "labels.loss", "log": True, "range": None}
+    assert scale(log, values, at_points=False)["tickvals"] == ticks

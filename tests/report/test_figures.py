@@ -173,6 +173,16 @@ def test_ranges_that_are_given_are_joined():
     assert shared["layout"]["yaxis"]["range"] == [-1, 1]
 
 
+def test_an_axis_of_a_frames_own_reaches_as_far_as_it_says():
+    own = {"range": [1, 7], "own": True}
+    one = lines("a", X | own, Y, series("none", [1, 7], [1, 2]))
+    other = lines("b", X | {"range": [1, 100], "own": True}, Y, series("none", [1, 100], [1, 2]))
+    _, frames = moved(one, other)
+    assert [frame["x"]["range"] for frame in frames] == [[0.7, 7.3], [-3.95, 104.95]]
+    _, (plain, _) = moved(one | {"x": X}, other | {"x": X})
+    assert plain["x"] == {}
+
+
 def test_a_guide_of_any_frame_is_within_the_common_range():
     one = lines("a", X, Y, series("none", [1, 2], [1, 2]))
     other = lines("b", X, Y, series("none", [1, 2], [1, 2]), guides=[guide("y", 9, "up")])

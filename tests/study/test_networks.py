@@ -17,7 +17,15 @@ from spiritlevel.nn import norm_layer
 from spiritlevel.probe import norm_places, weight_layers
 from spiritlevel.study import networks
 from spiritlevel.study.factory import as_factory
-from spiritlevel.study.networks import NETWORKS, build, initialise, network, places, use_factory
+from spiritlevel.study.networks import (
+    NETWORKS,
+    build,
+    init_title,
+    initialise,
+    network,
+    places,
+    use_factory,
+)
 from spiritlevel.study.tasks.common import feed
 
 NORMS = ["none", "batch", "group:8", "noisy-batch", "ghost:16"]
@@ -272,3 +280,25 @@ def test_the_users_own_by_name(tmp_path, monkeypatch):
             build(settings("their_models:bild"), images)
     finally:
         sys.modules.pop("their_models", None)
+
+
+@pytest.mark.parametrize(
+    ("init", "told"),
+    [
+        ("he", "He"),
+        ("he*2", "He × 2"),
+        ("he*0.5", "He × 0.5"),
+        ("he+zero", "He+zero"),
+        ("xavier", "Xavier"),
+        ("default", "torch's own"),
+        ("normal*0.01", "normal × 0.01"),
+    ],
+)
+def test_initial_weights_are_told_by_their_authors(init, told):
+    assert init_title(init) == told
+
+
+def test_every_initialisation_has_a_name():
+    known = {init for one in NETWORKS.values() for init in one.inits}
+    known |= {init for one in NETWORKS.values() for _, init in one.landscape}
+    assert all(init_title(init) for init in known)

@@ -141,6 +141,20 @@ def test_a_claim_on_several_networks_is_told_of_each():
     assert meaning == "claims.gradients.meaning.partly"
 
 
+def test_networks_that_do_not_agree_are_told_to():
+    kinds = {"mlp": 1.21, "residual_mlp": 1.0}
+    records = [
+        record
+        for name, growth in kinds.items()
+        for record in gradients_records(gradient=growth)
+        if record.settings.get("network", name) == name
+    ]
+    verdict = judge("gradients", Records(records), PLAN)
+    assert [one.status for one in verdict.by_network.values()] == ["partly", "supported"]
+    assert _sentences(verdict, PLAN)[-1] == "claims.differ"
+    assert "partly" in plain("claims.differ")
+
+
 def test_a_claim_on_one_network_is_told_without_its_name():
     verdict = judge("converges", converges_records(), PLAN)
     done, found, meaning = _sentences(verdict, PLAN)

@@ -89,14 +89,27 @@ def _apart(values: Sequence[float], places: Sequence[float]) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """At most seven powers of ten from `low` to `high`; or, below three, steps of 1, 2, 5."""
+    """At most seven powers of ten from `low` to `high`; below three, steps of 1, 2, 5, or even."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     powers = [10.0**k for k in exponents if low <= 10.0**k <= high]
     if len(powers) >= 3:
         return powers[:: math.ceil(len(powers) / 7)]
     steps = [m * 10.0**k for k in exponents for m in (1, 2, 5)]
     inside = [step for step in steps if low <= step <= high]
+    if len(inside) >= 3:
+        return inside
+    inside = _even(low, high)
     return inside if len(inside) >= 2 else sorted({float(f"{low:.3g}"), float(f"{high:.3g}")})
+
+
+def _even(low: float, high: float) -> list[float]:
+    """Two to nine multiples of 1, 2 or 5 times a power of ten."""
+    if low == high:
+        return []
+    power = 10.0 ** math.floor(math.log10((high - low) / 8))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / 8)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [float(f"{n * step:.6g}") for n in range(first, last + 1)]
 
 
 def placed(values: Iterable[float], *, log: bool, what: str) -> list[float]:

@@ -68,7 +68,10 @@ def frame_of_lines(
 ) -> dict[str, Any]:
     """One frame: its series, to `FIGURES` significant figures, and its guides' shapes and names."""
     guides = [common["guides"][str(guide)] for guide in panel["guides"]]
+    x, log = panel["x"], common["log"][0]
+    own = {"range": _reach(x.get("range") or [], log=log, room=ROOM)} if x.get("own") else {}
     return {
+        "x": own,
         "series": [_series(series, described) for series in panel["series"]],
         "shapes": [shape for shape, _ in guides],
         "annotations": [name for _, name in guides],

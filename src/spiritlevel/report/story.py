@@ -79,9 +79,12 @@ class Data(TypedDict):
 
 
 class Axis(TypedDict):
+    """With `own`, the range is that of its frame, where other axes have one for all frames."""
+
     label: Text
     log: bool
     range: NotRequired[list[float] | None]
+    own: NotRequired[bool]
 
 
 class Series(TypedDict):

@@ -142,12 +142,16 @@ def _sentences(verdict: Judgement, plan: Plan) -> list[Text]:
         if verdict.by_network:
             found = ["networks.on", {"network": title(name), "found": plain(found)}]
         sentences.append(found)
-    sentences.append(
-        ["claims.incomplete", {"missing": str(verdict.missing)}]
-        if verdict.missing
-        else f"claims.{claim}.meaning.{verdict.status.replace(' ', '_')}"
-    )
-    return sentences
+    return [*sentences, _meaning(verdict)]
+
+
+def _meaning(verdict: Judgement) -> Text:
+    if verdict.missing:
+        return ["claims.incomplete", {"missing": str(verdict.missing)}]
+    decided = {one.status for one in verdict.by_network.values()} - {"inconclusive"}
+    if len(decided) > 1:
+        return "claims.differ"
+    return f"claims.{verdict.claim}.meaning.{verdict.status.replace(' ', '_')}"
 
 
 def _quantity(part: Part) -> Text:

@@ -389,8 +389,8 @@ def test_the_accuracy_that_ghostnet_must_reach():
 
 def test_ghostnet_is_shown_at_the_rate_that_reaches_most():
     parts = beside(converges_records(reaches=by("lr", {1.0: 0.6, 1e-4: 0.2}, 0.1)))
-    assert of_arm(parts, "ghostnet_none", init="default").words["lr"] == "1"
-    assert of_arm(parts, "ghostnet_none", init="he").value == pytest.approx(20)
+    assert of_arm(parts, "ghostnet_none", init="torch's own").words["lr"] == "1"
+    assert of_arm(parts, "ghostnet_none", init="He").value == pytest.approx(20)
     assert len(parts) == len(GHOSTNET_ARMS)
 
 

@@ -26,7 +26,7 @@ from study.synthetic import (
 from spiritlevel.study.claims import judge as judge_all
 from spiritlevel.study.claims.gradients import INITS, NETWORK, RULE, SMALL, THEORY, cells, judge
 from spiritlevel.study.claims.judgement import times
-from spiritlevel.study.networks import network
+from spiritlevel.study.networks import init_title, network
 
 STEADY, GRADIENT = RULE["steady_within"], RULE["gradient_within"]
 AWAY = RULE["runs_away_beyond"]
@@ -198,21 +198,21 @@ def test_the_figures_are_those_of_the_arms_they_name():
     )
     judgement = mlp(records)
     assert judgement.headline.value == pytest.approx(1.21)
-    assert part(judgement, "activation_batch", init="he").value == pytest.approx(0.99)
-    assert part(judgement, "activation_none", init="he*2").value == pytest.approx(1.9)
+    assert part(judgement, "activation_batch", init="He").value == pytest.approx(0.99)
+    assert part(judgement, "activation_none", init="He × 2").value == pytest.approx(1.9)
     other = part(judgement, "dependence", activation="tanh")
     assert other.value == pytest.approx(3)
     assert judgement.words["over_depth"] == times(judgement.headline.value ** (PLAN.depth - 1))
     residual = judge(records.of("residual_mlp"))
     assert residual.headline.value == pytest.approx(1.03)
-    assert part(residual, "activation_batch", init="he").value == pytest.approx(1.01)
+    assert part(residual, "activation_batch", init="He").value == pytest.approx(1.01)
 
 
 def test_the_rule_reads_the_deepest_network():
     """In shallower ones, and in other batches, the builder's factors are 3, with a norm or none."""
     judgement = judge(gradients_records(plan=NETWORKS).of("small_vgg"))
     assert judgement.status == "supported"
-    assert part(judgement, "activation_none", init="he").value == pytest.approx(1)
+    assert part(judgement, "activation_none", init="He").value == pytest.approx(1)
     assert judgement.words["depth"] == str(network("small_vgg").deep["depth"] + 1)
 
 
@@ -227,7 +227,7 @@ def test_each_norm_is_shown_at_the_rate_at_which_it_ends_lowest():
     judgement = judge(gradients_records(loss=loss).of("residual_mlp"))
     for norm, lr, init, value in (("batch", "0.1", "he", 0.1), ("none", "0.03", SMALL, 0.2)):
         found = part(judgement, "trained", norm=norm)
-        assert (found.words["lr"], found.words["init"]) == (lr, init)
+        assert (found.words["lr"], found.words["init"]) == (lr, init_title(init))
         assert found.value == pytest.approx(value)
 
 

@@ -263,7 +263,7 @@ def test_no_rate_is_equal_where_the_weights_differ():
 def test_the_shift_of_the_gradient_stands_beside_the_drift():
     """As BN over without, where both ran: in the large networks, at a rate and from weights."""
     judgement = judge(stabilises_records(plan=NETWORKS).of("small_vgg"))
-    at = {"lr": "0.1", "init": "xavier"}
+    at = {"lr": "0.1", "init": "Xavier"}
     assert part(judgement, "shift_relative", **at).value == pytest.approx(0.5)
     assert part(judgement, "shift_l2", **at).value == pytest.approx(0.5)
     assert part(judgement, "shift_cosine", norm="none", **at).value == pytest.approx(0.8)

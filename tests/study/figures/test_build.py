@@ -148,6 +148,24 @@ def test_the_same_controls_stay_side_by_side():
     assert starts(found) == [0, 1]
 
 
+def test_each_network_has_its_own_count_of_layers():
+    """Beside one of 80 layers, one of six would be a corner of its chart."""
+
+    def deep(layers):
+        panels = [
+            [lines("t", axis("layer"), axis("loss"), [series("batch", range(1, n + 1), [1.0] * n)])]
+            for n in (layers // 2, layers)
+        ]
+        return figure("claim.deep", controls=[slider("depth", ["1", "2"])], frames=panels)
+
+    (found,) = by_network({"small_vgg": [deep(6)], "ghostnet_050": [deep(80)]})
+    axes = [panel["x"] for (panel,) in held(found)["frames"]]
+    assert [one["range"] for one in axes] == [[1, 6], [1, 6], [1, 80], [1, 80]]
+    assert all(one["own"] for one in axes)
+    (same,) = by_network({name: [rates(name, ["0.1"])] for name in ("small_vgg", "small_resnet")})
+    assert not any("own" in panel["x"] for (panel,) in same["frames"])
+
+
 def test_different_values_are_joined_in_the_order_of_numbers():
     """As text, 10 would come before 3, and 0.01 after 1e-3."""
     figures = {

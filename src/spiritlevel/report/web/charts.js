@@ -65,6 +65,7 @@ function plotted(common, frame) {
     return { data: [heat(common, frame)], layout };
   }
   if (!frame) return { data: [], layout };
+  Object.assign(layout.xaxis, frame.x);
   layout.shapes = frame.shapes;
   layout.annotations = frame.annotations;
   return { data: frame.series.flatMap((series) => lines(series, common.log[1])), layout };

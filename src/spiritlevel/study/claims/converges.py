@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from statistics import geometric_mean
 from typing import Any
 
+from spiritlevel.catalogue import say
 from spiritlevel.study.claims.common import (
     Arm,
     arm_numbers,
@@ -267,7 +268,9 @@ def _words(records: Records, speed: Interval | None, ratio: float | None) -> dic
     rates = {norm: None if arm is None else arm[1] for norm, arm in arms.items()}
     return {
         "speed": times(speed),
-        "ratio": times(ratio),
+        "larger": say("claims.converges.no_larger")
+        if ratio is None
+        else say("claims.converges.larger", ratio=times(ratio)),
         "rate_none": setting(rates["none"]),
         "rate_batch": setting(rates["batch"]),
         "norms": ", ".join(norms(records)),

@@ -186,9 +186,8 @@ def _one_of(figures: Mapping[str, Figure]) -> Figure:
     inner = _common_controls([one.get("controls", []) for one in figures.values()])
     frames: Frames = []
     for one in figures.values():
-        own = dict(
-            zip(_stops(one.get("controls", [])), one.get("frames", [one["panels"]]), strict=True)
-        )
+        drawn = _with_own_layers(one.get("frames", [one["panels"]]))
+        own = dict(zip(_stops(one.get("controls", [])), drawn, strict=True))
         frames += [own.get(stop) for stop in _stops(inner)]
     frames = _alike(frames)
     merged: Any = {
@@ -196,6 +195,24 @@ def _one_of(figures: Mapping[str, Figure]) -> Figure:
     }
     merged["records"] = sorted({n for one in figures.values() for n in one.get("records", [])})
     return _played(merged, [choice("network", names), *inner], frames)
+
+
+def _with_own_layers(frames: Sequence[Panels | None]) -> Frames:
+    """A network's frames, whose axis of layers reaches from its first to its last."""
+    drawn = [frame for frame in frames if frame is not None]
+    for panels in zip(*drawn, strict=False):
+        of_layers = [p for p in panels if p["kind"] == "lines" and _is_of_layers(p["x"])]
+        layers = [x for panel in of_layers for one in panel["series"] for x in one["x"]]
+        for panel in of_layers:
+            if layers:
+                x = panel["x"].copy()  # it may be that of other panels, too
+                x["range"], x["own"] = [min(layers), max(layers)], True
+                panel["x"] = x
+    return list(frames)
+
+
+def _is_of_layers(x: Axis) -> bool:
+    return x["label"] == "labels.layer"
 
 
 def _alike(frames: Frames) -> Frames:
