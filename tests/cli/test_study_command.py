@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spiritlevel.catalogue import say
 from spiritlevel.cli.verdicts import print_verdicts
 from spiritlevel.study import Study, study
 from spiritlevel.study.claims import CLAIMS
@@ -120,7 +121,7 @@ def test_epochs_are_passes_over_the_training_images(done, folder):
 def test_the_page_is_whole_at_the_end_of_a_live_run(done, folder):
     page = (folder / "run/report.html").read_text()
     assert "my.models:build" in page
-    assert 'http-equiv="refresh"' not in page
+    assert 'id="live"' not in page
     assert not list((folder / "run").glob("*.tmp"))
 
 
@@ -128,17 +129,32 @@ def test_it_says_what_was_changed_in_the_images_as_they_were_read(done):
     assert "images: 8x8 pixels brought to 32x32" in done.stderr
 
 
-def test_the_page_of_a_live_run_that_stops_does_not_say_that_it_goes_on(tmp_path):
-    def stop(progress):
-        if progress.record is not None:
+def test_a_live_page_is_written_again_and_again_and_at_last_without_saying_it_goes_on(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("spiritlevel.study.live._SECONDS", 0)
+    monkeypatch.setattr("spiritlevel.study.live._SHARE", float("inf"))
+    page, told = tmp_path / "report.html", []
+
+    def look(progress):
+        """Before the page of this very moment is drawn."""
+        if progress.record is None:
+            assert not page.exists()
+            return
+        text = page.read_text()
+        told.append(int(re.search(r"data-written=.*?(\d+) of 94 runs are done", text, re.S)[1]))
+        assert text.count(say("page.not_yet")) >= 5
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     wish = {"preset": "smoke", "data": "digits", "out": tmp_path, "jobs": 1, "live": True}
     with pytest.raises(KeyboardInterrupt):
-        study(**wish, progress=stop)
-    page = (tmp_path / "report.html").read_text()
-    assert 'id="live"' not in page
-    assert "gave no result" in page
+        study(**wish, progress=look)
+    assert told == [0, 1, 2]
+    ended = page.read_text()
+    assert 'id="live"' not in ended
+    assert say("page.not_yet") not in ended
+    assert "91 of the 94 runs" in ended or "gave no result" in ended
 
 
 def test_a_resumed_run_says_whose_code_it_runs(done, folder):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -158,3 +160,27 @@ def test_cifar10_is_fetched_from_its_address(server, monkeypatch):
 def test_every_public_file_has_a_sha256_of_its_own(sums):
     assert all(len(value) == 64 and int(value, 16) for value in sums.values())
     assert len(set(sums.values())) == len(sums) in (1, 4)
+
+
+FULL = """
+import resource, signal, sys
+from spiritlevel.data.download import download
+from spiritlevel.errors import DataError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    download(*sys.argv[1:], folder="set")
+except DataError as error:
+    print(error)
+"""
+
+
+def test_a_download_for_which_there_is_no_room(server, cache):
+    (server.folder / "a.bin").write_bytes(b"content" * 1000)
+    command = [sys.executable, "-c", FULL, f"{server.url}/a.bin", sha256(server.folder / "a.bin")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == (
+        f"got 'File too large' while keeping images in {cache / 'downloads/set'}; wanted room for "
+        "them; make room, or name a folder on another disk in SPIRITLEVEL_CACHE\n"
+    ), done.stderr
+    assert everything(cache) == []

@@ -161,8 +161,9 @@ def test_the_page_beside_them_is_whole_and_names_no_machine():
     page = (EXAMPLE / "report.html").read_text()
     assert len(page.encode()) < 6e6
     assert page.rstrip().endswith("</html>")
-    for name in ("report.html", "config.json", "environment.json", "verdicts.json"):
-        assert not re.search(r"(/work|/tmp|/root|/home)/", (EXAMPLE / name).read_text()), name
+    for path in EXAMPLE.iterdir():
+        if path.suffix != ".png":
+            assert not re.search(r"(/work|/tmp|/root|/home)/", path.read_text()), path
 
 
 @pytest.mark.slow

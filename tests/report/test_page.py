@@ -236,6 +236,12 @@ def test_numbers_name_their_records_and_the_records_are_listed(outline):
     assert "1.2 s, failed" in outline.words
 
 
+def test_the_story_goes_from_the_answer_by_1_3_5_to_the_claims(html):
+    ids = ("answer", "examples", "example-arithmetic-title", "widget", "layers", "claims")
+    places = [html.index(f'id="{name}"') for name in (*ids, "reproduce")]
+    assert places == sorted(places)
+
+
 def test_what_the_rule_does_not_ask_for_is_folded_away(html):
     """And has no say in whether the claim holds."""
     asked, _, other = html.partition('<details class="others" id="others-stabilises">')
@@ -347,7 +353,14 @@ def test_a_page_that_cannot_be_made_small_is_not_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("indices", "said"), [([], ""), ([3], "3"), ([2, 0, 1, 7, 1], "0-2,7"), ([4, 5], "4-5")]
+    ("indices", "said"),
+    [
+        ([], ""),
+        ([3], "3"),
+        ([2, 0, 1, 7, 1], "0-2,7"),
+        ([4, 5], "4-5"),
+        ([0, 2, 4, 5, 7], "0,2,4-5,7"),
+    ],
 )
 def test_indices_are_told_by_their_ranges(indices, said):
     assert _ranges(indices) == said

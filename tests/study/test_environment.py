@@ -55,6 +55,16 @@ def test_threads_follow_the_variables_that_set_them(found):
     assert threads["pool"] in ("OpenMP", "native thread pool")
 
 
+def test_threads_of_either_kind_are_torchs():
+    threads = gathered("import torch; torch.set_num_threads(2); torch.set_num_interop_threads(3)")
+    assert (threads["threads"]["intra_op"], threads["threads"]["inter_op"]) == (2, 3)
+
+
+def test_the_allocator_is_tuned_where_there_is_one_to_tune(found):
+    libc = found["allocator"]["libc"] or ""
+    assert found["allocator"]["tuned"] is libc.startswith("glibc")
+
+
 def test_a_path_in_a_variable_is_not_shown(found):
     assert found["threads"]["variables"]["NUMBA_CACHE_DIR"] == "..."
 

@@ -101,6 +101,19 @@ def halved(width):
     return width // None
 
 
+class EvalOnly(nn.Module):
+    def __init__(self, num_classes, in_chans, norm):
+        super().__init__()
+        self.body = build(num_classes, in_chans, norm)
+
+    def forward(self, x):
+        return self.body(x) if self.training else x / None
+
+
+def frozen(num_classes, in_chans, norm):
+    return build(num_classes, in_chans, norm).requires_grad_(False)
+
+
 def raises(num_classes, norm):
     return build(halved(num_classes), 1, norm)
 
@@ -289,6 +302,8 @@ def test_a_norm_that_does_not_follow_is_named(spec, norm, told):
             "{return x.no_such_thing}, in a trial pass (training) over images (4, 1, 8, 8) with "
             "norm='none'; wanted logits (4, 5). Put that right and run again",
         ),
+        ("EvalOnly", "batch", "in a trial pass (eval) over images (4, 1, 8, 8)"),
+        ("frozen", "batch", "got logits that depend on no weight that learns from the network of"),
         ("Pair", "batch", "got a tuple in training from the network of my.models:Pair"),
         (
             "ten_classes",

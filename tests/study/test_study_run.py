@@ -182,13 +182,19 @@ def test_kill_9_and_resume_loses_nothing(whole, tmp_path):
 
 
 @needs_proc
-def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path, number):
+    """Of the whole group; what asks a process to end asks it alone."""
     folder = tmp_path / "stopped"
     process = start(folder, records=1)
     workers = children(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
+    assert not (folder / ".images.pt").exists()
     assert f"--resume --out {folder}" in stderr
     assert "Traceback" not in stderr
     assert wait_until(lambda: not alive(workers), 10)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["main"]
@@ -23,8 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    ended: list[int] = []
     try:
-        result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
+        with _terminated_like_interrupted(ended):
+            result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
+        if ended:  # typer has made 130 of it
+            return 128 + ended[0]
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -33,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + (ended or [signal.SIGINT])[0]
     except (BrokenPipeError, SystemExit) as stop:
         # The reader of our output, such as `head`, has seen enough; rich makes a SystemExit of it.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, BrokenPipeError):
@@ -54,3 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
+
+
+@contextmanager
+def _terminated_like_interrupted(ended: list[int]) -> Iterator[None]:
+    """SIGTERM, too, ends a run as Ctrl-C does: with its workers, nothing half-written, and told.
+
+    Its number is added to `ended`.
+    """
+
+    def stop(number: int, _frame: object) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

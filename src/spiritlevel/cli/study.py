@@ -44,7 +44,10 @@ def study(
         ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side.", rich_help_panel=_IMAGES)
+        int | None,
+        typer.Option(
+            help="Pixels a side that images are read and fed at.", rich_help_panel=_IMAGES
+        ),
     ] = None,
     mean: Annotated[
         str | None,

@@ -28,6 +28,8 @@ MAX_ENTRY = 64 * 1024**2
 """Bytes of one unpacked entry: a photo of 20 million pixels takes a tenth of it."""
 MAX_TOTAL = 4 * 1024**3
 """Bytes of all unpacked entries together."""
+_SHOWN = 300
+"""Characters of a name that a message shows."""
 _PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 """The other methods unpack a block whole, however large it turns out."""
 
@@ -161,6 +163,8 @@ def refusal_of_name(name: str) -> str | None:
 
 
 def _refused(name: str, reason: str) -> DataError:
+    if len(name) > _SHOWN:
+        name = f"{name[:_SHOWN]}..."
     return DataError(
         f"got {name!r}, which {reason}; wanted plain image files; pack the archive anew without it"
     )

@@ -236,16 +236,15 @@ def _with_images(plan: Plan, asked: Asked) -> Plan:
                 f"got image size {asked.image_size}; "
                 f"wanted {LEAST_SIZE} to {MOST_SIZE} pixels a side"
             )
-        plan = replace(plan, image_size=asked.image_size)
-        if plan.networks:
-            plan = replace(plan, size=asked.image_size)
+        plan = replace(plan, image_size=asked.image_size, size=asked.image_size)
     for name, values in (("mean", asked.mean), ("std", asked.std)):
         if values is not None:
             low = 0 if name == "mean" else 1e-6
             if not values or not all(low <= value <= 1 for value in values):
+                least = "0" if name == "mean" else "above 0"
                 raise UsageError(
                     f"got {name} {', '.join(map(str, values)) or 'empty'}; wanted one number for "
-                    "each channel, of pixels scaled to 0 to 1"
+                    f"each channel, {least} to 1, of pixels scaled to 0 to 1"
                 )
             changed: dict[str, Any] = {name: tuple(map(float, values))}
             plan = replace(plan, **changed)

@@ -112,7 +112,7 @@ def _check_logits(model: nn.Module, asked: Asked, source: Source) -> None:
         mode = "training" if training else "eval"
         images = asked.images()
         trial = passing(images, asked, source, f"a trial pass ({mode})")
-        with trial, undisturbed(model), torch.no_grad():
+        with trial, undisturbed(model), torch.set_grad_enabled(training):
             logits = model.train(training)(images)
         got = tuple(logits.shape) if isinstance(logits, Tensor) else theirs.a(logits)
         if got != (_BATCH, asked.num_classes):
@@ -121,6 +121,12 @@ def _check_logits(model: nn.Module, asked: Asked, source: Source) -> None:
                 f"for images {tuple(images.shape)}; "
                 f"wanted logits {(_BATCH, asked.num_classes)}, images by classes."
                 f"{source.hint('num_classes') or ' Change what its forward returns'}"
+            )
+        if training and not logits.requires_grad:
+            raise UsageError(
+                f"got logits that depend on no weight that learns from the network of "
+                f"{source.where}; wanted one to train. Leave its weights requires_grad, and its "
+                "forward without detach or no_grad"
             )
 
 

@@ -23,8 +23,9 @@ def figures(records: Records) -> Iterator[Figure]:
         panels = _noise(records), _difference(records)
         yield figure("regularises.noise", *panels, records=read, target=setting(targets[0]))
     if records.select("gap", **ARMS["off"]):
-        read = records.numbers("gap")
-        yield figure("regularises.curves", _curves(records, targets[0]), records=read)
+        seed = min(records.values("gap", "seed"))
+        panel = _curves(records, seed, targets[0])
+        yield figure("regularises.curves", panel, records=records.numbers("gap", seed=seed))
 
 
 def _noise(records: Records) -> Lines:
@@ -54,7 +55,9 @@ def _difference(records: Records) -> Lines:
         dots_y += values.values()
         found[size] = mean_interval(list(values.values()))
     known = {size: interval for size, interval in found.items() if interval is not None}
-    means = series("ghost", list(known), [i.value for i in known.values()], "line", "labels.mean")
+    # Of a single size the interval is a bar: a band has no width there.
+    style = "line" if len(known) > 1 else "dots"
+    means = series("ghost", list(known), [i.value for i in known.values()], style, "labels.mean")
     means["low"] = [i.low for i in known.values()]
     means["high"] = [i.high for i in known.values()]
     dots = series("ghost", dots_x, dots_y, "dots", "labels.a_seed")
@@ -72,17 +75,19 @@ def _difference(records: Records) -> Lines:
     )
 
 
-def _curves(records: Records, target: float) -> Lines:
-    """Test over training loss on the way down, seed means: equal training loss is vertical."""
+def _curves(records: Records, seed: int, target: float) -> Lines:
+    """Test over training loss on the way down: equal training loss is vertical.
+
+    Of one seed: a mean at equal steps would compare runs that are not equally far.
+    """
     drawn: list[Series] = []
     arms: dict[str, Arm] = {"off": "off", "16": "ghost", "none": "none", "layer": "layer"}
     for name, arm in arms.items():
-        runs = list(records.by_seed("gap", **ARMS[name]).values())
-        if not runs:
+        run = records.by_seed("gap", **ARMS[name]).get(seed)
+        if run is None:
             continue
-        x = mean_curve([run["train_loss"] for run in runs])
-        y = mean_curve([run["test_loss"] for run in runs])
-        pairs = [(a, b) for a, b in zip(x, y, strict=True) if a and b and a < 2]
+        losses = zip(run["train_loss"], run["test_loss"], strict=True)
+        pairs = [(a, b) for a, b in losses if a and b and a < 2]
         label = f"labels.gap_{name}"
         drawn.append(series(arm, [a for a, _ in pairs], [b for _, b in pairs], "line", label))
     return lines(
