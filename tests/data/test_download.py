@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import http.server
@@ -58,10 +59,12 @@ def server(tmp_path, monkeypatch) -> Iterator[type[Handler]]:
     handler = type("Here", (Handler,), {"asked": [], "folder": folder})
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     handler.url = f"http://127.0.0.1:{listening.server_port}"
+    listening.daemon_threads = False  # so that closing waits for them
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     yield handler
     listening.shutdown()
     listening.server_close()
+    gc.collect()  # here, where their warnings are expected, and not in a later test
 
 
 def sha256(path: Path) -> str:
