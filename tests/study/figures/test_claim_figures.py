@@ -312,6 +312,31 @@ def test_pairs_of_the_landscape_lie_against_the_diagonal():
     assert diagonal["x"][-1] == pytest.approx(0.33)
 
 
+def test_of_a_single_group_size_the_interval_is_a_bar():
+    """A band would have no width there."""
+    sizes = {"quick": (3, "line"), "own": (1, "dots")}
+    for plan, (count, style) in sizes.items():
+        means, _ = drawn("regularises", plan)["regularises-noise"]["panels"][1]["series"]
+        assert (len(means["x"]), means["style"]) == (count, style)
+        assert len(means["low"]) == len(means["high"]) == count
+
+
+def test_losses_are_compared_within_one_run_and_not_step_by_step_over_seeds():
+    """A mean over seeds at equal steps need not lie on any of their curves."""
+    records = planned("own")
+    for record in (r for r in records if r.task == "gap"):
+        seed = record.settings["seed"]
+        record.result["train_loss"] = [1.5, 1.0 / seed, 0.01]
+        record.result["test_loss"] = [2.0, 1.0 + seed, 0.4]
+    try:
+        found = drawn("regularises", "own")["regularises-curves"]
+    finally:
+        planned.cache_clear()
+    for line in found["panels"][0]["series"]:
+        assert (line["x"], line["y"]) == ([1.5, 1.0, 0.01], [2.0, 2.0, 0.4])
+    assert {records[n].settings["seed"] for n in found["records"]} == {1}
+
+
 def test_the_difference_has_its_interval():
     found = drawn("regularises", "quick")["regularises-noise"]
     noise_panel, difference = found["panels"]
