@@ -186,13 +186,18 @@ def test_a_fault_of_the_users_is_told_before_anything_is_written(folder, model, 
     assert not (folder / "refused").exists()
 
 
-def printed(found: Study, columns: int, monkeypatch) -> list[str]:
-    stream = StringIO()
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def printed(found: Study, stream: StringIO, columns: int, monkeypatch) -> list[str]:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
     print_verdicts(found)
     monkeypatch.undo()
-    return stream.getvalue().splitlines()
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -201,7 +206,7 @@ def test_a_claim_over_several_networks_has_a_row_for_each(done, folder, monkeypa
     one = found.verdicts["converges"]
     names = ("small_vgg", "small_resnet", "my.models:[b]build")
     found.verdicts["converges"] = combine(dict.fromkeys(names, one))
-    lines = printed(found, columns, monkeypatch)
+    lines = printed(found, Terminal(), columns, monkeypatch)
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("(a)"))]
     assert max(map(len, table)) <= columns
     for name in names:
@@ -210,3 +215,12 @@ def test_a_claim_over_several_networks_has_a_row_for_each(done, folder, monkeypa
         assert row.split()[-1] != "inconclusive", "figure and interval"
     claim = next(line for line in table if line.startswith("trains faster"))
     assert claim.split()[-2:] == ["?", "inconclusive"], "the figures are the networks'"
+
+
+def test_in_a_pipe_no_line_is_broken(done, folder, monkeypatch):
+    found = Study.load(folder / "run")
+    lines = [line.rstrip() for line in printed(found, StringIO(), 40, monkeypatch)]
+    for claim, verdict in found.verdicts.items():
+        assert any(line.startswith(say(f"terminal.claims.{claim}") + "  ") for line in lines)
+        assert say(verdict.headline.quantity, **verdict.headline.words) in lines
+    assert all(example in lines for example in found.examples)

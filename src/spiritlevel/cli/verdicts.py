@@ -13,7 +13,10 @@ __all__ = ["print_verdicts"]
 
 
 def print_verdicts(found: Study) -> None:
-    """Claim by claim, and network by network beneath; then the four worked examples."""
+    """Claim by claim, and network by network beneath; then the four worked examples.
+
+    On a terminal words wrap at its width; in a pipe or a file no line is broken.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -33,13 +36,17 @@ def print_verdicts(found: Study) -> None:
         if after is None or after.quantity:
             table.add_row()  # each claim stands by itself
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _UNBROKEN
     console.print()
     console.print(table)
     for line in found.examples:
-        console.print(line, soft_wrap=not console.is_terminal)
+        console.print(line)
     console.print()
 
 
+_UNBROKEN = 1000
+"""Columns: wider than any row of words."""
 _COLOURS = {
     "supported": "green",
     "partly": "yellow",
