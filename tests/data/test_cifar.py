@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import struct
 import tarfile
 import zlib
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_a_hostile_batch_is_refused_and_not_run(tmp_path, cache):
     assert not cache.exists()
 
 
+def whole(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def pickled(value: int) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -120,6 +129,7 @@ def test_a_hostile_batch_is_refused_and_not_run(tmp_path, cache):
         pickle.dumps({b"data": b"x" * 3072, b"labels": [1]}, 2),
         pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [b"1"]}, 2),
         pickle.dumps({b"labels": [1]}, 2),
+        cifar_batch(np.zeros((1, 3072), np.uint8), [7]).replace(whole(7), pickled(2**70)),
         pickle.dumps([1], 2),
     ],
 )
@@ -204,6 +214,24 @@ def test_an_archive_that_is_cut_short(tmp_path, part, cache):
     path = write_tar(tmp_path / "c.tar.gz", *cifar_members())
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
+    assert refusal(path).startswith(f"got {str(path)!r}, which cannot be unpacked (")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "checksum", "pixels"])
+def test_an_archive_whose_checksum_does_not_fit(tmp_path, damage, cache):
+    """The checksum comes last, behind the end that the tar itself has."""
+    path = write_tar(tmp_path / "c.tar.gz", *cifar_members())
+    packed = bytearray(path.read_bytes())
+    if damage == "cut":
+        packed = packed[:-8]
+    elif damage == "checksum":
+        packed[-8] ^= 1
+    else:
+        tar = bytearray(gzip.decompress(packed))
+        tar[5000] ^= 1
+        packed = gzip.compress(tar)[:-8] + packed[-8:]
+    path.write_bytes(packed)
     assert refusal(path).startswith(f"got {str(path)!r}, which cannot be unpacked (")
     assert not cache.exists()
 

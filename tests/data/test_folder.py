@@ -169,6 +169,14 @@ def test_a_file_where_a_folder_is_wanted(pets):
     )
 
 
+def test_a_pipe_where_a_folder_is_wanted_is_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert refusal(pipe) == (
+        f"got {str(pipe)!r}, which is neither a folder nor a file; wanted {LAYOUT}; check the path"
+    )
+
+
 def test_a_folder_without_class_folders(tmp_path):
     expected = (
         f"got no class folder in {str(tmp_path)!r}; wanted two or more: {LAYOUT}; add folders"

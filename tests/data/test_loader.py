@@ -171,8 +171,9 @@ def test_a_given_mean_and_deviation_replace_the_measured_ones(as_images):
 def test_one_of_the_two_is_measured_where_only_the_other_is_given(as_images):
     images = as_images(random_images(6, 3, 32))
     measured = prepare(images)
-    assert prepare(images, mean=(0, 0, 0)).std == measured.std
-    assert prepare(images, std=(1, 1, 1)).mean == measured.mean
+    centred, scaled = prepare(images, mean=(0.1, 0.2, 0.3)), prepare(images, std=(4, 5, 6))
+    assert (centred.mean, centred.std) == ((0.1, 0.2, 0.3), measured.std)
+    assert (scaled.mean, scaled.std) == (measured.mean, (4, 5, 6))
 
 
 @pytest.mark.parametrize(

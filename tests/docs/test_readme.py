@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from spiritlevel.catalogue import say
 from spiritlevel.study import Study
 from spiritlevel.study.claims import CLAIMS
+from spiritlevel.study.config import PRESETS
 from spiritlevel.study.networks import title
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +157,20 @@ def test_those_verdicts_are_what_todays_rules_make_of_its_records(tmp_path):
     assert not study.missing
     assert not study.rules_changed
     assert [json.loads(json.dumps(one.to_json())) for one in study.verdicts.values()] == measured
+
+
+def test_the_preset_is_still_what_was_run():
+    plan = json.loads((EXAMPLE / "config.json").read_text())["plan"]
+    today = json.loads(json.dumps(asdict(PRESETS["standard"])))
+    assert {k: v for k, v in plan.items() if k != "data"} == {
+        k: v for k, v in today.items() if k != "data"
+    }
+
+
+def test_the_page_beside_them_is_drawn_from_them(tmp_path):
+    """Byte for byte, so that no page is kept that today's code and these records do not give."""
+    Study.load(EXAMPLE).report(tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == (EXAMPLE / "report.html").read_bytes()
 
 
 def test_the_page_beside_them_is_whole_and_names_no_machine():

@@ -212,7 +212,7 @@ def test_a_band_stops_where_its_lower_end_has_no_logarithm(browser, tmp_path):
 
 
 def test_a_number_leads_to_its_records(view):
-    traced = view.page.locator("#traced-stabilises")
+    traced = view.page.locator("#traced-stabilises-network-0")
     traced.locator("summary").click()
     keys = traced.locator("a").all_inner_texts()
     assert keys == [f"sweep/lr=0.1,norm=batch,seed={n}" for n in (0, 1, 2, 7)]
@@ -221,7 +221,7 @@ def test_a_number_leads_to_its_records(view):
     assert record.is_visible()
     assert record.bounding_box()["y"] < SIZES["desktop"][1]
     view.page.locator("#traced-rates summary").click()
-    assert not view.page.locator("#traced-stabilises a").first.is_visible()
+    assert not view.page.locator("#traced-stabilises-network-0 a").first.is_visible()
     view.page.locator("#traced-rates a").nth(3).focus()
     view.page.keyboard.press("Escape")
     assert not view.page.locator("#traced-rates a").first.is_visible()

@@ -77,6 +77,14 @@ def deaf(num_classes, in_chans, norm):
     return net(num_classes, in_chans, nn.Identity() if norm == "none" else nn.BatchNorm2d(8))
 
 
+def loose(num_classes, in_chans, norm):
+    followed = norm if norm in ("none", "batch") else "group:2"
+    return net(num_classes, in_chans, make_layer(followed)(8))
+
+
+NUMBER = 5
+
+
 def never(num_classes, in_chans, norm):
     return net(num_classes, in_chans, nn.Identity())
 
@@ -270,6 +278,8 @@ def test_a_network_without_a_norm_is_told_what_to_change():
         ("foreign", "none", "1 is a BatchNormAct though norm='none' was asked; wanted a norm that"),
         ("deaf", "group:4", "1 is a BatchNorm2d though norm='group:4' was asked"),
         ("deaf", "ghost:2", "1 is a BatchNorm2d though norm='ghost:2' was asked"),
+        ("loose", "layer", "1 is a GroupNorm of 2 groups though norm='layer' was asked"),
+        ("loose", "group:4", "1 is a GroupNorm of 2 groups though norm='group:4' was asked"),
         ("never", "batch", "no layer normalises by batch though norm='batch' was asked"),
         ("moved", "none", "5.1 is a BatchNorm2d with norm='batch', and with norm='none' there is"),
         ("dropped", "none", "1 is a Dropout though norm='none' was asked; wanted an nn.Identity"),
@@ -325,7 +335,8 @@ def test_a_fault_in_the_users_code_is_told_as_theirs(spec, norm, told):
 def test_channels_that_the_network_cannot_take():
     message = refused("one_channel", in_chans=3)
     assert "over images (4, 3, 8, 8)" in message
-    assert "It does not take in_chans or image_size: let it." in message
+    assert "It does not take in_chans or image_size: let it. Images of the size" in message
+    assert "asked for by --image-size. Put that right" in message
 
 
 @pytest.mark.parametrize(
@@ -344,7 +355,7 @@ def test_channels_that_the_network_cannot_take():
         ("__main__:bild", "a function of a notebook or script that this is not; wanted it itself"),
         ("math:sin", "got model=<built-in function sin>, which is not written in Python"),
         ("my.models:MODELS", "has no MODELS"),
-        ("my.models:torch.pi", "got model=3.14"),
+        ("my.models:torch.pi", "got model my.models:torch.pi, which is a float; wanted a function"),
     ],
 )
 def test_a_name_that_leads_nowhere(folder, spec, told):

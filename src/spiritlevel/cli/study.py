@@ -143,7 +143,9 @@ def study(
                 progress=tell,
             )
         except KeyboardInterrupt:
-            if bar.folder is not None:
+            if bar.folder is None:
+                bar.say(say("terminal.interrupted_early"))
+            else:
                 bar.say(say("terminal.interrupted", folder=bar.folder))
             raise
     return _finish(found, _draw(found, None), as_json)

@@ -113,11 +113,8 @@ def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     """The batches in their own order, whatever that of the archive is."""
     found: dict[str, bytes] = {}
     try:
-        with (
-            gzip.open(path) as stream,
-            tarfile.open(fileobj=cast(IO[bytes], _Counted(stream)), mode="r|") as archive,
-        ):
-            for member in archive:
+        with gzip.open(path) as stream:
+            for member, archive in _members(_Counted(stream)):
                 name = f"{path}/{member.name}"
                 if reason := _refusal(member):
                     raise _unusable(name, reason)
@@ -136,6 +133,15 @@ def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
         if name not in found:
             raise _unusable(str(path), f"has no {_FOLDER}/{batch}")
         yield name, found.pop(name)
+
+
+def _members(stream: _Counted) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Each with the archive; then what is left, since gzip's checksum stands behind all of it."""
+    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
+        for member in archive:
+            yield member, archive
+    while stream.read(1 << 20):
+        pass
 
 
 def _refusal(member: tarfile.TarInfo) -> str | None:
@@ -180,7 +186,7 @@ def _batch(name: str, content: bytes) -> tuple[Tensor, Tensor]:
         or data.shape[1] != 3 * 32 * 32
         or not isinstance(labels, list)
         or len(labels) != len(data)
-        or not all(type(label) is int for label in labels)
+        or not all(type(label) is int and abs(label) < 2**63 for label in labels)
     ):
         raise _unusable(name, "does not hold n x 3072 bytes of data and n labels")
     x = torch.from_numpy(data.copy()).reshape(-1, 3, 32, 32)

@@ -38,6 +38,10 @@ def read_folder(path: str, *, seed: int, image_size: int | None) -> Images:
             seed=seed,
             image_size=image_size,
         )
+    if not os.path.isfile(given):  # a pipe would be waited on for ever
+        raise DataError(
+            f"got {path!r}, which is neither a folder nor a file; wanted {LAYOUT}; check the path"
+        )
     if is_zip(given):
         return read_zip(given, seed=seed, image_size=image_size)
     raise DataError(

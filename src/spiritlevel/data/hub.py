@@ -6,6 +6,7 @@ decoded as any others; a row that holds a path in place of bytes is refused.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -138,6 +139,8 @@ class _Table:
 
     def __init__(self, name: str, split: str, files: Sequence[str]) -> None:
         datasets = require("datasets", extra="hub")
+        # It logs what it then raises, which is told once, below.
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)
         try:
             # Streamed: nothing is written to the disk.
             rows = datasets.load_dataset(

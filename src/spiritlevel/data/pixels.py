@@ -29,7 +29,9 @@ class Pixels:
         self, x_NCHW: Tensor, size: int, mean: Tensor | None = None, std: Tensor | None = None
     ) -> None:
         self._bytes, self._size = x_NCHW, size
-        self._mean, self._std = (None if m is None else m.view(1, -1, 1, 1) for m in (mean, std))
+        self._mean, self._std = (
+            None if m is None else m.float().view(1, -1, 1, 1) for m in (mean, std)
+        )
 
     def __len__(self) -> int:
         return len(self._bytes)

@@ -144,6 +144,11 @@ def load_factory(spec: str, folder: str | os.PathLike[str] | None = None) -> Fac
         if not hasattr(found, name):
             raise _no_such_name(spec, found, name)
         found = getattr(found, name)
+    if not callable(found):
+        raise UsageError(
+            f"got model {spec}, which is {theirs.a(found)}; wanted a function there that builds a "
+            "network"
+        )
     factory = as_factory(found)
     travels = None if module_name == "__main__" else root
     return Factory(spec, factory.function, factory.file, factory.line, travels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,14 +78,32 @@ def _check_kinds(model: nn.Module, norm: str, source: Source) -> None:
         left = norm_places(model)
     elif expected is nn.BatchNorm2d:
         left = []
+    elif expected is nn.GroupNorm:
+        left = [*batch_norms, *(n for n, m in modules.items() if _other_groups(m, norm))]
     else:  # the user's own class of this norm is welcome, a batch norm that nobody asked for is not
         left = [name for name in batch_norms if not isinstance(modules[name], expected)]
     if left:
         more = f" (and {len(left) - 1} more like it)" if len(left) > 1 else ""
         raise UsageError(
-            f"got {source.where}: {left[0] or 'the network'} is {theirs.a(modules[left[0]])} "
+            f"got {source.where}: {left[0] or 'the network'} is {_shown(modules[left[0]])} "
             f"though norm={norm!r} was asked{more}; wanted a norm that follows what is asked. {_DO}"
         )
+
+
+def _shown(module: nn.Module) -> str:
+    """With its groups, where it has some: another count of them may be all that is wrong."""
+    groups = f" of {module.num_groups} groups" if isinstance(module, nn.GroupNorm) else ""
+    return f"{theirs.a(module)}{groups}"
+
+
+def _other_groups(module: nn.Module, norm: str) -> bool:
+    """Whether it is torch's own group norm, in other groups than `norm` makes."""
+    if type(module) is not nn.GroupNorm:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the groups do not divide is told where it trains
+        made = norm_layer(norm)(module.num_channels)
+    return bool(made.num_groups != module.num_groups)
 
 
 def _check_places(usual: nn.Module, model: nn.Module, norm: str, source: Source) -> None:
@@ -137,10 +156,19 @@ def passing(images: Tensor, asked: Asked, source: Source, what: str) -> Iterator
         yield
     except (Exception, SystemExit) as error:
         # What torch says of shapes that do not fit is a RuntimeError.
-        hint = source.hint("in_chans", "image_size") if isinstance(error, RuntimeError) else ""
+        hint = _of_shapes(str(error), asked, source) if isinstance(error, RuntimeError) else ""
         raise UsageError(
             f"got {theirs.told(error)} from the network of {source.where}"
             f"{theirs.where(error, source.folder, source.file)}, in {what} over images "
             f"{tuple(images.shape)} with norm={asked.norm!r}; "
             f"wanted logits {(_BATCH, asked.num_classes)}.{hint} Put that right and run again"
         ) from error
+
+
+def _of_shapes(error: str, asked: Asked, source: Source) -> str:
+    if "channels" in error and "in_chans" not in source.not_taken:
+        return f" Let its first layer have in_chans={asked.in_chans} of them."
+    hint = source.hint("in_chans", "image_size")
+    if "image_size" in source.not_taken:
+        hint += " Images of the size that it is made for are asked for by --image-size."
+    return hint
