@@ -2,9 +2,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup study test slow check format browser clean
 
-# Where it is set, each of the many processes of a study and of the tests would compile torch anew.
-unexport PYTHONDONTWRITEBYTECODE
-
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 

@@ -29,6 +29,8 @@ find_links=$(pip_setting find-links); index=$(pip_setting index-url); cert=$(pip
 [ -z "$find_links" ] || export UV_FIND_LINKS=${UV_FIND_LINKS:-${find_links// /,}}
 [ -z "$index" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
 [ -z "$cert" ] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$cert}
+# Where Python may not keep what it compiles, each process of a study and of the tests would compile torch anew.
+[ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
 if .venv/bin/python -m pip install --quiet uv >/dev/null 2>&1 \
    && .venv/bin/python -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[$1]"; then
   exit 0

@@ -21,6 +21,8 @@ from spiritlevel.study.networks import title
 
 MODELS = """\
 import os
+import signal
+import time
 from torch import nn
 from spiritlevel.nn import norm_layer
 
@@ -43,6 +45,21 @@ class Net(nn.Module):
 def build(num_classes, in_chans, norm):
     print("built by", os.getpid(), flush=True)
     return Net(num_classes, in_chans, norm_layer(norm))
+
+
+class Finalized:
+    asked = False
+
+    def __del__(self):
+        if not Finalized.asked:
+            Finalized.asked = True
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # what the signal raises here is dropped
+
+
+def finalizes(num_classes, in_chans, norm):
+    Finalized()
+    return build(num_classes, in_chans, norm)
 
 
 def no_norm(num_classes, in_chans):
@@ -224,3 +241,11 @@ def test_in_a_pipe_no_line_is_broken(done, folder, monkeypatch):
         assert any(line.startswith(say(f"terminal.claims.{claim}") + "  ") for line in lines)
         assert say(verdict.headline.quantity, **verdict.headline.words) in lines
     assert all(example in lines for example in found.examples)
+
+
+def test_ctrl_c_that_python_drops_ends_the_run_all_the_same(folder):
+    arguments = ("--model", "my.models:finalizes", "--norms", "batch,none", "--jobs", "1")
+    stopped = spiritlevel(folder, *SMOKE[:-2], *arguments, "--out", "dropped")
+    assert "Exception ignored in" in stopped.stderr
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[-1].startswith("stopped: what was done is in dropped;")

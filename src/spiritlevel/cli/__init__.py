@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["ended", "main"]
+
+ended: list[int] = []
+"""The signals that asked this process to end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
-    ended: list[int] = []
+    ended.clear()
     try:
-        with _terminated_like_interrupted(ended):
+        with _ended_by_signals():
             result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
         if ended:  # typer has made 130 of it
             return 128 + ended[0]
@@ -64,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _terminated_like_interrupted(ended: list[int]) -> Iterator[None]:
+def _ended_by_signals() -> Iterator[None]:
     """SIGTERM, too, ends a run as Ctrl-C does: with its workers, nothing half-written, and told.
 
-    Its number is added to `ended`.
+    Either is kept in `ended`, for Python drops what is raised while it finalizes an object.
     """
 
     def stop(number: int, _frame: object) -> None:
@@ -77,8 +80,13 @@ def _terminated_like_interrupted(ended: list[int]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN  # as in a shell's background
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

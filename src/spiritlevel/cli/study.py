@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from spiritlevel.catalogue import say
+from spiritlevel.cli import ended
 from spiritlevel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def study(
                 for told in told_in(progress.folder):
                     bar.say(told)
             bar.tell(progress)
+            if ended:
+                raise KeyboardInterrupt
 
         try:
             found = run_study(
