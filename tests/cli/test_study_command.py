@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from io import StringIO
@@ -84,6 +85,8 @@ def spiritlevel(folder: Path, *arguments: str | Path) -> subprocess.CompletedPro
         timeout=400,
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        # Also where the tests run in a shell's background, which has its processes ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -139,6 +139,11 @@ def wait_until(condition, seconds: float) -> bool:
     return True
 
 
+def hears_ctrl_c() -> None:
+    """Also where the tests run in a shell's background, which has its processes ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, records: int) -> subprocess.Popen[str]:
     """A run in a process group of its own, once it has written a few records."""
     process = subprocess.Popen(
@@ -147,6 +152,7 @@ def start(folder: Path, records: int) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hears_ctrl_c,
     )
     file = folder / "records.jsonl"
     begun = wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= records, 120)
