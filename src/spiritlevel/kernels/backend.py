@@ -1,0 +1,199 @@
+"""Which kernels run: the policy, and how to set it.
+
+`auto` takes the fastest that computes the same numbers:
+
+1. `aten`, torch's own, for less than 65,536 numbers: to call ours from Python costs more than that;
+2. `cpu`, our Numba kernels, for dense float32, float64 and bfloat16 tensors on a processor;
+3. `aten` for everything else, after one warning for each reason.
+
+`reference` is the paper's formula in plain torch. Kernels that were asked for by name are taken, or
+UsageError says why they cannot. What must see plain torch operations (tracing, export, functional
+transforms, forward-mode differentiation, dispatch modes, tensor subclasses) sees `aten`'s, without
+a warning: nothing else would be right there.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from spiritlevel.errors import UsageError
+
+__all__ = ["BACKENDS", "asked", "choose", "cpu_kernels", "fit", "follows", "ran", "traced", "use"]
+
+BACKENDS = ("auto", "cpu", "aten", "reference", "gpu")
+VARIABLE = "SPIRITLEVEL_KERNELS"
+SMALL = 1 << 16
+HAS_NUMBA = find_spec("numba") is not None
+
+ran: Counter[str] = Counter()
+"""How often each backend ran a forward pass in this process."""
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run these kernels, in the whole process, until the block ends. Raises UsageError.
+
+    A backward pass runs the kernels of its forward pass, whatever is set by then.
+    """
+    global _asked
+    before, _asked = _asked, _known(name, "kernels.use")
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def asked() -> str:
+    """What `use` or the variable SPIRITLEVEL_KERNELS asks for; "auto" where neither does."""
+    return _asked or _known(os.environ.get(VARIABLE) or "auto", VARIABLE)
+
+
+def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> str:
+    """Which of cpu, aten and reference runs, for an input and what is added to it.
+
+    `of_channels` are weight, bias and what else has a number for each channel. Tensors that do not
+    fit together go to torch's own operations, which say so. Raises UsageError.
+    """
+    name = asked()
+    if name in ("aten", "reference"):
+        return name
+    if _must_be_plain(x) or (name == "auto" and x.numel() < SMALL) or not _fit(x, of_channels):
+        return "aten"
+    reason = _unfit(x, residual, of_channels)
+    if reason is None:
+        return "cpu"
+    if name == "cpu":
+        raise UsageError(f"got kernels 'cpu' and {reason}; use kernels 'auto' or 'aten' for it")
+    _warn(reason)
+    return "aten"
+
+
+def traced(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether a graph that torch.compile makes calls our kernels: where eager training would."""
+    return (
+        _asked in (None, "auto", "cpu")
+        and HAS_NUMBA
+        and not torch.compiler.is_exporting()
+        and x.device.type == "cpu"
+        and x.dtype in _TYPES
+        and (weight is None or weight.dtype in _TYPES[x.dtype])
+        and x.numel() > 0
+    )
+
+
+@cache
+def cpu_kernels() -> ModuleType | None:
+    """`spiritlevel.kernels.cpu`; None where Numba is not installed."""
+    if not HAS_NUMBA:
+        return None
+    from spiritlevel.kernels import cpu
+
+    return cpu
+
+
+def fit(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> bool:
+    """Whether the kernels of `cpu` can take these tensors."""
+    return _fit(x, of_channels) and _unfit(x, residual, of_channels) is None
+
+
+def follows(mean: Tensor, var: Tensor, *batch: Tensor) -> bool:
+    """Whether the kernels of `cpu` can update these, in one call where torch takes eight."""
+    return (
+        HAS_NUMBA
+        and type(mean) is type(var) is Tensor
+        and mean.dtype is var.dtype
+        and mean.dtype in (torch.float32, torch.float64)
+        and all(t.dtype is torch.float64 and t.shape == mean.shape for t in batch)
+        and var.shape == mean.shape
+        and mean.is_contiguous()
+        and var.is_contiguous()
+        and mean.device == var.device == _CPU == batch[0].device
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _known(name: str, where: str) -> str:
+    if name == "gpu":
+        raise UsageError(f"got {where} 'gpu'; this version has no kernels for a GPU: use 'auto'")
+    if name not in BACKENDS:
+        raise UsageError(f"got {where} {name!r}; wanted one of {', '.join(BACKENDS)}")
+    if name == "cpu" and cpu_kernels() is None:
+        raise UsageError(
+            f"got {where} 'cpu', but numba is not installed; pip install 'spiritlevel[cpu]'"
+        )
+    return name
+
+
+def _must_be_plain(x: Tensor) -> bool:
+    return (
+        type(x) not in _PLAIN
+        or x.is_meta
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+_CPU = torch.device("cpu")
+_PLAIN = (Tensor, torch.nn.Parameter)
+_TYPES = {
+    torch.float32: (torch.float32,),
+    torch.float64: (torch.float64,),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+}
+"""Of x, and what weight and bias may then be."""
+
+
+def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
+    """Whether there is something to do, and every channel has its numbers, where the input is."""
+    return (
+        x.dim() > 1
+        and x.numel() > 0
+        and all(
+            t is None or (t.shape == x.shape[1:2] and t.device == x.device) for t in of_channels
+        )
+    )
+
+
+def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | None]) -> str | None:
+    """Why the kernels of `cpu` cannot take these tensors; None where they can."""
+    cpu = cpu_kernels()
+    if cpu is None:
+        return "numba is not installed: pip install 'spiritlevel[cpu]'"
+    if x.device.type != "cpu":
+        return f"a tensor on {x.device.type}"
+    if x.dtype not in _TYPES:
+        return f"{x.dtype} numbers"
+    if any(t is not None and t.dtype not in _TYPES[x.dtype] for t in of_channels[:2]):
+        return f"an input of {x.dtype} with weights of another type"
+    if cpu.layout(x) is None:
+        return "an input with gaps, or neither contiguous nor channels-last"
+    if residual is not None and (residual.shape, residual.dtype, residual.device) != (
+        x.shape,
+        x.dtype,
+        x.device,
+    ):
+        return "a residual of another shape or type than the input"
+    return None
+
+
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"batch normalization runs on torch's own kernels, which are slower, for {reason}",
+        stacklevel=6,
+    )
+
+
+_asked: str | None = None

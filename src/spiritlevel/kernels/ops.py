@@ -1,0 +1,290 @@
+"""Batch normalization, residual add and activation as one operation that differentiates twice.
+
+`backend` says which kernels run it. The operations `torch.ops.spiritlevel.batch_norm_act` and
+`.batch_norm_act_backward` are what torch.compile puts into its graphs; eager calls go to the
+kernels without the dispatcher, which costs more than a small layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spiritlevel.errors import UsageError
+from spiritlevel.kernels import backend, reference
+from spiritlevel.kernels.activations import Activation, activation
+
+__all__ = ["batch_norm_act"]
+
+Statistics = tuple[Tensor, Tensor]
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    act: str | Activation = "identity",
+    eps: float = 1e-5,
+    statistics: Statistics | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), and that mean and variance.
+
+    x is (N, C) or (N, C, *), residual like it; weight, bias, mean and var are (C,). Mean and biased
+    variance are the batch's, over all axes but 1, in float64 where our kernels took them and in the
+    type of x elsewhere; or they are `statistics` (eval). Gradients go to x, weight, bias and
+    residual, not to mean and variance. Raises UsageError for an unknown activation.
+    """
+    act = activation(act)
+    if torch.compiler.is_compiling():
+        chosen = "cpu" if backend.traced(x, weight) else "aten"
+    else:
+        chosen = backend.choose(x, residual, weight, bias, *(statistics or ()))
+        backend.ran[chosen] += 1
+    if chosen == "cpu":
+        return fused(x, weight, bias, residual, act, eps, statistics)
+    if chosen == "reference":
+        return by_reference(x, weight, bias, residual, act, eps, statistics)
+    mean, var = statistics or statistics_of(x)
+    if statistics is None:
+        y = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    else:
+        y = F.batch_norm(x, mean.to(x.dtype), var.to(x.dtype), weight, bias, False, 0.0, eps)
+    return act(y if residual is None else y + residual), mean, var
+
+
+def fused(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: Activation,
+    eps: float,
+    statistics: Statistics | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By the kernels of `cpu`, for tensors that `backend` has found fit for them."""
+    mean, var = statistics or (None, None)
+    compiling = torch.compiler.is_compiling()
+    run: Any = torch.ops.spiritlevel.batch_norm_act if compiling else _BatchNormAct.apply
+    return run(x, weight, bias, residual, mean, var, act.name, act.slope, eps)  # type: ignore[no-any-return]
+
+
+def by_reference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: Activation,
+    eps: float,
+    statistics: Statistics | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By the paper's formula."""
+    y = reference.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+    return act(y if residual is None else y + residual), *(statistics or statistics_of(x))
+
+
+@torch.no_grad()
+def follow(running: Statistics, batch: Statistics, share: float | Tensor, count: int) -> None:
+    """Running mean and variance go in place by a share, 0 to 1, towards those of the batch.
+
+    The batch's variance is the biased one of `count` values; it goes in unbiased.
+    """
+    factor = count / (count - 1)
+    if not torch.compiler.is_compiling() and backend.follows(*running, *batch):
+        from spiritlevel.kernels import cpu
+
+        cpu.follow(running, batch, float(share), factor)
+        return
+    for one, of_batch in zip(running, (batch[0], batch[1] * factor), strict=True):
+        by = share.to(one.dtype) if isinstance(share, Tensor) else share
+        one.lerp_(of_batch.to(one.dtype), by)
+
+
+@torch.no_grad()
+def statistics_of(x: Tensor) -> Statistics:
+    """Mean and biased variance over all axes but 1, (C,), in the type of x."""
+    var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
+    return mean, var
+
+
+class _BatchNormAct(torch.autograd.Function):
+    """(x, weight, bias, residual, mean, var, act, slope, eps) -> (y, mean, var)."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _forward_on_cpu(*inputs)
+        _set_up(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, grads[0], _backward_on_cpu)
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, residual, given, _, ctx.act, ctx.slope, ctx.eps = inputs
+    y, mean, var = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(mean, var)
+    ctx.training, ctx.added = given is None, residual is not None
+    # What tells the activation's slope: a relu's own output, which its consumer keeps anyway.
+    linear = ctx.act == "identity"
+    masks = ctx.act == "relu" and ctx.added
+    kept = None if linear or masks else residual
+    ctx.save_for_backward(
+        x, weight, None if linear else bias, kept, y if masks else None, mean, var
+    )
+    ctx.bias_type = None if bias is None else bias.dtype
+
+
+def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, ...]:
+    """Of each input, where it is wanted."""
+    nothing, wants = (None,) * 9, ctx.needs_input_grad
+    if grad is None:
+        return nothing
+    if torch.is_grad_enabled():
+        return (*_differentiable(ctx, grad), *nothing[4:])
+    x, weight, bias, residual, y, mean, var = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias, grad_residual = run(
+        grad, x, weight, bias, residual, y, mean, var, ctx.act, ctx.slope, ctx.eps, ctx.training
+    )
+    if grad_residual is None and wants[3]:
+        grad_residual = grad
+    return (
+        grad_x if wants[0] else None,
+        grad_weight.to(weight.dtype) if wants[1] else None,
+        grad_bias.to(ctx.bias_type) if wants[2] else None,
+        grad_residual if wants[3] else None,
+        *nothing[4:],
+    )
+
+
+def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """The same gradients by torch's own operations, so that they have gradients themselves."""
+    x, weight, bias, residual, y, mean, var = ctx.saved_tensors
+    statistics = None if ctx.training else (mean, var)
+    act = Activation(ctx.act, ctx.slope)
+    with torch.enable_grad():
+        if y is not None:
+            grad, act, y = grad * (y > 0), Activation("identity"), None
+        if bias is None:  # no activation, or one whose slope is in the mask
+            bias = torch.zeros_like(mean, dtype=x.dtype, requires_grad=ctx.needs_input_grad[2])
+        z = reference.batch_norm(x, weight, bias, eps=ctx.eps, statistics=statistics)
+        summand = residual
+        if summand is None and ctx.added:
+            summand = torch.zeros_like(x, requires_grad=ctx.needs_input_grad[3])
+        out = act(z if summand is None else z + summand)
+        inputs = (x, weight, bias, summand)
+        wanted = [t for t, want in zip(inputs, ctx.needs_input_grad, strict=False) if want]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in ctx.needs_input_grad[:4]]
+
+
+def _forward_on_cpu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    act: str,
+    slope: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from spiritlevel.kernels import cpu
+
+    statistics = None if mean is None or var is None else (mean.double(), var.double())
+    if residual is not None:
+        residual = _laid_out_as(x, residual)
+    return cpu.forward(x, weight, bias, residual, act, slope, eps, statistics)
+
+
+def _backward_on_cpu(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    from spiritlevel.kernels import cpu
+
+    grad = _laid_out_as(x, grad)
+    residual = None if residual is None else _laid_out_as(x, residual)
+    return cpu.backward(grad, x, weight, bias, residual, y, *rest)
+
+
+def _laid_out_as(x: Tensor, t: Tensor) -> Tensor:
+    """t, or a copy of it, with the memory order of x."""
+    same = t.is_contiguous() if x.is_contiguous() else t.movedim(1, -1).is_contiguous()
+    return t if same and t.dtype is x.dtype else torch.empty_like(x).copy_(t)
+
+
+_ARGUMENTS = "Tensor{0} mean, Tensor{0} var, str act, float slope, float eps"
+_WEIGHTS = "Tensor? weight, Tensor? bias, Tensor? residual"
+
+torch.library.define(
+    "spiritlevel::batch_norm_act",
+    f"(Tensor x, {_WEIGHTS}, {_ARGUMENTS.format('?')}) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "spiritlevel::batch_norm_act_backward",
+    f"(Tensor grad, Tensor x, {_WEIGHTS}, Tensor? y, {_ARGUMENTS.format('')}, bool training) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("spiritlevel::batch_norm_act", "CPU")
+def _batch_norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias, residual, mean, var, *_ = rest
+    if not backend.fit(x, residual, weight, bias, mean, var):
+        shapes = [None if t is None else tuple(t.shape) for t in (x, *rest[:5])]
+        raise UsageError(
+            f"got tensors of shapes {shapes} in a graph of torch.compile; wanted an input (N, C, "
+            "*), a residual like it, and C numbers in each of the others"
+        )
+    y, mean, var = _forward_on_cpu(x, *rest)
+    given = rest[3] is not None  # an operation may not hand back what it was given
+    return (y, mean.clone(), var.clone()) if given else (y, mean, var)
+
+
+@torch.library.register_fake("spiritlevel::batch_norm_act")  # type: ignore[untyped-decorator]
+def _batch_norm_act_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = (x.new_empty(x.shape[1], dtype=torch.float64) for _ in range(2))
+    return torch.empty_like(x), mean, var
+
+
+@torch.library.impl("spiritlevel::batch_norm_act_backward", "CPU")
+def _batch_norm_act_backward(
+    grad: Tensor, x: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *found, last = _backward_on_cpu(grad, x, *rest)
+    return *found, x.new_empty(0) if last is None else last  # type: ignore[return-value]
+
+
+@torch.library.register_fake("spiritlevel::batch_norm_act_backward")  # type: ignore[untyped-decorator]
+def _batch_norm_act_backward_fake(
+    grad: Tensor, x: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    through = rest[2] is not None or rest[3] is not None
+    number = torch.float64 if x.dtype is torch.float64 else torch.float32
+    grad_weight, grad_bias = (x.new_empty(x.shape[1], dtype=number) for _ in range(2))
+    grad_residual = torch.empty_like(x) if through else x.new_empty(0)
+    return torch.empty_like(x), grad_weight, grad_bias, grad_residual
+
+
+def _backward_in_graph(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    *found, last = torch.ops.spiritlevel.batch_norm_act_backward(*arguments)
+    return *found, last if last.numel() else None
+
+
+torch.library.register_autograd(
+    "spiritlevel::batch_norm_act",
+    lambda ctx, *grads: _gradients(ctx, grads[0], _backward_in_graph),
+    setup_context=lambda ctx, inputs, output: _set_up(ctx, inputs, output),
+)

@@ -1,0 +1,38 @@
+"""Tensors for the kernels, and what the reference makes of them in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from spiritlevel.kernels import reference
+from spiritlevel.kernels.activations import activation
+
+LAYOUTS = ("contiguous", "channels-last")
+
+
+def tensor(shape, dtype=torch.float32, layout="contiguous", seed=0, scale=1.0, mean=0.0):
+    made = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    made = (made * scale + mean).to(dtype)
+    if layout == "channels-last" and len(shape) > 2:
+        made = made.movedim(1, -1).contiguous().movedim(-1, 1)
+    return made
+
+
+def leaves(shape, dtype=torch.float32, layout="contiguous", residual=False, affine=True):
+    """x, weight, bias and residual, or None in their place."""
+    channels = shape[1]
+    x = tensor(shape, dtype, layout, scale=2, mean=0.5)
+    weight = tensor((channels,), dtype, seed=1, scale=0.2, mean=1) if affine else None
+    bias = tensor((channels,), dtype, seed=2) if affine else None
+    added = tensor(shape, dtype, layout, seed=3) if residual else None
+    return [None if t is None else t.requires_grad_() for t in (x, weight, bias, added)]
+
+
+def expected(tensors, grad, act, eps=1e-5, statistics=None):
+    """y and all gradients, by the reference, in float64."""
+    doubles = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    x, weight, bias, residual = doubles
+    y = reference.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+    y = activation(act)(y if residual is None else y + residual)
+    wanted = [t for t in doubles if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, wanted, grad.double())]

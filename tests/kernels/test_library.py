@@ -1,0 +1,167 @@
+"""Kernels are compiled once, kept on disk, and run on any number of threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from cases import LAYOUTS, tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spiritlevel.kernels import backend
+from spiritlevel.kernels.ops import batch_norm_act
+
+pytest.importorskip("numba", reason="the kernels of `cpu` need the extra cpu")
+
+from spiritlevel.kernels import team
+
+pytestmark = pytest.mark.slow  # kernels are compiled
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu():
+    with backend.use("cpu"):
+        yield
+
+
+def step(shape, layout):
+    x = tensor(shape, layout=layout).requires_grad_()
+    weight, bias = tensor(shape[1:2], seed=1), tensor(shape[1:2], seed=2)
+    y, mean, var = batch_norm_act(x, weight.requires_grad_(), bias.requires_grad_(), act="relu")
+    grads = torch.autograd.grad(y, [x, weight, bias], tensor(shape, seed=3))
+    return [y.detach(), mean, var, *grads]
+
+
+SHAPES = [(16, 24, 33, 31), (8, 3, 120, 121), (32, 300, 5, 5), (4096, 33)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(shape, layout):
+    results = []
+    for count in (1, 2, 7):
+        torch.set_num_threads(count)
+        assert team.threads() == count
+        results.append(step(shape, layout))
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_python_threads_stand_in_for_openmp(monkeypatch):
+    torch.set_num_threads(3)
+    expected = step(SHAPES[0], "channels-last")
+    monkeypatch.setattr(team, "_gnu_openmp", lambda: None)
+    before = threading.active_count()
+    assert all(map(torch.equal, expected, step(SHAPES[0], "channels-last")))
+    assert threading.active_count() == before + 2
+
+
+def test_several_python_threads_at_once():
+    torch.set_num_threads(2)
+    expected = step(SHAPES[0], "contiguous")
+    wrong = []
+
+    def work():
+        for _ in range(5):
+            if not all(map(torch.equal, expected, step(SHAPES[0], "contiguous"))):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_after_a_fork_one_thread_does_the_work():
+    torch.set_num_threads(2)
+    x, weight, bias = tensor(SHAPES[0]), tensor((24,), seed=1), tensor((24,), seed=2)
+    with torch.no_grad():
+        expected = batch_norm_act(x, weight, bias, act="relu")[0].numpy()
+        child = os.fork()
+        if child == 0:  # torch's own operations would wait for threads that are not there
+            signal.alarm(60)
+            y = batch_norm_act(x, weight, bias, act="relu")[0].numpy()
+            os._exit(0 if team.threads() == 1 and (y == expected).all() else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+class Normalized(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        with backend.use("cpu"):
+            return batch_norm_act(tensor((64, 8, 9, 9), seed=index))[0]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_in_the_workers_of_a_data_loader():
+    torch.set_num_threads(2)
+    data = Normalized()
+    expected = torch.stack([data[i] for i in range(4)])
+    (got,) = DataLoader(data, batch_size=4, num_workers=2)
+    assert torch.equal(got, expected)
+
+
+CODE = """
+import sys
+import torch
+from spiritlevel.kernels import backend, library
+from spiritlevel.kernels.ops import batch_norm_act
+with backend.use("cpu"):
+    y, _, _ = batch_norm_act(torch.arange(12.0).view(3, 4), act="relu")
+print(sum(sum(k.cache_hits.values()) if hasattr(k.cache_hits, "values") else k.cache_hits
+          for k in library._ALIVE), len(library._ALIVE), round(float(y.sum()), 3))
+"""
+
+
+def run(folder, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", CODE],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    first, second = (run(tmp_path) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    hits, count, value = first.stdout.split()
+    assert (hits, value) == ("0", "4.899")
+    assert second.stdout.split() == [count, count, value]
+
+
+def test_two_processes_may_fill_the_same_cache(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CODE],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert {words[2] for words in told} == {"4.899"}
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    done = run(blocked / "cache")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[2] == "4.899"
