@@ -9,8 +9,6 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
@@ -175,5 +173,3 @@ def test_a_small_layer_costs_no_warning():
         warnings.simplefilter("error")
         y = snn.BatchNorm2d(3)(torch.randn(2, 3, 4, 4).half().float())
     assert y.shape == (2, 3, 4, 4)
-    assert isinstance(snn.BatchNorm2d(3), nn.BatchNorm2d)
-    assert F.relu(y).min() == 0
