@@ -110,7 +110,7 @@ def test_in_the_workers_of_a_data_loader():
     torch.set_num_threads(2)
     data = Normalized()
     expected = torch.stack([data[i] for i in range(4)])
-    (got,) = DataLoader(data, batch_size=4, num_workers=2)
+    (got,) = DataLoader(data, batch_size=4, num_workers=1)
     assert torch.equal(got, expected)
 
 

@@ -67,11 +67,44 @@ def test_every_shape(shape, layout, affine):
     check(leaves(shape, layout=layout, affine=affine), "relu")
 
 
-# Planes in parts of the batch, long planes, rows in parts, folded rows, a prime count of rows.
+# Planes in parts of the batch, long planes, rows in parts, folded rows, a prime count of rows;
+# small planes of many samples, which are lanes.
+CUT = [(6, 3, 70, 91), (40, 70, 5, 9), (131, 300), (3, 9, 11, 13), (16, 5, 1, 2), (37, 19, 3, 3)]
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "add"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(6, 3, 70, 91), (40, 70, 5, 9), (131, 300), (3, 9, 11, 13)])
-def test_cut_into_parts_and_groups(shape, layout):
-    check(leaves(shape, layout=layout, residual=True), "relu")
+@pytest.mark.parametrize("shape", CUT, ids=str)
+def test_cut_into_parts_and_groups(shape, layout, residual):
+    check(leaves(shape, layout=layout, residual=residual), "relu")
+
+
+@pytest.fixture
+def past_the_cache(monkeypatch):
+    """Every tensor counts as too large for a cache, where its rows are whole vectors."""
+    cpu = pytest.importorskip("spiritlevel.kernels.cpu")
+    monkeypatch.setattr(cpu, "_UNCACHED", 0)
+    cpu._plan.cache_clear()
+    yield cpu
+    cpu._plan.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(3, 16, 24, 32), (19, 96, 4, 8), (33, 48)], ids=str)
+def test_written_past_the_cache(shape, layout, dtype, past_the_cache):
+    tensors = leaves(shape, dtype, layout)
+    rows = not tensors[0].is_contiguous()
+    assert past_the_cache._plan(torch.Size(shape), rows, dtype).past_cache
+    check(tensors, "relu")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_that_are_no_whole_vectors_are_not_written_past_the_cache(layout, past_the_cache):
+    tensors = leaves((3, 5, 7, 9), layout=layout)
+    rows = not tensors[0].is_contiguous()
+    assert not past_the_cache._plan(tensors[0].shape, rows, torch.float32).past_cache
+    check(tensors, "relu")
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["", "add"])
@@ -130,6 +163,22 @@ def test_numbers_beyond_all_bounds_do_what_torch_does(bad, layout, act):
     torch.testing.assert_close(unbiased, running_var, equal_nan=True)
     clean = torch.tensor([0, 2])
     torch.testing.assert_close(*both(x[:, clean], act), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(64, 4, 40, 41), (80, 3, 5, 5), (9000, 3)], ids=str)
+def test_an_infinite_channel_has_torchs_statistics(shape, layout, bad):
+    x = tensor(shape, layout=layout)
+    x[1, 1] = bad  # in the first block of several
+    _, mean, var = batch_norm_act(x)
+    running_mean, running_var = torch.zeros(shape[1]), torch.ones(shape[1])
+    F.batch_norm(x, running_mean, running_var, training=True, momentum=1.0)
+    torch.testing.assert_close(mean.float(), running_mean, equal_nan=True, atol=1e-6, rtol=1e-5)
+    count = x.numel() // shape[1]
+    unbiased = (var * (count / (count - 1))).float()
+    # Torch sums the squares of some 1e5 values in float32.
+    torch.testing.assert_close(unbiased, running_var, equal_nan=True, atol=0, rtol=1e-4)
 
 
 def both(x, act):

@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -247,8 +248,13 @@ def parts_of(model):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")  # as torch imports its own compiler
-@pytest.mark.parametrize(("compiler", "momentum"), [("aot_eager", 0.1), ("aot_eager", None)])
-def test_compiled_whole_it_trains_as_it_does_eagerly(compiler, momentum):
+@pytest.mark.parametrize(
+    ("compiler", "momentum"), [("aot_eager", 0.1), ("aot_eager", None), ("inductor", 0.1)]
+)
+def test_compiled_whole_it_trains_as_it_does_eagerly(compiler, momentum, tmp_path, monkeypatch):
+    if compiler == "inductor" and shutil.which("g++") is None:
+        pytest.skip("Inductor needs a C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # not what it once made of another
     torch._dynamo.reset()
     model = block()
     for layer in model.modules():

@@ -106,19 +106,14 @@ def fit(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> bool
     return _fit(x, of_channels) and _unfit(x, residual, of_channels) is None
 
 
-def follows(mean: Tensor, var: Tensor, *batch: Tensor) -> bool:
-    """Whether the kernels of `cpu` can update these, in one call where torch takes eight."""
+def follows(x: Tensor, mean: Tensor, var: Tensor) -> bool:
+    """Whether the kernels of `cpu`, which take x, can update these running statistics with it."""
+    number = torch.float64 if x.dtype is torch.float64 else torch.float32
     return (
-        HAS_NUMBA
-        and type(mean) is type(var) is Tensor
-        and mean.dtype is var.dtype
-        and mean.dtype in (torch.float32, torch.float64)
-        and all(t.dtype is torch.float64 and t.shape == mean.shape for t in batch)
-        and var.shape == mean.shape
+        type(mean) is type(var) is Tensor
+        and mean.dtype is var.dtype is number
         and mean.is_contiguous()
         and var.is_contiguous()
-        and mean.device == var.device == _CPU == batch[0].device
-        and torch._C._len_torch_dispatch_stack() == 0
     )
 
 

@@ -1,4 +1,4 @@
-"""What Numba's Python lacks for a kernel that is called by address: pointers, a counter, bits.
+"""What Numba's Python lacks for a kernel that is called by address: memory, a counter, bits.
 
 Also `exp` and `erf` in float32 that LLVM turns into vector instructions; the C library's are called
 number by number.
@@ -7,16 +7,35 @@ number by number.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["FASTMATH", "bits_of", "erf32", "exp32", "float_of", "next_of", "pointer"]
+__all__ = [
+    "FASTMATH",
+    "OPTIONS",
+    "array",
+    "bits_of",
+    "call",
+    "erf32",
+    "exp32",
+    "float_of",
+    "jit",
+    "next_of",
+    "pointer",
+]
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 """Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning."""
+OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
+
+
+def jit(function: Any) -> Any:
+    """For what only kernels call: a way in from Python would take as long to compile again."""
+    return njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 @intrinsic
@@ -29,6 +48,19 @@ def next_of(_context, _counter):
         return builder.atomic_rmw("add", at, ir.Constant(word, 1), "monotonic")
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def call(_context, _function, _work, _part, _first, _last):
+    """A function of four int64, by its address."""
+
+    def codegen(context, builder, _signature, arguments):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word] * 4)
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
 
 
 @intrinsic
@@ -61,6 +93,55 @@ def pointer(_context, _address):
     return types.voidptr(types.int64), codegen
 
 
+_ARRAYS = (
+    *("x", "grad", "residual", "out", "grad_residual", "first", "second"),
+    *("centre", "scale", "shift", "k1", "k2"),
+)
+_IR = {np.uint16: ir.IntType(16), np.float32: ir.FloatType(), np.float64: ir.DoubleType()}
+_NUMBA = {np.uint16: types.uint16, np.float32: types.float32, np.float64: types.float64}
+
+
+def array(name: str, element: Any) -> tuple[Any, Any, Any]:
+    """get(address, i), put(address, i, value) and stream(address, i, value) of one of `_ARRAYS`.
+
+    LLVM is told that no two of them overlap, so that it vectorises a loop without first comparing
+    all their addresses, which costs more than a short loop. `stream` goes past the cache: a line is
+    not read before it is written. Its address must be a multiple of 32 bytes.
+    """
+    type_, size = _IR[element], np.dtype(element).itemsize
+
+    def alone(builder: Any, access: Any) -> Any:
+        module = builder.module
+        domain = module.add_metadata(["spiritlevel"])
+        scopes = {other: module.add_metadata([other, domain]) for other in _ARRAYS}
+        access.set_metadata("alias.scope", module.add_metadata([scopes.pop(name)]))
+        access.set_metadata("noalias", module.add_metadata(list(scopes.values())))
+        return access
+
+    def at(builder: Any, arguments: Any) -> Any:
+        return builder.gep(builder.inttoptr(arguments[0], type_.as_pointer()), [arguments[1]])
+
+    def load(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return alone(builder, builder.load(at(builder, arguments), align=size))
+
+    def store(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        alone(builder, builder.store(arguments[2], at(builder, arguments), align=size))
+        return context.get_dummy_value()
+
+    def store_past(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        # What LLVM asks for before it vectorises such a store; the first of a vector is aligned.
+        access = alone(builder, builder.store(arguments[2], at(builder, arguments), align=32))
+        one = ir.Constant(ir.IntType(32), 1)
+        access.set_metadata("nontemporal", builder.module.add_metadata([one]))
+        return context.get_dummy_value()
+
+    element_of, where = _NUMBA[element], (types.int64, types.int64)
+    get = intrinsic(lambda _, address, i: (element_of(*where), load))
+    put = intrinsic(lambda _, address, i, value: (types.void(*where, element_of), store))
+    stream = intrinsic(lambda _, address, i, value: (types.void(*where, element_of), store_past))
+    return get, put, stream
+
+
 _F = np.float32
 # ln 2 in two parts, so that x - n ln 2 is exact in its leading bits.
 _LOG2E, _LN2_HIGH, _LN2_LOW = _F(1.4426950408889634), _F(0.693359375), _F(-2.12194440e-4)
@@ -68,7 +149,7 @@ _LOWEST, _HIGHEST, _INFINITE = _F(-87.3), _F(88.3), _F(math.inf)
 _TAYLOR = tuple(_F(1 / math.factorial(n)) for n in range(8))
 
 
-@njit(fastmath=FASTMATH)
+@jit
 def exp32(x):
     """e**x in float32, within 3 units in the last place; 0 below -87.3, infinite above 88.3.
 
@@ -87,7 +168,7 @@ def exp32(x):
     return x if x != x else value
 
 
-@njit(fastmath=FASTMATH)
+@jit
 def erf32(x):
     """The error function within 5e-7: Abramowitz and Stegun 7.1.26, as in torch's vector code."""
     size = abs(x)

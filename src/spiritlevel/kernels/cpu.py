@@ -1,7 +1,8 @@
 """Batch normalization on a CPU: statistics, residual add and activation in as few passes as can be.
 
 Two layouts. *Planes* are contiguous tensors (N, C, S): a stretch of S numbers shares one channel.
-*Rows* are channels-last ones, and (N, C): a stretch of C numbers has each channel once.
+*Lanes* are rows in which each column belongs to one channel: channels-last tensors, (N, C), and
+contiguous ones whose S is small.
 
 What each pass does, per element, with `high + low` the mean as two numbers (a float32 of 1e4 leaves
 no room for a deviation of 1e-2), a = weight / sqrt(var + eps) and b = bias - low a:
@@ -12,58 +13,63 @@ no room for a deviation of 1e-2), a = weight / sqrt(var + eps) and b = bias - lo
     descend   grad_x = a g + k2 (x - high) + k1
 
 with k2 = -a sum(g xhat) / (M sqrt(var + eps)) and k1 = -a sum(g) / M - low k2, M the values of a
-channel (Ioffe and Szegedy 2015, section 3); both are 0 in eval. Arithmetic is in float32 (float64
-for float64), and every sum that outgrows a block in float64.
+channel (Ioffe and Szegedy 2015, section 3); both are left out in eval. Arithmetic is in float32
+(float64 for float64), and every sum that outgrows a block in float64.
 
-The batch is cut into parts, and planes into groups of channels, by shape alone, and merged in their
-order: any number of threads gives the same bits. A group of planes goes through its passes while it
-is in cache, so memory is read once, not once a pass.
+The batch is cut into parts, and what is contiguous into groups of channels, by shape alone, and
+merged in their order: any number of threads gives the same bits. A group goes through its passes
+while it is in cache, so memory is read once, not once a pass. What is too large for any cache to
+keep until it is read again is written past it.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from functools import cache, cached_property
+import struct
+from functools import cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from spiritlevel.kernels import team
-from spiritlevel.kernels.library import kernel
+from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
-__all__ = ["backward", "follow", "forward", "layout"]
+__all__ = ["Running", "backward", "forward", "layout", "number_of"]
+
+Running = tuple[Tensor, Tensor, float, float]
+"""Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
 
 _CACHED = 1 << 16
 """Elements of a group of planes: 256 KiB of float32, which the second cache holds."""
 _PART = 1 << 17
-"""Elements of a part of the rows."""
+"""Elements of a part of the lanes."""
 _PARTS = 64
 _LANES = 256
 """Rows shorter than this are taken several at a time."""
+_FEW = 256
+"""Planes smaller than this are taken as lanes: a loop over one is mostly its beginning and end."""
+_MANY = 16
+"""Samples from which on: each lane has sums of its own."""
+_CHANNELS = 128
+"""Channels whose coefficients one thread has found before a second has begun."""
 _ALONE = 1 << 15
 """Elements that one thread has done before a second has begun."""
-
-
-class Work(ctypes.Structure):
-    """What a kernel is told: addresses, and how (N, C, S) is cut.
-
-    Rows are N, each of `fold` pixels of C channels, and S is 1.
-    """
-
-    _fields_ = [(name, ctypes.c_int64) for name in INTEGERS] + [
-        (name, ctypes.c_double) for name in DOUBLES
-    ]
+_UNCACHED = 1 << 24
+"""Bytes of a tensor that will not be in cache when the next layer reads it."""
 
 
 def layout(x: Tensor) -> str | None:
     """Rows or planes, whichever (N, C, *) is in memory; None with gaps or in another order."""
-    if x.dim() < 2:
-        return None
     if x.is_contiguous():
-        return "rows" if x.shape[2:].numel() == 1 else "planes"
-    return "rows" if x.movedim(1, -1).is_contiguous() else None
+        return None if x.dim() < 2 else "planes" if x.dim() > 2 else "rows"
+    return "rows" if x.dim() > 2 and x.movedim(1, -1).is_contiguous() else None
+
+
+def number_of(dtype: torch.dtype) -> torch.dtype:
+    """Of coefficients and sums of a block, for elements of this type."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 class _Plan:
@@ -71,39 +77,41 @@ class _Plan:
 
     def __init__(self, shape: torch.Size, rows: bool, dtype: torch.dtype) -> None:
         N, C, S = shape[0], shape[1], shape[2:].numel()
-        self.rows, self.size, self.C = rows, N * C * S, C
-        self.kind = _KINDS[dtype]
-        self.number = torch.float64 if dtype is torch.float64 else torch.float32
+        self.size, self.C, self.kind = N * C * S, C, _KINDS[dtype]
+        self.number = number_of(dtype)
+        fold = spread = 1
+        rows = rows or S == 1
         if rows:
             N, S = N * S, 1
             fold = max(k for k in range(1, max(1, _LANES // C) + 1) if N % k == 0)
             N //= fold
-            parts = min(_PARTS, -(-self.size // _PART))
-            group = C
+            parts, group = min(_PARTS, -(-self.size // _PART)), C
         else:
-            fold = 1
-            group = min(max(1, _CACHED // (N * S)), -(-C // 16))
             parts = -(-16 // C) if C < 16 else 1
+            group = min(max(1, _CACHED // (N * S)), -(-C // 16))
+            if S < _FEW and N >= _MANY:
+                spread, S = S, 1
+        self.layout = "lanes" if rows or spread > 1 else "planes"
         part = -(-N // parts)
         parts = -(-N // part)
-        self.chunks = parts * -(-C // group)
-        self.whole = parts == 1 and not rows
-        self.cut = {"rows": rows, "N": N, "C": C, "S": S, "fold": fold}
-        self.cut |= {"part": part, "parts": parts, "group": group}
-        # Float64 numbers: two for each lane and part, then five coefficients for each lane.
-        self.partials = 2 * parts * C * fold
-        self.scratch = self.partials + 5 * C * fold
+        self.group, self.chunks, self.whole = group, parts * -(-C // group), parts == 1
+        lanes, by_lane = C * fold * spread, self.layout == "lanes"
+        # float64 numbers of scratch: sums of parts, coefficients, and for lanes sums of a block.
+        needs = (2 * parts * lanes, 5 * lanes, 3 * parts * lanes if by_lane else 0)
+        *self.offsets, self.doubles = accumulate(needs, initial=0)
+        self.cut = (N, C, S, fold, spread, part, parts)
+        # Each stretch begins on a whole vector of 32 bytes.
+        stretch, size = (group * spread if group < C else lanes) if by_lane else S, dtype.itemsize
+        whole = stretch * size % 32 == 0 and (not by_lane or lanes * size % 32 == 0)
+        self.past_cache = whole and self.size * size >= _UNCACHED
 
-    def kernel(self, step: str, act: str = "identity", add: str = "") -> int:
-        return kernel(step, self.rows, self.kind, act, add)
+    def step(self, name: str, act: str = "identity", add: str = "") -> int:
+        """The address of a pass over the elements."""
+        return step(name, self.layout, self.kind, act, add)
 
-    def once(self, step: str) -> int:
-        """What is done once a channel is the same for both layouts."""
-        return kernel(step, False, self.kind, "identity", "")
-
-    @cached_property
-    def template(self) -> bytes:
-        return bytes(Work(**self.cut, chunks=self.chunks))
+    def once(self, name: str) -> int:
+        """The address of what is done once a channel."""
+        return step(name, "channels", self.kind, "identity", "")
 
 
 @cache
@@ -120,29 +128,32 @@ def forward(
     slope: float,
     eps: float,
     statistics: tuple[Tensor, Tensor] | None,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(bn(x) + residual), and the mean and biased variance it took: float64, (C,).
 
     x (N, C, *) in a `layout`, float32, float64 or bfloat16, not empty; residual like x, to the
     strides; weight and bias (C,). `statistics` are float64 and taken in the batch's place (eval).
+    `running` are changed in place, contiguous and of the type `number_of` x; autograd is told.
     """
-    plan = _plan(x.shape, layout(x) == "rows", x.dtype)
+    plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     y = torch.empty_like(x)
-    mean, var = statistics or (_doubles(plan.C), _doubles(plan.C))
-    call = _Call(plan, x, weight, bias, mean, var, slope, eps, statistics is None)
-    work, add = call.work, ""
-    work.y = y.data_ptr()
-    if residual is not None:
-        work.residual, add = residual.data_ptr(), "add"
+    mean, var = statistics or [torch.empty(plan.C, dtype=torch.float64) for _ in range(2)]
+    tensors = {"x": x, "out": y, "residual": residual, "weight": weight, "bias": bias}
+    work = _Work(plan, tensors | {"mean": mean, "var": var}, eps, slope, True, running)
+    add = "" if residual is None else "add"
+    collect, settle, apply = plan.step("collect"), plan.once("settle"), plan.step("apply", act, add)
     if statistics is not None:
-        call.once("prepare")
-        call.each("apply", act, add)
+        work.once(plan.once("prepare"))
+        work.each(apply)
     elif plan.whole:
-        call.each("forward", act, add)
+        work.each(collect, settle, apply)
     else:
-        call.each("collect", backwards=True)
-        call.once("settle")
-        call.each("apply", act, add)
+        work.each(collect, backwards=True)
+        work.once(settle)
+        work.each(apply)
+    if running is not None:
+        torch.autograd.graph.increment_version(running[:2])
     return y, mean, var
 
 
@@ -165,96 +176,82 @@ def backward(
     Of the residual itself, or of y where the activation is a relu, only what tells its slope is
     read. Without an activation its gradient is `grad`, and None here.
     """
-    plan = _plan(x.shape, layout(x) == "rows", x.dtype)
-    grad_x, grad_residual = torch.empty_like(x), None
-    grad_weight = torch.empty(plan.C, dtype=plan.number)
-    grad_bias = torch.empty(plan.C, dtype=plan.number)
-    call = _Call(plan, x, weight, bias, mean, var, slope, eps, training)
-    work, add = call.work, ""
-    work.grad, work.grad_x = grad.data_ptr(), grad_x.data_ptr()
-    work.grad_weight, work.grad_bias = grad_weight.data_ptr(), grad_bias.data_ptr()
+    plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
+    grad_x, grad_residual, add = torch.empty_like(x), None, ""
+    grad_weight, grad_bias = (torch.empty(plan.C, dtype=plan.number) for _ in range(2))
     through = residual if y is None else y
     if through is not None:
         grad_residual, add = torch.empty_like(x), "add" if y is None else "mask"
-        work.residual, work.grad_residual = through.data_ptr(), grad_residual.data_ptr()
+    tensors = {"x": x, "out": grad_x, "residual": through, "weight": weight, "bias": bias}
+    tensors |= {"mean": mean, "var": var, "grad": grad, "grad_residual": grad_residual}
+    tensors |= {"grad_weight": grad_weight, "grad_bias": grad_bias}
+    work = _Work(plan, tensors, eps, slope, training)
+    prepare, settle = plan.once("prepare"), plan.once("settle_sums")
+    reduce = plan.step("reduce", act, add)
+    # A residual's gradient has the activation's slope in it, once it is reduced.
+    descend = plan.step("descend", *(("identity", "add") if add else (act, "")))
     if plan.whole:
-        call.each("backward", act, add)
-        return grad_x, grad_weight, grad_bias, grad_residual
-    call.once("prepare")
-    call.each("reduce", act, add)
-    call.once("settle_sums")
-    if grad_residual is not None:  # it has the activation's slope in it by now
-        work.grad, act, add = work.grad_residual, "identity", ""
-    call.each("descend", act, add, backwards=True)
+        work.each(prepare, reduce, settle, descend)
+    else:
+        work.once(prepare)
+        work.each(reduce)
+        work.once(settle)
+        work.each(descend, backwards=True)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
-def follow(running: Sequence[Tensor], batch: Sequence[Tensor], share: float, factor: float) -> None:
-    """Running mean and variance go by a share towards the batch's; the variance times `factor`.
-
-    All are (C,); the running ones float32 or float64 and contiguous, the batch's float64. Autograd
-    is told that they changed.
-    """
-    mean, var = running
-    work = Work(C=len(mean), group=len(mean), chunks=1, share=share, factor=factor)
-    work.mean, work.var = batch[0].data_ptr(), batch[1].data_ptr()
-    work.running_mean, work.running_var = mean.data_ptr(), var.data_ptr()
-    team.run(kernel("follow", False, _KINDS[mean.dtype], "identity", ""), work, 1)
-    torch.autograd.graph.increment_version(running)
-
-
-def _doubles(count: int) -> Tensor:
-    return torch.empty(count, dtype=torch.float64)
-
-
 _KINDS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
+_ALL = struct.Struct(f"{len(INTEGERS)}q{len(DOUBLES)}d")
+_FIRST = INTEGERS.index("x")
+_COUNTER = struct.Struct(f"{_FIRST}q")
+_STEPS = 4
+_TENSORS = INTEGERS[_FIRST : INTEGERS.index("partials")]
 
 
-class _Call:
-    """One forward or backward pass: its work, and the tensors that nobody else keeps."""
+class _Work:
+    """What the kernels of one call are told, and the tensors that nobody else keeps."""
 
     def __init__(
         self,
         plan: _Plan,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        slope: float,
+        tensors: dict[str, Tensor | None],
         eps: float,
+        slope: float,
         training: bool,
+        running: Running | None = None,
     ) -> None:
         self.plan = plan
         self.team = 1 if plan.size < _ALONE else min(team.threads(), plan.chunks)
-        self.work = work = Work.from_buffer_copy(plan.template)
-        self.scratch = _doubles(plan.scratch)
-        work.partials = self.scratch.data_ptr()
-        work.coefficients = work.partials + 8 * plan.partials
-        work.x, work.mean, work.var = x.data_ptr(), mean.data_ptr(), var.data_ptr()
-        work.eps, work.slope, work.training = eps, slope, training
-        if weight is not None:
-            self.weight = _numbers(weight, plan.number)
-            work.weight = self.weight.data_ptr()
-        if bias is not None:
-            self.bias = _numbers(bias, plan.number)
-            work.bias = self.bias.data_ptr()
+        for name in ("weight", "bias"):
+            t = tensors[name]
+            if t is not None and not (t.dtype is plan.number and t.is_contiguous()):
+                tensors[name] = t.to(plan.number).contiguous()
+        share, factor = 0.0, 1.0
+        if running is not None:
+            tensors["running_mean"], tensors["running_var"], share, factor = running
+        at = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
+        scratch = torch.empty(plan.doubles, dtype=torch.float64)
+        self.kept, start = (tensors, scratch), scratch.data_ptr()
+        self.buffer = ctypes.create_string_buffer(_ALL.size)
+        self.address = ctypes.addressof(self.buffer)
+        numbers = [0] * _FIRST + [at.get(name, 0) for name in _TENSORS]
+        numbers += [start + 8 * offset for offset in plan.offsets]
+        numbers += [training, plan.past_cache, *plan.cut]
+        _ALL.pack_into(self.buffer, 0, *numbers, eps, slope, share, factor)
 
-    def each(
-        self, step: str, act: str = "identity", add: str = "", backwards: bool = False
+    def each(self, *steps: int, backwards: bool = False) -> None:
+        """The steps for each chunk, on every thread; backwards where the last was used just now."""
+        plan = self.plan
+        self._run(plan.chunks, plan.group, backwards, steps, self.team)
+
+    def once(self, step: int) -> None:
+        """The step for each channel; on every thread where there are many."""
+        many = -(-self.plan.C // _CHANNELS)
+        self._run(many, _CHANNELS, False, (step,), min(self.team, many))
+
+    def _run(
+        self, chunks: int, group: int, backwards: bool, steps: tuple[int, ...], many: int
     ) -> None:
-        """The step for each chunk, on every thread; backwards where the last was used just now."""
-        work = self.work
-        work.next, work.backwards = 0, backwards
-        team.run(self.plan.kernel(step, act, add), work, self.team)
-
-    def once(self, step: str) -> None:
-        """The step for all channels, on this thread."""
-        work, plan = self.work, self.plan
-        work.next, work.chunks, work.group = 0, 1, plan.C
-        team.run(plan.once(step), work, 1)
-        work.chunks, work.group = plan.chunks, plan.cut["group"]
-
-
-def _numbers(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
+        more = (0,) * (_STEPS - len(steps))
+        _COUNTER.pack_into(self.buffer, 0, 0, chunks, group, backwards, len(steps), *steps, *more)
+        team.run(kernel(), self.address, many)

@@ -10,62 +10,57 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from spiritlevel.kernels.compiled import FASTMATH, erf32, exp32
+from spiritlevel.kernels.compiled import erf32, exp32, jit
 
 __all__ = ["formulas"]
 
-_compiled = njit(fastmath=FASTMATH, error_model="numpy")
-
 
 def _identity(_number: Any) -> tuple[Any, Any]:
-    return _compiled(lambda z, slope: z), _compiled(lambda z, slope, g: g)
+    return jit(lambda z, slope: z), jit(lambda z, slope, g: g)
 
 
 def _relu(number: Any) -> tuple[Any, Any]:
     zero = number(0)
     return (
-        _compiled(lambda z, slope: zero if z <= zero else z),
-        _compiled(lambda z, slope, g: zero if z <= zero else g),
+        jit(lambda z, slope: zero if z <= zero else z),
+        jit(lambda z, slope, g: zero if z <= zero else g),
     )
 
 
 def _relu6(number: Any) -> tuple[Any, Any]:
     zero, six = number(0), number(6)
     return (
-        _compiled(lambda z, slope: zero if z <= zero else (six if z >= six else z)),
-        _compiled(lambda z, slope, g: g if z > zero and z < six else zero),
+        jit(lambda z, slope: zero if z <= zero else (six if z >= six else z)),
+        jit(lambda z, slope, g: g if z > zero and z < six else zero),
     )
 
 
 def _leaky_relu(number: Any) -> tuple[Any, Any]:
     zero = number(0)
     return (
-        _compiled(lambda z, slope: z if z > zero else z * slope),
-        _compiled(lambda z, slope, g: g if z > zero else g * slope),
+        jit(lambda z, slope: z if z > zero else z * slope),
+        jit(lambda z, slope, g: g if z > zero else g * slope),
     )
 
 
 def _hardsigmoid(number: Any) -> tuple[Any, Any]:
     zero, one, three, sixth = number(0), number(1), number(3), number(1 / 6)
     return (
-        _compiled(
-            lambda z, slope: zero if z <= -three else (one if z >= three else (z + three) * sixth)
-        ),
-        _compiled(lambda z, slope, g: g * sixth if z > -three and z < three else zero),
+        jit(lambda z, slope: zero if z <= -three else (one if z >= three else (z + three) * sixth)),
+        jit(lambda z, slope, g: g * sixth if z > -three and z < three else zero),
     )
 
 
 def _hardswish(number: Any) -> tuple[Any, Any]:
     zero, three, sixth, third, half = (number(n) for n in (0, 3, 1 / 6, 1 / 3, 0.5))
     return (
-        _compiled(
+        jit(
             lambda z, slope: (
                 zero * z if z <= -three else (z if z >= three else z * (z + three) * sixth)
             )
         ),
-        _compiled(
+        jit(
             lambda z, slope, g: (
                 zero if z <= -three else (g if z >= three else g * (z * third + half))
             )
@@ -76,32 +71,32 @@ def _hardswish(number: Any) -> tuple[Any, Any]:
 def _silu(number: Any) -> tuple[Any, Any]:
     exp, one = _exp(number), number(1)
 
-    @_compiled
+    @jit
     def backward(z, slope, g):
         s = one / (one + exp(-z))
         return g * s * (one + z * (one - s))
 
-    return _compiled(lambda z, slope: z / (one + exp(-z))), backward
+    return jit(lambda z, slope: z / (one + exp(-z))), backward
 
 
 def _gelu(number: Any) -> tuple[Any, Any]:
     exp, erf = _exp(number), _erf(number)
     one, half, root, density = (number(n) for n in (1, 0.5, 0.5**0.5, (2 * math.pi) ** -0.5))
 
-    @_compiled
+    @jit
     def backward(z, slope, g):
         share = half * (one + erf(z * root))
         return g * (share + z * density * exp(-half * z * z))
 
-    return _compiled(lambda z, slope: half * z * (one + erf(z * root))), backward
+    return jit(lambda z, slope: half * z * (one + erf(z * root))), backward
 
 
 def _exp(number: Any) -> Any:
-    return exp32 if number is np.float32 else _compiled(lambda x: math.exp(x))
+    return exp32 if number is np.float32 else jit(lambda x: math.exp(x))
 
 
 def _erf(number: Any) -> Any:
-    return erf32 if number is np.float32 else _compiled(lambda x: math.erf(x))
+    return erf32 if number is np.float32 else jit(lambda x: math.erf(x))
 
 
 _BY_NAME = {

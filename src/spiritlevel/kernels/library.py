@@ -12,34 +12,55 @@ from numba import carray, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from spiritlevel.kernels.compiled import FASTMATH, next_of, pointer
+from spiritlevel.kernels.compiled import OPTIONS, call, next_of, pointer
 from spiritlevel.kernels.passes import WORK, passes
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "step"]
 
 
 @cache
-def kernel(step: str, rows: bool, kind: str, act: str, add: str) -> int:
-    """The address of `void f(work)`, which does `step` for chunk after chunk until none is left."""
-    do = getattr(passes(rows, kind, act, add), step)
+def step(name: str, layout: str, kind: str, act: str, add: str) -> int:
+    """The address of `void step(work, part, first, last)`: a pass over a chunk."""
+    do = passes(layout, kind, act, add)[name]
+
+    def run(address, part, first, last):
+        do(carray(pointer(address), 1, WORK)[0], part, first, last)
+
+    return _compiled(run, 4, (name, layout, kind, act, add))
+
+
+@cache
+def kernel() -> int:
+    """The address of `void kernel(work)`, which takes chunk after chunk until none is left."""
 
     def run(address):
         work = carray(pointer(address), 1, WORK)[0]
-        chunks, group, channels = work.chunks, work.group, work.C
-        groups = (channels + group - 1) // group
+        chunks, group = work.chunks, work.group
+        groups = (work.C + group - 1) // group
         while True:
             chunk = next_of(address)
             if chunk >= chunks:
                 break
             if work.backwards:
                 chunk = chunks - 1 - chunk
-            first = (chunk % groups) * group
-            do(work, chunk // groups, first, min(first + group, channels))
+            part, first = chunk // groups, (chunk % groups) * group
+            last = min(first + group, work.C)
+            call(work.step_0, address, part, first, last)
+            if work.steps > 1:
+                call(work.step_1, address, part, first, last)
+            if work.steps > 2:
+                call(work.step_2, address, part, first, last)
+            if work.steps > 3:
+                call(work.step_3, address, part, first, last)
 
-    options = {"fastmath": FASTMATH, "error_model": "numpy", "nopython": True}
-    compiled: Any = CFunc(run, ((types.int64,), types.void), locals={}, options=options)
+    return _compiled(run, 1, ("kernel",))
+
+
+def _compiled(run: Any, arguments: int, name: tuple[str, ...]) -> int:
+    signature = ((types.int64,) * arguments, types.void)
+    compiled: Any = CFunc(run, signature, locals={}, options={**OPTIONS, "nopython": True})
     with suppress(RuntimeError):  # there may be no folder that it could be kept in
-        compiled._cache = _Kept(run, (step, rows, kind, act, add, _sources()))
+        compiled._cache = _Kept(run, (*name, _sources()))
     compiled.compile()
     _ALIVE.append(compiled)
     return int(compiled.address)
@@ -61,9 +82,9 @@ class _Kept(FunctionCache):
 
 @cache
 def _sources() -> str:
-    """Numba looks at the age of one file; a kernel is made from four."""
+    """Numba looks at the age of one file; a kernel is made from these."""
     files = [Path(__file__).with_name(f"{name}.py") for name in _FILES]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-_FILES = ("library", "passes", "formulas", "compiled")
+_FILES = ("library", "passes", "planes", "lanes", "channels", "formulas", "compiled")

@@ -20,6 +20,8 @@ from spiritlevel.kernels.activations import Activation, activation
 __all__ = ["batch_norm_act"]
 
 Statistics = tuple[Tensor, Tensor]
+Running = tuple[Tensor, Tensor, float | Tensor]
+"""Running mean and variance, and the share, 0 to 1, by which they go towards those of the batch."""
 
 
 def batch_norm_act(
@@ -65,12 +67,27 @@ def fused(
     act: Activation,
     eps: float,
     statistics: Statistics | None,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernels of `cpu`, for tensors that `backend` has found fit for them."""
-    mean, var = statistics or (None, None)
-    compiling = torch.compiler.is_compiling()
-    run: Any = torch.ops.spiritlevel.batch_norm_act if compiling else _BatchNormAct.apply
-    return run(x, weight, bias, residual, mean, var, act.name, act.slope, eps)  # type: ignore[no-any-return]
+    """By the kernels of `cpu`, for tensors that `backend` has found fit for them.
+
+    What is `running` is updated in place, with the variance unbiased.
+    """
+    if torch.compiler.is_compiling():
+        mean, var = statistics or (None, None)
+        run = torch.ops.spiritlevel.batch_norm_act
+        y, mean, var = run(x, weight, bias, residual, mean, var, act.name, act.slope, eps)
+    else:
+        call = _Call(act, eps, statistics)
+        if running is not None and backend.follows(x, *running[:2]):
+            count = x.numel() // x.shape[1]
+            call.running = (*running[:2], float(running[2]), count / (count - 1))
+            running = None
+        y = _BatchNormAct.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
+        mean, var = call.statistics
+    if running is not None:
+        follow(running, (mean, var), x.numel() // x.shape[1])
+    return y, mean, var
 
 
 def by_reference(
@@ -81,27 +98,27 @@ def by_reference(
     act: Activation,
     eps: float,
     statistics: Statistics | None,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the paper's formula."""
+    """By the paper's formula; arguments as of `fused`."""
     y = reference.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
-    return act(y if residual is None else y + residual), *(statistics or statistics_of(x))
+    mean, var = statistics or statistics_of(x)
+    if running is not None:
+        follow(running, (mean, var), x.numel() // x.shape[1])
+    return act(y if residual is None else y + residual), mean, var
 
 
 @torch.no_grad()
-def follow(running: Statistics, batch: Statistics, share: float | Tensor, count: int) -> None:
-    """Running mean and variance go in place by a share, 0 to 1, towards those of the batch.
+def follow(running: Running, batch: Statistics, count: int) -> None:
+    """Running mean and variance go in place towards those of the batch.
 
     The batch's variance is the biased one of `count` values; it goes in unbiased.
     """
-    factor = count / (count - 1)
-    if not torch.compiler.is_compiling() and backend.follows(*running, *batch):
-        from spiritlevel.kernels import cpu
-
-        cpu.follow(running, batch, float(share), factor)
-        return
-    for one, of_batch in zip(running, (batch[0], batch[1] * factor), strict=True):
-        by = share.to(one.dtype) if isinstance(share, Tensor) else share
-        one.lerp_(of_batch.to(one.dtype), by)
+    mean, var, share = running
+    unbiased = batch[1] * (count / (count - 1))
+    for one, of_batch in ((mean, batch[0]), (var, unbiased)):
+        # Not lerp_, which makes NaN of an infinite mean.
+        one.mul_(1 - share).add_((of_batch * share).to(one.dtype))
 
 
 @torch.no_grad()
@@ -111,25 +128,36 @@ def statistics_of(x: Tensor) -> Statistics:
     return mean, var
 
 
+class _Call:
+    """What one eager forward pass is told beside tensors, and what it tells: its statistics."""
+
+    def __init__(self, act: Activation, eps: float, statistics: Statistics | None) -> None:
+        self.act, self.eps, self.given = act, eps, statistics
+        self.running: Any = None
+        self.statistics: Any = None
+
+
 class _BatchNormAct(torch.autograd.Function):
-    """(x, weight, bias, residual, mean, var, act, slope, eps) -> (y, mean, var)."""
+    """(x, weight, bias, residual, call) -> y."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _forward_on_cpu(*inputs)
-        _set_up(ctx, inputs, output)
-        return output
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, call = inputs
+        options = *(call.given or (None, None)), *call.act, call.eps
+        output = _forward_on_cpu(*tensors, *options, call.running)  # type: ignore[call-arg]
+        _keep(ctx, (*tensors, *options), output)
+        y, *call.statistics = output
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grads[0], _backward_on_cpu)
+        return _gradients(ctx, grads[0], _backward_on_cpu)[:5]
 
 
-def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, residual, given, _, ctx.act, ctx.slope, ctx.eps = inputs
     y, mean, var = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(mean, var)
     ctx.training, ctx.added = given is None, residual is not None
     # What tells the activation's slope: a relu's own output, which its consumer keeps anyway.
     linear = ctx.act == "identity"
@@ -139,6 +167,11 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Ten
         x, weight, None if linear else bias, kept, y if masks else None, mean, var
     )
     ctx.bias_type = None if bias is None else bias.dtype
+
+
+def _keep_in_graph(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    _keep(ctx, inputs, output)  # type: ignore[arg-type]
 
 
 def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, ...]:
@@ -194,13 +227,14 @@ def _forward_on_cpu(
     act: str,
     slope: float,
     eps: float,
+    running: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from spiritlevel.kernels import cpu
 
     statistics = None if mean is None or var is None else (mean.double(), var.double())
     if residual is not None:
         residual = _laid_out_as(x, residual)
-    return cpu.forward(x, weight, bias, residual, act, slope, eps, statistics)
+    return cpu.forward(x, weight, bias, residual, act, slope, eps, statistics, running)
 
 
 def _backward_on_cpu(
@@ -286,5 +320,5 @@ def _backward_in_graph(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor 
 torch.library.register_autograd(
     "spiritlevel::batch_norm_act",
     lambda ctx, *grads: _gradients(ctx, grads[0], _backward_in_graph),
-    setup_context=lambda ctx, inputs, output: _set_up(ctx, inputs, output),
+    setup_context=lambda ctx, inputs, output: _keep_in_graph(ctx, inputs, output),
 )

@@ -32,16 +32,15 @@ def threads() -> int:
     return 1 if _forked else min(torch.get_num_threads(), _limit())
 
 
-def run(kernel: int, work: ctypes.Structure, team: int) -> None:
-    """Call the function at this address on `team` threads, and return when all of them are done."""
-    at = ctypes.addressof(work)
+def run(kernel: int, work: int, team: int) -> None:
+    """Call a function with an argument, both addresses, on `team` threads; return when all have."""
     if team == 1:
-        _call(kernel)(at)
+        _call(kernel)(work)
     elif (parallel := _gnu_openmp()) is not None:
-        parallel(kernel, at, team, 0)
+        parallel(kernel, work, team, 0)
     else:
-        others = [_pool(team).submit(_call(kernel), at) for _ in range(team - 1)]
-        _call(kernel)(at)
+        others = [_pool(team).submit(_call(kernel), work) for _ in range(team - 1)]
+        _call(kernel)(work)
         for other in others:
             other.result()
 

@@ -68,13 +68,10 @@ class _Fused(_BatchNorm):
             _check_batch(x, self.eps)
         run = ops.fused if chosen == "cpu" else ops.by_reference
         taken = None if training else running
-        y, mean, var = run(x, weight, bias, residual, self.act, self.eps, taken)
-        if training:
-            count = x.numel() // x.shape[1]
-            if track:
-                self._follow(running, (mean, var), count)
-            if not torch.compiler.is_compiling():
-                tell(self, lambda: (mean, var), count)
+        follows = self._follows() if track and running[0] is not None else None
+        y, mean, var = run(x, weight, bias, residual, self.act, self.eps, taken, follows)
+        if training and not torch.compiler.is_compiling():
+            tell(self, lambda: (mean, var), x.numel() // x.shape[1])
         return y
 
     def _plain(self, x: Tensor, residual: Tensor | None, training: bool, track: bool) -> Tensor:
@@ -88,14 +85,14 @@ class _Fused(_BatchNorm):
             tell(self, lambda: ops.statistics_of(x), x.numel() // x.shape[1])
         return self.act(y if residual is None else y + residual)
 
-    def _follow(self, running: Any, batch: tuple[Tensor, Tensor], count: int) -> None:
-        """Let the running statistics go towards those of the batch."""
+    def _follows(self) -> ops.Running | None:
+        """The running statistics, and the share of this batch in them."""
         share: Any = self.momentum
-        if running[0] is None or (share is None and self.num_batches_tracked is None):
-            return
+        if share is None and self.num_batches_tracked is None:
+            return None
         if share is None:
             share = 1.0 / self.num_batches_tracked  # type: ignore[operator]
-        ops.follow(running, batch, share, count)
+        return self.running_mean, self.running_var, share  # type: ignore[return-value]
 
 
 class BatchNorm1d(_Fused, nn.BatchNorm1d):

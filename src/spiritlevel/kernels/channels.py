@@ -1,0 +1,142 @@
+"""What is done once a channel, between the passes over the elements, as Numba compiles it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from spiritlevel.kernels.compiled import jit, pointer
+
+__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "doubles", "steps"]
+
+CENTRE, SCALE, SHIFT, K1, K2 = range(5)
+"""The coefficients, each with a number for every slot."""
+
+
+@jit
+def doubles(address, offset, count):
+    """float64 numbers, from an address and so many of them further."""
+    return carray(pointer(address + offset * 8), count, np.float64)
+
+
+@jit
+def blend(mean, other, share):
+    """A weighted mean; of infinite ones their sum, which reordered products would not be."""
+    if math.isfinite(mean) and math.isfinite(other):
+        return mean * (1.0 - share) + other * share
+    return mean + other
+
+
+def steps(number: Any) -> dict[str, Any]:
+    """The steps `prepare`, `settle` and `settle_sums`, for coefficients in float32 or float64.
+
+    A step is a function of (work, part, first, last), for channels first to last; the part is
+    ignored. A channel's coefficients stand in `fold * spread` slots.
+    """
+    size = np.dtype(number).itemsize
+
+    @jit
+    def numbers(address, count):
+        return carray(pointer(address), count, number)
+
+    @jit
+    def fill(work, which, c, value):
+        """One channel's coefficient, in all of its slots."""
+        slots = work.fold * work.C * work.spread
+        found = numbers(work.coefficients + which * slots * size, slots)
+        for first in range(c * work.spread, slots, work.C * work.spread):
+            for slot in range(first, first + work.spread):
+                found[slot] = value
+
+    @jit
+    def factor(work, c):
+        """weight / sqrt(var + eps)."""
+        weight = float(numbers(work.weight, work.C)[c]) if work.weight != 0 else 1.0
+        return weight / math.sqrt(doubles(work.var, c, 1)[0] + work.eps)
+
+    @jit
+    def low_of(mean):
+        """What is left of a mean beyond its nearest `number`."""
+        return mean - float(number(mean)) if math.isfinite(mean) else 0.0
+
+    @jit
+    def prepare(work, _part, first, last):
+        """From mean and variance to the coefficients of `apply`."""
+        for c in range(first, last):
+            mean, a = doubles(work.mean, c, 1)[0], factor(work, c)
+            bias = float(numbers(work.bias, work.C)[c]) if work.bias != 0 else 0.0
+            fill(work, CENTRE, c, number(mean))
+            fill(work, SCALE, c, number(a))
+            fill(work, SHIFT, c, number(bias - low_of(mean) * a))
+
+    @jit
+    def merged(work, part, c):
+        """Mean and sum of squares of a channel in a part, from those of its lanes."""
+        slots, step = work.fold * work.C * work.spread, work.C * work.spread
+        found = doubles(work.partials, 2 * part * slots, 2 * slots)
+        total, square, apart = 0.0, 0.0, 0.0
+        for first in range(c * work.spread, slots, step):
+            for lane in range(first, first + work.spread):
+                total += found[lane]
+                square += found[slots + lane]
+        mean = total / (work.fold * work.spread)
+        for first in range(c * work.spread, slots, step):
+            for lane in range(first, first + work.spread):
+                off = found[lane] - mean
+                apart += off * off
+        return mean, square + apart * min(work.N - part * work.part, work.part) * work.S
+
+    @jit
+    def settle(work, _part, first, last):
+        """Merge the means and squares of all parts, as Chan does; then `follow` and `prepare`."""
+        values = work.S * work.fold * work.spread
+        for c in range(first, last):
+            mean, square, seen = 0.0, 0.0, 0.0
+            for part in range(work.parts):
+                count = min(work.N - part * work.part, work.part) * values
+                other, more = merged(work, part, c)
+                share, delta = count / (seen + count), other - mean
+                square += more + delta * delta * seen * share
+                mean = blend(mean, other, share)
+                seen += count
+            doubles(work.mean, c, 1)[0] = mean
+            doubles(work.var, c, 1)[0] = square / seen
+        if work.running_mean != 0:
+            follow(work, first, last)
+        prepare(work, 0, first, last)
+
+    @jit
+    def follow(work, first, last):
+        """The running statistics go by a share towards the batch's, whose variance times factor."""
+        means, vars_ = numbers(work.running_mean, work.C), numbers(work.running_var, work.C)
+        share, rest = work.share, 1.0 - work.share
+        for c in range(first, last):
+            mean, var = doubles(work.mean, c, 1)[0], doubles(work.var, c, 1)[0] * work.factor
+            means[c] = number(rest * float(means[c]) + share * mean)
+            vars_[c] = number(rest * float(vars_[c]) + share * var)
+
+    @jit
+    def settle_sums(work, _part, first, last):
+        """From the sums to the gradients of weight and bias, and the coefficients of `descend`."""
+        count, slots = work.N * work.S * work.fold * work.spread, work.fold * work.C * work.spread
+        for c in range(first, last):
+            total, product = 0.0, 0.0
+            for part in range(work.parts):
+                found = doubles(work.partials, 2 * part * slots, 2 * slots)
+                for start in range(c * work.spread, slots, work.C * work.spread):
+                    for lane in range(start, start + work.spread):
+                        total += found[lane]
+                        product += found[slots + lane]
+            mean, a = doubles(work.mean, c, 1)[0], factor(work, c)
+            low, deviation = low_of(mean), math.sqrt(doubles(work.var, c, 1)[0] + work.eps)
+            weight_grad = (product - low * total) / deviation
+            numbers(work.grad_weight, work.C)[c] = number(weight_grad)
+            numbers(work.grad_bias, work.C)[c] = number(total)
+            slope = -a * weight_grad / (count * deviation)
+            fill(work, K2, c, number(slope))
+            fill(work, K1, c, number(-a * total / count - low * slope))
+
+    return {"prepare": prepare, "settle": settle, "settle_sums": settle_sums}

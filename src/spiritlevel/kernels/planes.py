@@ -1,0 +1,155 @@
+"""The passes over planes: contiguous (N, C, S), where a stretch of S numbers shares one channel."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend, doubles
+from spiritlevel.kernels.compiled import jit
+
+__all__ = ["passes"]
+
+_BLOCK = 4096
+"""Elements that are still in the first cache when they are looked at again."""
+
+
+def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[Any, ...]:
+    """`collect`, `apply`, `reduce` and `descend`, which `cpu` describes.
+
+    The second and the last are yet to be told how they write: into the cache or past it.
+    """
+    number, size, coefficient = read.number, read.size, read.coefficient
+    x_at, grad_at, residual_at = read.x, read.grad, read.residual
+    put_grad_residual, grad_residual_at = read.put_grad_residual, read.grad_residual
+    adds, masks = add == "add", add == "mask"
+
+    @jit
+    def exactly(work, n, stop, c, offset, width):
+        """Mean and sum of squares in float64: for a block that float32 has not the range for."""
+        total, square = 0.0, 0.0
+        for m in range(n, stop):
+            x = work.x + ((m * work.C + c) * work.S + offset) * size
+            for i in range(width):
+                total += float(x_at(x, i))
+        mean = total / ((stop - n) * width)
+        for m in range(n, stop):
+            x = work.x + ((m * work.C + c) * work.S + offset) * size
+            for i in range(width):
+                square += (float(x_at(x, i)) - mean) ** 2
+        return mean, square
+
+    @jit
+    def block(work, n, stop, c, offset, width):
+        """Mean and sum of squares of samples n to stop; corrected for the mean's own rounding."""
+        count, total = (stop - n) * width, number(0)
+        for m in range(n, stop):
+            x = work.x + ((m * work.C + c) * work.S + offset) * size
+            for i in range(width):
+                total += x_at(x, i)
+        centre = total / number(count)
+        rest, square = number(0), number(0)
+        for m in range(n, stop):
+            x = work.x + ((m * work.C + c) * work.S + offset) * size
+            for i in range(width):
+                d = x_at(x, i) - centre
+                rest += d
+                square += d * d
+        if not math.isfinite(square):
+            return exactly(work, n, stop, c, offset, width)
+        rest64 = float(rest) / count
+        return float(centre) + rest64, float(square) - rest64 * rest64 * count
+
+    @jit
+    def collect(work, part, first, last):
+        C, S = work.C, work.S
+        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+        means = doubles(work.partials, 2 * part * C, C)
+        squares = doubles(work.partials, (2 * part + 1) * C, C)
+        means[first:last] = 0.0
+        squares[first:last] = 0.0
+        step, seen = max(1, _BLOCK // (S * (last - first))), 0
+        for n in range(begin, end, step):
+            stop = min(n + step, end)
+            for offset in range(0, S, _BLOCK):
+                width = min(_BLOCK, S - offset)
+                count = (stop - n) * width
+                share = count / (seen + count)
+                for c in range(first, last):
+                    mean, square = block(work, n, stop, c, offset, width)
+                    delta = mean - means[c]
+                    squares[c] += square + delta * delta * seen * share
+                    means[c] = blend(means[c], mean, share)
+                seen += count
+
+    def applying(write):
+        @jit
+        def apply(work, part, first, last):
+            C, S, slope = work.C, work.S, number(work.slope)
+            for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
+                for c in range(first, last):
+                    at = (n * C + c) * S * size
+                    x, y, residual = work.x + at, work.out + at, work.residual + at
+                    high, a = coefficient(work, CENTRE, c), coefficient(work, SCALE, c)
+                    b = coefficient(work, SHIFT, c)
+                    for i in range(S):
+                        z = (x_at(x, i) - high) * a + b
+                        if adds:
+                            z += residual_at(residual, i)
+                        write(y, i, act_of(z, slope))
+
+        return apply
+
+    @jit
+    def reduce(work, part, first, last):
+        C, S, slope = work.C, work.S, number(work.slope)
+        totals = doubles(work.partials, 2 * part * C, C)
+        products = doubles(work.partials, (2 * part + 1) * C, C)
+        totals[first:last] = 0.0
+        products[first:last] = 0.0
+        for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
+            for c in range(first, last):
+                high, a = coefficient(work, CENTRE, c), coefficient(work, SCALE, c)
+                b = coefficient(work, SHIFT, c)
+                for offset in range(0, S, _BLOCK):
+                    at, width = ((n * C + c) * S + offset) * size, min(_BLOCK, S - offset)
+                    x, grad, residual = work.x + at, work.grad + at, work.residual + at
+                    grad_residual = work.grad_residual + at
+                    total, product = number(0), number(0)
+                    for i in range(width):
+                        d = x_at(x, i) - high
+                        z = residual_at(residual, i) if masks else d * a + b
+                        if adds:
+                            z += residual_at(residual, i)
+                        g = back_of(z, slope, grad_at(grad, i))
+                        if adds or masks:
+                            put_grad_residual(grad_residual, i, g)
+                        total += g
+                        product += g * d
+                    totals[c] += float(total)
+                    products[c] += float(product)
+
+    def descending(write):
+        @jit
+        def descend(work, part, first, last):
+            C, S, slope, training = work.C, work.S, number(work.slope), work.training != 0
+            for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
+                for c in range(first, last):
+                    at = (n * C + c) * S * size
+                    x, grad, grad_x = work.x + at, work.grad + at, work.out + at
+                    grad_residual = work.grad_residual + at
+                    high, a = coefficient(work, CENTRE, c), coefficient(work, SCALE, c)
+                    b = coefficient(work, SHIFT, c)
+                    k1, k2 = coefficient(work, K1, c), coefficient(work, K2, c)
+                    for i in range(S):
+                        d = x_at(x, i) - high
+                        if adds or masks:
+                            g = grad_residual_at(grad_residual, i)
+                        else:
+                            g = back_of(d * a + b, slope, grad_at(grad, i))
+                        write(grad_x, i, a * g + (k2 * d + k1) if training else a * g)
+
+        return descend
+
+    return collect, applying, reduce, descending
