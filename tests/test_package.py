@@ -25,6 +25,18 @@ def test_importing_it_imports_nothing_heavy(code):
     assert HEAVY.isdisjoint(loaded)
 
 
+def test_numba_waits_for_an_input_that_needs_it():
+    code = """
+import sys, torch
+import spiritlevel as sl
+small = sl.nn.BatchNorm2d(3)(torch.randn(2, 3, 4, 4))
+sl.kernels.batch_norm_act(small, act="relu")
+sl.create_model("ghostnet_050", num_classes=10)
+print("numba" in sys.modules)
+"""
+    assert child(code) == ["False"]
+
+
 @pytest.mark.parametrize("name", spiritlevel.__all__)
 def test_every_public_name_is_there(name):
     value = getattr(spiritlevel, name)

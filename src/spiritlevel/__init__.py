@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spiritlevel import errors as errors
+    from spiritlevel import kernels as kernels
     from spiritlevel import nn as nn
     from spiritlevel.models import create_model as create_model
     from spiritlevel.models import list_models as list_models
     from spiritlevel.study import study as study
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "errors", "list_models", "nn", "study"]
+__all__ = ["create_model", "errors", "kernels", "list_models", "nn", "study"]
 
 _HOME = {
     "create_model": "spiritlevel.models",

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_it_is_aligned_and_tells_what_a_bug_report_needs(capsys):
         assert re.search(rf"^{label} +\S", told, re.M), label
     for label in ("accelerator", "threads", "kernels", "allocator", "extra study"):
         assert re.search(rf"^{label} +\S", told, re.M), label
-    assert "active: aten, torch's own kernels" in told
+    assert re.search(r"^kernels +asked for: auto ", told, re.M)
     assert not re.search(r"\{\w+\}", told)
 
 
@@ -34,10 +35,40 @@ def test_as_json_it_says_the_same(capsys):
     found = json.loads(capsys.readouterr().out)
     assert main(["env"]) == 0
     told = capsys.readouterr().out
-    assert found["kernels"]["backend"] == "aten"
+    assert found["kernels"]["asked"] == "auto"
+    assert found["kernels"]["numba"] == found["versions"].get("numba")
     for package, version in found["versions"].items():
         assert re.search(rf"^{package} +{re.escape(version)}$", told, re.M)
     assert found["system"]["processor"] in told
+
+
+NUMBA = bool(find_spec("numba"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "lines"),
+    [
+        ("", ["asked for: auto ", f"active: {'cpu, our Numba' if NUMBA else 'aten, torch'}"]),
+        ("aten", ["asked for: aten ", "active: aten, torch's own kernels\n"]),
+        ("reference", ["asked for: reference ", "active: reference, the paper's formula"]),
+        (
+            "fast",
+            [
+                "asked for: fast ",
+                "active: none. got SPIRITLEVEL_KERNELS 'fast'; wanted one of auto,",
+            ],
+        ),
+    ],
+)
+def test_which_kernels_were_asked_for_and_which_run(monkeypatch, capsys, variable, lines):
+    monkeypatch.setenv("SPIRITLEVEL_KERNELS", variable)
+    assert main(["env"]) == 0
+    told = capsys.readouterr().out
+    kernels = told[told.index("\nkernels ") : told.index("\nallocator ")]
+    for line in lines:
+        assert line in kernels
+    version = re.search(r"^numba +(\S+)$", told, re.M)
+    assert (f"numba {version[1]}" if version else "numba is not installed") in kernels
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")

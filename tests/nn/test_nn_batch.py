@@ -15,6 +15,7 @@ from torch import nn
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import ACTIVATIONS, activation
+from spiritlevel.nn import BatchRenorm2d, GhostBatchNorm2d, NoisyBatchNorm2d
 from spiritlevel.nn import batch as snn
 from spiritlevel.nn.observe import observing
 
@@ -323,12 +324,33 @@ def test_functional_transforms_and_forward_mode_see_plain_operations():
     torch.testing.assert_close(got, expected)
 
 
-def test_torchs_conversion_to_sync_never_drops_an_activation():
-    with pytest.raises(UsageError, match=r"got a BatchNormAct2d in torch's convert_sync_batchnorm"):
-        nn.SyncBatchNorm.convert_sync_batchnorm(block())
+@pytest.mark.parametrize(
+    ("layer", "dropped"),
+    [
+        (snn.BatchNormAct2d(8), r"activation \(relu\)"),
+        (GhostBatchNorm2d(8, group_size=4), "groups"),
+        (BatchRenorm2d(8), "correction"),
+        (NoisyBatchNorm2d(8), "noise"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_torchs_conversion_to_sync_never_drops_what_is_not_torchs(layer, dropped):
+    with pytest.raises(
+        UsageError, match=rf"in torch's convert_sync_batchnorm.* drop its {dropped}"
+    ):
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))
+
+
+def test_torchs_conversion_to_sync_takes_a_plain_one():
     plain = nn.Sequential(snn.BatchNorm2d(8))
     assert type(nn.SyncBatchNorm.convert_sync_batchnorm(plain)[0]) is nn.SyncBatchNorm
-    assert not hasattr(snn.BatchNormAct2d(8), "qconfig")
+
+
+def test_a_qconfig_may_be_set_as_on_any_module():
+    layer = snn.BatchNormAct2d(8)
+    assert not hasattr(layer, "qconfig")
+    layer.qconfig = "mine"
+    assert layer.qconfig == "mine"
 
 
 @pytest.mark.usefixtures("on")

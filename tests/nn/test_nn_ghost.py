@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
+from spiritlevel.kernels import use
 from spiritlevel.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from spiritlevel.nn.observe import observing
 
 
 def groups_of(x, size):
@@ -118,6 +122,72 @@ def test_memory_layout_does_not_matter():
     for other in (x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT):
         assert not other.is_contiguous()
         torch.testing.assert_close(GhostBatchNorm2d(4, 4)(other), y)
+
+
+@pytest.mark.parametrize("shape", [(10, 4, 5, 5), (8, 4, 2, 3, 5)])
+def test_channels_last_stays_so_with_the_same_numbers(shape):
+    layer = {4: GhostBatchNorm2d, 5: GhostBatchNorm3d}[len(shape)](4, 4).double()
+    memory = {4: torch.channels_last, 5: torch.channels_last_3d}[len(shape)]
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory).requires_grad_()
+    y, expected = layer(x), one_by_one(x, 4, layer.weight, layer.bias)
+    assert y.is_contiguous(memory_format=memory)
+    torch.testing.assert_close(y, expected)
+    leaves, towards = [x, layer.weight, layer.bias], torch.randn_like(y)
+    got = torch.autograd.grad(y, leaves, towards)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, leaves, towards))
+    assert got[0].is_contiguous(memory_format=memory)
+
+
+@pytest.mark.slow  # kernels are compiled
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_our_kernels_give_the_same(memory):
+    pytest.importorskip("numba", reason="the kernels of `cpu` need the extra cpu")
+    layer, same = ghost(12, 4), ghost(12, 4)
+    same.load_state_dict(layer.state_dict())
+    for samples in (8, 11, 3):
+        x = torch.randn(samples, 12, 9, 9, dtype=torch.float64).contiguous(memory_format=memory)
+        with use("cpu"):
+            y = layer(x)
+        with use("aten"):
+            torch.testing.assert_close(y, same(x))
+        torch.testing.assert_close(layer.state_dict(), same.state_dict())
+
+
+@pytest.mark.parametrize("samples", [16, 18, 3])
+def test_who_listens_is_told_the_moments_of_the_whole_batch(samples):
+    layer, told = ghost(5, 4), []
+    x = torch.randn(samples, 5, 3, 3, dtype=torch.float64) * 3 + 7
+    x[::2] += 4  # so that the groups differ
+    with observing(lambda *numbers: told.append(numbers)):
+        layer(x)
+        layer.eval()(x)
+    ((who, mean, var, count),) = told
+    assert who is layer
+    assert count == samples * 9
+    assert not mean.requires_grad
+    expected_var, expected_mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, expected_mean)
+    torch.testing.assert_close(var, expected_var)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # as torch imports its own compiler
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_compiled_whole_it_trains_as_it_does_eagerly(momentum, memory):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), GhostBatchNorm2d(8, 4, momentum=momentum), nn.ReLU())
+    model.to(memory_format=memory)
+    eager = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        x = torch.randn(10, 3, 7, 7).contiguous(memory_format=memory)
+        for each, run in ((model, compiled), (eager, eager)):
+            each.zero_grad()
+            run(x).square().sum().backward()
+        for p, q in zip(model.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(model.state_dict(), eager.state_dict(), rtol=1e-5, atol=1e-5)
 
 
 def test_mean_far_above_the_deviation():

@@ -6,6 +6,12 @@ from torch import nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
     FrozenBatchNorm,
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -20,8 +26,9 @@ from spiritlevel.nn import (
 
 SHAPES = {1: (16, 24), 2: (16, 24, 3, 3), 3: (16, 24, 2, 2, 2)}
 CLASSES = {
-    "batch": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "batch": (BatchNorm1d, BatchNorm2d, BatchNorm3d),
     "ghost:4": (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d),
+    "renorm": (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
     "frozen": (FrozenBatchNorm, FrozenBatchNorm, FrozenBatchNorm),
     "group:8": (nn.GroupNorm, nn.GroupNorm, nn.GroupNorm),
     "layer": (nn.LayerNorm, nn.GroupNorm, nn.GroupNorm),
@@ -61,7 +68,7 @@ def test_what_is_averaged_over(spec, axes):
 def test_layer_of_features_and_learned_weights():
     y = norm_layer("layer", dim=1)(24)(torch.randn(5, 24) * 3 + 2)
     torch.testing.assert_close(y.mean(1), torch.zeros(5), rtol=0, atol=1e-5)
-    for spec in ("batch", "ghost:4", "group:8", "layer", "instance"):
+    for spec in ("batch", "ghost:4", "renorm", "group:8", "layer", "instance"):
         assert {name for name, _ in norm_layer(spec)(24).named_parameters()} == {"weight", "bias"}
 
 
@@ -75,6 +82,9 @@ def test_layer_of_features_and_learned_weights():
         ("ghost:16", {"group_size": 16, "momentum": 0.1}),
         ("ghost:4,momentum=1", {"group_size": 4, "momentum": 1.0}),
         ("ghost:eps=1,group_size=2", {"group_size": 2, "eps": 1.0}),
+        ("renorm", {"r_max": 3.0, "d_max": 5.0, "warmup": 5000, "momentum": 0.1, "eps": 1e-5}),
+        ("renorm:r_max=1,d_max=0,warmup=0", {"r_max": 1.0, "d_max": 0.0, "warmup": 0}),
+        ("renorm:momentum=none,eps=0.1", {"momentum": None, "eps": 0.1}),
         ("group:6,eps=0.1", {"num_groups": 6, "eps": 0.1}),
         ("layer:eps=0.1", {"num_groups": 1, "eps": 0.1}),
         ("instance:eps=0.1", {"eps": 0.1, "affine": True}),
@@ -107,6 +117,11 @@ def test_options(spec, attributes):
         ("ghost:0", "group_size is '0', not a whole number above 0"),
         ("group:2.5", "groups is '2.5', not a whole number above 0"),
         ("group:-2", "groups is '-2', not a whole number above 0"),
+        ("renorm:3", "renorm has no option '3'; its options: momentum, eps, r_max, d_max, warmup"),
+        ("renorm:r_max=0.9", "r_max is '0.9', not a number of 1 or more"),
+        ("renorm:r_max=inf", "r_max is 'inf', not a number of 1 or more"),
+        ("renorm:d_max=-1", "d_max is '-1', not a number of 0 or more"),
+        ("renorm:warmup=2.5", "warmup is '2.5', not a whole number of 0 or more"),
         (nn.BatchNorm2d(3), "it is neither a string nor a function"),
         (3, "it is neither a string nor a function"),
     ],
@@ -116,8 +131,19 @@ def test_what_cannot_be_read_is_repeated_with_what_can(spec, why):
         norm_layer(spec)
     text = str(caught.value)
     assert text.startswith(f"got norm {spec!r}: {why}")
-    for known in ("batch, ghost:16, frozen, group:8", "noisy-none", "batch:momentum=0.01,eps=1e-3"):
+    for known in ("batch, ghost:16, renorm, frozen", "noisy-none", "batch:momentum=0.01,eps=1e-3"):
         assert known in text
+
+
+@pytest.mark.parametrize("read", [norm_layer, normalizes])
+@pytest.mark.parametrize("spec", ["sync", "sync:momentum=0.01"])
+def test_sync_is_for_a_later_version(spec, read):
+    with pytest.raises(UsageError) as caught:
+        read(spec)
+    assert str(caught.value) == (
+        f"got norm {spec!r}, which comes with distributed training, in a later version; use "
+        "'batch' until then"
+    )
 
 
 def test_dim_is_one_two_or_three():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spiritlevel.data import load
+from spiritlevel.kernels import backend
 from spiritlevel.study.config import PRESETS
 from spiritlevel.study.engine import run_cells
 from spiritlevel.study.records import Cell
@@ -49,6 +50,17 @@ def test_one_worker_and_two_give_the_same_numbers(run, images):
     assert all(record.error is None for record in alone.values())
 
 
+@pytest.mark.parametrize(("asked", "runs"), [(None, "aten"), ("reference", "reference")])
+def test_a_cell_runs_on_torchs_kernels_unless_others_are_asked_for(
+    run, images, monkeypatch, asked, runs
+):
+    if asked:
+        monkeypatch.setenv("SPIRITLEVEL_KERNELS", asked)
+    monkeypatch.setitem(TASKS, "invariance", lambda *_: {"kernels": backend.asked()})
+    (record,) = run([Cell("invariance", {"seed": 1})], images).values()
+    assert record.result == {"kernels": runs}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_cell_runs_on_the_threads_it_is_given(run, images, monkeypatch, threads):
     """And torch's own setting is as before, afterwards."""
@@ -85,6 +97,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from spiritlevel.data import load
+from spiritlevel.kernels import backend
 from spiritlevel.errors import RecordsError
 from spiritlevel.study.engine import run_cells
 from spiritlevel.study.records import Cell

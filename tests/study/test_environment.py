@@ -159,7 +159,8 @@ def test_it_needs_none_of_the_extras():
 
 
 def test_a_run_writes_down_less():
-    told = describe(jobs=3, threads=2)
+    told = describe(jobs=3, threads=2, kernels="aten")
+    assert told["kernels"] == "aten"
     assert told["workers"] == "3"
     assert told["threads a cell"] == "2"
     assert told["processor"] == gather()["system"]["processor"]

@@ -34,6 +34,13 @@ def test_too_few_images_are_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_kernels_that_cannot_be_had_are_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIRITLEVEL_KERNELS", "fast")
+    with pytest.raises(UsageError, match="got SPIRITLEVEL_KERNELS 'fast'; wanted one of auto"):
+        begin(SMOKE, tmp_path / "run", "")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     begin(SMOKE, tmp_path, "")
     before = (tmp_path / "config.json").read_bytes()

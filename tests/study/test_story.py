@@ -35,7 +35,9 @@ def begun(tmp_path):
 
 def begin_in(folder, plan):
     run = begin(plan, folder, "spiritlevel study --preset smoke")
-    write_json(run.folder / "environment.json", environment.describe(jobs=1, threads=1))
+    write_json(
+        run.folder / "environment.json", environment.describe(jobs=1, threads=1, kernels="aten")
+    )
     return run.folder
 
 

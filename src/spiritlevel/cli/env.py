@@ -44,9 +44,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "", ""
     yield from _threads(found["threads"])
     yield "", ""
-    yield from _several(
-        "kernels", [say(f"terminal.env.{one}") for one in found["kernels"].values()]
-    )
+    yield from _kernels(found["kernels"])
     yield from _allocator(found["allocator"])
     yield "", ""
     for extra, missing in found["extras"].items():
@@ -72,6 +70,18 @@ def _threads(threads: dict[str, Any]) -> Iterator[tuple[str, str]]:
     numba = threads["numba"]
     told += [say("terminal.env.layer", layer=numba) if numba else say("terminal.env.no_numba")]
     yield from _several("threads", told + _variables(threads))
+
+
+def _kernels(kernels: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    asked, active, version = kernels["asked"], kernels["backend"], kernels["numba"]
+    told = [say("terminal.env.asked", asked=asked)]
+    if active is None:
+        told += [say("terminal.env.refused", why=kernels["refused"])]
+    else:
+        by_size = asked == "auto" and active == "cpu"
+        told += [say(f"terminal.env.active.{'by_size' if by_size else active}")]
+    numba = say("terminal.env.numba", version=version) if version else say("terminal.env.no_numba")
+    yield from _several("kernels", [*told, numba, say(f"terminal.env.{kernels['oracle']}")])
 
 
 def _allocator(allocator: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -36,7 +36,7 @@ from spiritlevel.kernels import team
 from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
-__all__ = ["Running", "backward", "forward", "layout", "number_of"]
+__all__ = ["Running", "backward", "forward", "layout", "number_of", "statistics"]
 
 Running = tuple[Tensor, Tensor, float, float]
 """Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
@@ -157,6 +157,16 @@ def forward(
     return y, mean, var
 
 
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and biased variance that `forward` takes of the same x: float64, (C,)."""
+    plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
+    mean, var = (torch.empty(plan.C, dtype=torch.float64) for _ in range(2))
+    work = _Work(plan, {"x": x, "mean": mean, "var": var}, 0.0, 0.0, True)
+    work.each(plan.step("collect"))
+    work.once(plan.once("settle"))
+    return mean, var
+
+
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -223,7 +233,7 @@ class _Work:
         self.plan = plan
         self.team = 1 if plan.size < _ALONE else min(team.threads(), plan.chunks)
         for name in ("weight", "bias"):
-            t = tensors[name]
+            t = tensors.get(name)
             if t is not None and not (t.dtype is plan.number and t.is_contiguous()):
                 tensors[name] = t.to(plan.number).contiguous()
         share, factor = 0.0, 1.0

@@ -38,8 +38,8 @@ def batch_norm_act(
 
     x is (N, C) or (N, C, *), residual like it; weight, bias, mean and var are (C,). Mean and biased
     variance are the batch's, over all axes but 1, in float64 where our kernels took them and in the
-    type of x elsewhere; or they are `statistics` (eval). Gradients go to x, weight, bias and
-    residual, not to mean and variance. Raises UsageError for an unknown activation.
+    type of weight or x elsewhere; or they are `statistics` (eval). Gradients go to x, weight, bias
+    and residual, not to mean and variance. Raises UsageError for an unknown activation.
     """
     act = activation(act)
     if torch.compiler.is_compiling():
@@ -51,11 +51,7 @@ def batch_norm_act(
         return fused(x, weight, bias, residual, act, eps, statistics)
     if chosen == "reference":
         return by_reference(x, weight, bias, residual, act, eps, statistics)
-    mean, var = statistics or statistics_of(x)
-    if statistics is None:
-        y = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
-    else:
-        y = F.batch_norm(x, mean.to(x.dtype), var.to(x.dtype), weight, bias, False, 0.0, eps)
+    y, mean, var = _by_torch(x, weight, bias, eps, statistics)
     return act(y if residual is None else y + residual), mean, var
 
 
@@ -108,6 +104,21 @@ def by_reference(
     return act(y if residual is None else y + residual), mean, var
 
 
+def _by_torch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, statistics: Statistics | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By torch's own kernels, which tell the statistics that they took as running ones."""
+    if statistics is not None:
+        mean, var = (each.to(x.dtype) for each in statistics)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), *statistics
+    halves = x.dtype in (torch.float16, torch.bfloat16)
+    kind = weight.dtype if weight is not None else torch.float32 if halves else x.dtype
+    mean, var = (x.new_zeros(x.shape[1], dtype=kind) for _ in range(2))
+    y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
+    count = x.numel() // max(x.shape[1], 1)
+    return y, mean, var * ((count - 1) / max(count, 1))
+
+
 @torch.no_grad()
 def follow(running: Running, batch: Statistics, count: int) -> None:
     """Running mean and variance go in place towards those of the batch.
@@ -122,8 +133,12 @@ def follow(running: Running, batch: Statistics, count: int) -> None:
 
 
 @torch.no_grad()
-def statistics_of(x: Tensor) -> Statistics:
-    """Mean and biased variance over all axes but 1, (C,), in the type of x."""
+def statistics_of(x: Tensor, kernels: str = "aten") -> Statistics:
+    """Mean and biased variance over all axes but 1, (C,), in the type of x; by `cpu` in float64."""
+    if kernels == "cpu" and not torch.compiler.is_compiling():
+        from spiritlevel.kernels import cpu
+
+        return cpu.statistics(x)
     var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
     return mean, var
 

@@ -48,6 +48,27 @@ _IDENTITY = Activation("identity")
 class _Fused(_BatchNorm):
     act: Activation = _IDENTITY
 
+    def _beyond_torchs(self) -> str:
+        """What torch's own class of this name does not do."""
+        return ""
+
+    @property
+    def qconfig(self) -> Any:
+        """Read by torch's convert_sync_batchnorm, which makes torch's own layer of a subclass."""
+        dropped = self._beyond_torchs()
+        if dropped and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+            raise UsageError(
+                f"got a {type(self).__name__} in torch's convert_sync_batchnorm, which would drop "
+                f"its {dropped}; wanted torch's own batch norm. Convert before layers are replaced"
+            )
+        if "qconfig" in self.__dict__:
+            return self.__dict__["qconfig"]
+        raise AttributeError(f"{type(self).__name__} has no qconfig")
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        self.__dict__["qconfig"] = value
+
     def forward(self, input: Tensor) -> Tensor:
         return self._normalized(input, None)
 
@@ -55,15 +76,15 @@ class _Fused(_BatchNorm):
         if isinstance(x, Proxy):  # torch.fx is tracing: one node, as torch's own layers are
             return _as_leaf(self, x, residual)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        weight, bias = self.weight, self.bias
         running: Any = (self.running_mean, self.running_var)
         track = self.training and self.track_running_stats
         if track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         training = self.training or (running[0] is None and running[1] is None)
-        chosen = _kernels(x, residual, training, weight, bias, *running)
+        chosen = _kernels(x, residual, training, self.weight, self.bias, *running)
+        weight, bias = self._affine(x, chosen)
         if chosen == "aten":
-            return self._plain(x, residual, training, track)
+            return self._plain(x, residual, weight, bias, training, track)
         if training:
             _check_batch(x, self.eps)
         run = ops.fused if chosen == "cpu" else ops.by_reference
@@ -74,13 +95,25 @@ class _Fused(_BatchNorm):
             tell(self, lambda: (mean, var), x.numel() // x.shape[1])
         return y
 
-    def _plain(self, x: Tensor, residual: Tensor | None, training: bool, track: bool) -> Tensor:
+    def _affine(self, x: Tensor, kernels: str) -> tuple[Tensor | None, Tensor | None]:
+        """The weight and the bias that x gets."""
+        return self.weight, self.bias
+
+    def _plain(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        training: bool,
+        track: bool,
+    ) -> Tensor:
         momentum, seen = self.momentum, self.num_batches_tracked if track else None
         if momentum is None:
             momentum = 0.0 if seen is None else 1.0 / float(seen)
         given = not self.training or self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if given else (None, None)
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, training, momentum, self.eps)
+        y = F.batch_norm(x, mean, var, weight, bias, training, momentum, self.eps)
         if training and not torch.compiler.is_compiling():
             tell(self, lambda: ops.statistics_of(x), x.numel() // x.shape[1])
         return self.act(y if residual is None else y + residual)
@@ -147,16 +180,8 @@ class _FusedAct(_Fused):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._normalized(input, residual)
 
-    @property
-    def qconfig(self) -> Any:
-        """Read by torch's convert_sync_batchnorm, which would leave out the activation."""
-        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
-            raise UsageError(
-                f"got a {type(self).__name__} in torch's convert_sync_batchnorm, which would drop "
-                f"its activation ({self.act}); wanted torch's own batch norm followed by it. "
-                "Convert before the layers are fused"
-            )
-        raise AttributeError(f"{type(self).__name__} has no qconfig")
+    def _beyond_torchs(self) -> str:
+        return f"activation ({self.act})"
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, act={self.act}"  # type: ignore[no-untyped-call]

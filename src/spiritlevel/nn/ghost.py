@@ -11,21 +11,28 @@ left over at the end of the batch is one smaller last group.
 The running statistics take one step a batch, towards the means and unbiased variances of all groups
 weighted by their samples, so `running_mean` goes where plain batch normalization's goes. Eval is
 plain batch normalization with them. The `state_dict` is that of torch's class.
+
+An observer is told mean and biased variance of the whole batch, put together from the groups': the
+mean of their means, and the mean of their variances plus the variance of their means.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.fx import Proxy
 
 from spiritlevel.errors import UsageError
+from spiritlevel.kernels import ops
+from spiritlevel.nn.batch import _Fused
+from spiritlevel.nn.observe import tell
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
 
-class _GhostBatchNorm(_BatchNorm):
+class _GhostBatchNorm(_Fused):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -45,40 +52,74 @@ class _GhostBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Raises UsageError where a group has a single value per channel, hence no variance."""
-        if not self.training:
+        if not self.training or isinstance(input, Proxy):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         self._check_groups(input)
-        momentum = self._count_batch()
+        self.num_batches_tracked.add_(1)
         groups, rest = divmod(len(input), self.group_size)
         if groups == 0 or rest == 0:
-            output, mean, var = self._normalize(input, max(groups, 1), momentum)
+            output, *moments = self._normalize(input, max(groups, 1))
         else:
-            last = rest / len(input)
-            output, mean, var = self._normalize(input[:-rest], groups, momentum)
-            last_output, last_mean, last_var = self._normalize(input[-rest:], 1, momentum)
+            dealt, last = torch.split(input, [len(input) - rest, rest])
+            output, *moments = self._normalize(dealt, groups)
+            last_output, *last_moments = self._normalize(last, 1)
             output = torch.cat([output, last_output])
-            mean, var = mean.lerp(last_mean, last), var.lerp(last_var, last)
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(var)
+            moments = [torch.cat(pair) for pair in zip(moments, last_moments, strict=True)]
+        self._conclude(input, *moments)
         return output
 
-    def _normalize(self, x: Tensor, groups: int, momentum: float) -> tuple[Tensor, Tensor, Tensor]:
-        """x (g * groups, C, *) seen as (g, groups * C, *): one call normalises all groups.
+    def _normalize(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, and the means and biased variances of the groups, (groups, C)."""
+        if groups == 1:
+            y, mean, var = ops.batch_norm_act(x, self.weight, self.bias, eps=self.eps)
+            return y, mean[None], var[None]
+        if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+            return self._at_once(x, groups)
+        return self._one_by_one(x, groups)
 
-        Returns the output and, averaged over the groups, the running mean (C,) and variance (C,).
-        """
+    def _at_once(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x (g * groups, C, *) seen as (g, groups * C, *): one call normalises all groups."""
         weight = self.weight.repeat(groups) if self.affine else None
         bias = self.bias.repeat(groups) if self.affine else None
-        mean, var = self.running_mean.repeat(groups), self.running_var.repeat(groups)
         grouped = x.reshape(len(x) // groups, groups * x.shape[1], *x.shape[2:])
-        output = F.batch_norm(grouped, mean, var, weight, bias, True, momentum, self.eps)
-        return output.reshape(x.shape), mean.view(groups, -1).mean(0), var.view(groups, -1).mean(0)
+        y, mean, var = ops.batch_norm_act(grouped, weight, bias, eps=self.eps)
+        return y.reshape(x.shape), mean.view(groups, -1), var.view(groups, -1)
 
-    def _count_batch(self) -> float:
-        """Returns the weight of this batch; momentum None asks for the average of all batches."""
-        self.num_batches_tracked.add_(1)
-        return 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+    def _one_by_one(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in channels-last, where groups of channels would have to be transposed.
+
+        The samples of a group are brought together, and apart again: copies of whole images.
+        """
+        channels_last = x.movedim(1, -1)
+        dealt = channels_last.view(-1, groups, *channels_last.shape[1:]).transpose(0, 1)
+        done = [
+            ops.batch_norm_act(each.movedim(-1, 1), self.weight, self.bias, eps=self.eps)
+            for each in dealt.contiguous().unbind()
+        ]
+        y, mean, var = zip(*done, strict=True)
+        whole = torch.stack([each.movedim(1, -1) for each in y], dim=1).flatten(0, 1)
+        return whole.movedim(-1, 1), torch.stack(mean), torch.stack(var)
+
+    @torch.no_grad()
+    def _conclude(self, x: Tensor, means: Tensor, variances: Tensor) -> None:
+        """One step of the running statistics; then who listens is told."""
+        values, (whole, rest) = x.numel() // x.shape[1], divmod(len(x), self.group_size)
+        shares = [size / len(x) for size in [self.group_size] * whole + [rest] * (rest > 0)]
+        unbiased = [share * (share * values) / (share * values - 1) for share in shares]
+        of_groups = means.new_tensor([shares, unbiased])[..., None]
+        mean, var = (means * of_groups[0]).sum(0), (variances * of_groups[1]).sum(0)
+        momentum = self._momentum()
+        for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+            running.lerp_(batch.to(running.dtype), momentum)
+        if not torch.compiler.is_compiling():
+            tell(self, lambda: _whole(means, variances, of_groups[0]), values)
+
+    def _momentum(self) -> Any:
+        """The weight of this batch; momentum None asks for the average of all batches."""
+        if self.momentum is not None:
+            return self.momentum
+        return (1 / self.num_batches_tracked).to(self.running_mean.dtype)
 
     def _check_groups(self, x: Tensor) -> None:
         smallest = len(x) % self.group_size or self.group_size
@@ -89,8 +130,16 @@ class _GhostBatchNorm(_BatchNorm):
                 "last batch of the loader or choose another group size"
             )
 
+    def _beyond_torchs(self) -> str:
+        return "groups"
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, group_size={self.group_size}"  # type: ignore[no-untyped-call]
+
+
+def _whole(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    mean = (means * shares).sum(0)
+    return mean, ((variances + (means - mean).square()) * shares).sum(0)
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spiritlevel.nn.batch import _Fused
+
 __all__ = [
     "MomentNoise",
     "NoisyBatchNorm1d",
@@ -41,25 +43,22 @@ class MomentNoise(nn.Module):
         return moment_noise(x) if self.training else x
 
 
-class NoisyBatchNorm1d(nn.BatchNorm1d):
+class _Noisy(_Fused):
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        return moment_noise(y) if self.training else y
+
+    def _beyond_torchs(self) -> str:
+        return "noise"
+
+
+class NoisyBatchNorm1d(_Noisy, nn.BatchNorm1d):
     """Batch normalization, then `moment_noise` while training. Input (N, C) or (N, C, L)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
-        return moment_noise(y) if self.training else y
 
-
-class NoisyBatchNorm2d(nn.BatchNorm2d):
+class NoisyBatchNorm2d(_Noisy, nn.BatchNorm2d):
     """Batch normalization, then `moment_noise` while training. Input (N, C, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
-        return moment_noise(y) if self.training else y
 
-
-class NoisyBatchNorm3d(nn.BatchNorm3d):
+class NoisyBatchNorm3d(_Noisy, nn.BatchNorm3d):
     """Batch normalization, then `moment_noise` while training. Input (N, C, D, H, W)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
-        return moment_noise(y) if self.training else y

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from spiritlevel.errors import UsageError
+from spiritlevel.nn.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from spiritlevel.nn.frozen import FrozenBatchNorm
 from spiritlevel.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from spiritlevel.nn.noise import (
@@ -25,6 +26,7 @@ from spiritlevel.nn.noise import (
     NoisyBatchNorm2d,
     NoisyBatchNorm3d,
 )
+from spiritlevel.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 
 __all__ = ["NormFactory", "NormSpec", "norm_layer", "normalizes"]
 
@@ -42,6 +44,7 @@ def norm_layer(spec: NormSpec, *, dim: int = 2) -> NormFactory:
     |---|---|---|---|
     | batch | a channel over the batch | running moments | weight, bias |
     | ghost:16 | a channel over 16 samples of the batch | running moments | weight, bias |
+    | renorm | a channel over the batch, corrected | running moments | weight, bias |
     | frozen | nothing: constants, see `FrozenBatchNorm` | the same | nothing |
     | group:8 | a sample over each of 8 groups of channels | the same | weight, bias |
     | layer | a sample over all channels | the same | weight, bias |
@@ -49,9 +52,10 @@ def norm_layer(spec: NormSpec, *, dim: int = 2) -> NormFactory:
     | none | nothing: the identity | the same | nothing |
     | noisy-batch, noisy-none | as batch and none, then `moment_noise` | no noise | as those |
 
-    Options are `eps`, and for batch, ghost and noisy-batch `momentum` (none: a cumulative average).
-    Where 8 groups do not divide the channels the greatest common divisor is taken, with one warning
-    from each factory. A function is handed back as it is. Raises UsageError.
+    Options are `eps`, for batch, ghost, renorm and noisy-batch `momentum` (none: a cumulative
+    average), and for renorm `r_max`, `d_max` and `warmup`. Where 8 groups do not divide the
+    channels the greatest common divisor is taken, with one warning from each factory. A function is
+    handed back as it is. Raises UsageError.
     """
     if dim not in (1, 2, 3):
         raise UsageError(
@@ -76,6 +80,11 @@ def normalizes(spec: NormSpec) -> bool:
 
 def _parse(spec: str) -> tuple[_Norm, dict[str, Any]]:
     name, colon, rest = spec.partition(":")
+    if name == "sync":
+        raise UsageError(
+            f"got norm {spec!r}, which comes with distributed training, in a later version; use "
+            "'batch' until then"
+        )
     if name not in _NORMS:
         raise _refuse(spec, f"there is no norm {name!r}")
     norm, options = _NORMS[name], dict[str, Any]()
@@ -117,6 +126,24 @@ def _eps(text: str) -> float:
     return float(text)
 
 
+def _r_max(text: str) -> float:
+    if not 1 <= _number(text) < math.inf:
+        raise ValueError("a number of 1 or more")
+    return float(text)
+
+
+def _d_max(text: str) -> float:
+    if not 0 <= _number(text) < math.inf:
+        raise ValueError("a number of 0 or more")
+    return float(text)
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("a whole number of 0 or more")
+    return int(text)
+
+
 def _size(text: str) -> int:
     if not (_number(text) >= 1 and text.isdecimal()):
         raise ValueError("a whole number above 0")
@@ -133,8 +160,9 @@ def _number(text: str) -> float:
 
 _Classes = Mapping[int, Callable[..., nn.Module]]
 
-_BATCH: _Classes = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_BATCH: _Classes = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 _GHOST: _Classes = {1: GhostBatchNorm1d, 2: GhostBatchNorm2d, 3: GhostBatchNorm3d}
+_RENORM: _Classes = {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d}
 _NOISY: _Classes = {1: NoisyBatchNorm1d, 2: NoisyBatchNorm2d, 3: NoisyBatchNorm3d}
 _INSTANCE: _Classes = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -197,10 +225,12 @@ class _Norm:
 _DIVIDES = {"eps": _eps}
 _FOLLOWS = {"momentum": _momentum, "eps": _eps}
 _GHOSTS = {"group_size": _size, **_FOLLOWS}
+_RENORMS = {**_FOLLOWS, "r_max": _r_max, "d_max": _d_max, "warmup": _steps}
 _GROUPS = {"groups": _size, **_DIVIDES}
 _NORMS = {
     "batch": _Norm("batch", partial(_by_dim, _BATCH), _FOLLOWS),
     "ghost": _Norm("ghost:16", partial(_by_dim, _GHOST), _GHOSTS, size="group_size"),
+    "renorm": _Norm("renorm", partial(_by_dim, _RENORM), _RENORMS),
     "frozen": _Norm("frozen", _frozen, _DIVIDES),
     "group": _Norm("group:8", _Group, _GROUPS, size="groups"),
     "layer": _Norm("layer", _layer, _DIVIDES),

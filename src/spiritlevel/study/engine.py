@@ -17,12 +17,12 @@ from torch import Tensor
 
 from spiritlevel.data import Images
 from spiritlevel.errors import RecordsError, require
-from spiritlevel.kernels import tune_allocator
+from spiritlevel.kernels import backend, tune_allocator
 from spiritlevel.study.factory import Factory
 from spiritlevel.study.networks import use_factory
 from spiritlevel.study.records import Cell, Record, finite
 
-__all__ = ["run_cells"]
+__all__ = ["kernels", "run_cells"]
 
 _WATCH_SECONDS = 0.5
 
@@ -96,13 +96,23 @@ def _work(cell: Cell, images: Path, threads: int, parent: int, factory: Factory 
     torch.set_num_threads(threads)
     start = time.perf_counter()
     try:
-        result = finite(TASKS[cell.task](cell.settings, _images(images)))
+        with backend.use(kernels()):
+            result = finite(TASKS[cell.task](cell.settings, _images(images)))
     except Exception as fault:  # one bad cell must not cost the others their results
         error = f"{type(fault).__name__}: {fault}"
     finally:
         torch.set_num_threads(before)
     seconds = round(time.perf_counter() - start, 3)
     return Record(cell.key, cell.task, dict(cell.settings), result, error, seconds, threads)
+
+
+def kernels() -> str:
+    """torch's own, unless others are asked for: no number then hangs on what is installed.
+
+    Raises UsageError for what cannot be had.
+    """
+    asked = backend.asked()
+    return "aten" if asked == "auto" else asked
 
 
 @cache

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from spiritlevel import __version__
-from spiritlevel.kernels import tune_allocator
+from spiritlevel.errors import UsageError
+from spiritlevel.kernels import backend, tune_allocator
 
 __all__ = ["describe", "gather"]
 
 
-def describe(*, jobs: int, threads: int) -> dict[str, str]:
+def describe(*, jobs: int, threads: int, kernels: str) -> dict[str, str]:
     """Name -> value, for `environment.json` and the page."""
     return {
         "spiritlevel": __version__,
@@ -32,6 +33,7 @@ def describe(*, jobs: int, threads: int) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "workers": str(jobs),
         "threads a cell": str(threads),
+        "kernels": kernels,
     }
 
 
@@ -44,7 +46,7 @@ def gather() -> dict[str, Any]:
         "versions": _versions(),
         "system": _system(),
         "threads": _threads(),
-        "kernels": {"backend": "aten", "oracle": "reference"},
+        "kernels": _kernels(),
         "allocator": _allocator(),
         "accelerators": _accelerators(),
         "extras": dict(_extras()),
@@ -147,6 +149,20 @@ def _set(*prefixes: str) -> dict[str, str]:
     }
 
 
+def _kernels() -> dict[str, str | None]:
+    """What is asked for, what of it runs (None where that is refused, and why), and the oracle."""
+    found: dict[str, str | None] = {"asked": os.environ.get(backend.VARIABLE) or "auto"}
+    found |= {"numba": _version("numba"), "backend": None, "oracle": "reference"}
+    try:
+        asked = backend.asked()
+        found |= {"asked": asked, "backend": asked}
+        if asked == "auto":
+            found["backend"] = "cpu" if backend.HAS_NUMBA else "aten"
+    except UsageError as error:
+        found["refused"] = str(error)
+    return found
+
+
 def _allocator() -> dict[str, Any]:
     name, version = platform.libc_ver()
     return {
@@ -189,7 +205,10 @@ def _extras() -> Iterable[tuple[str, list[str]]]:
 
 
 def _installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
+    return _version(package) is not None
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None

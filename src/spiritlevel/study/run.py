@@ -88,13 +88,15 @@ def begin(
 ) -> Run:
     """Write what is asked, and the rules of the verdicts, before anything is measured.
 
-    Raises RecordsError where the folder holds a run already, DataError for images of no use.
+    Raises RecordsError where the folder holds a run already, DataError for images of no use, and
+    UsageError for kernels that cannot be had.
     """
     if (folder / RECORDS).exists() or (folder / CONFIG).exists():
         raise RecordsError(
             f"got {folder}, which holds a run already; "
             "go on with it by --resume, or choose another --out"
         )
+    engine.kernels()  # raises for what cannot be had
     images = _load(plan)
     if len(images.train_y) < MIN_IMAGES:
         raise DataError(
@@ -213,7 +215,8 @@ def resume(folder: Path, factory: Factory | None = None) -> Run:
 def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
     """Run what has no result yet, record by record; on return every cell has a record."""
     plan = run.plan
-    write_json(run.folder / ENVIRONMENT, environment.describe(jobs=jobs, threads=plan.threads))
+    described = environment.describe(jobs=jobs, threads=plan.threads, kernels=engine.kernels())
+    write_json(run.folder / ENVIRONMENT, described)
     cells = all_cells(plan)
     file = RecordFile.open(run.folder / RECORDS)
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.nn import norm_layer
+from spiritlevel.nn import BatchNorm2d, norm_layer
 from spiritlevel.probe import norm_places, undisturbed
 from spiritlevel.study import theirs
 
@@ -69,14 +69,14 @@ def _check_kinds(model: nn.Module, norm: str, source: Source) -> None:
     modules = dict(model.named_modules())
     batch_norms = [name for name, module in modules.items() if isinstance(module, _BATCH_NORM)]
     expected = type(norm_layer(norm)(8))
-    if expected is nn.BatchNorm2d and not batch_norms:
+    if expected is BatchNorm2d and not batch_norms:
         raise UsageError(
             f"got {source.where}: no layer normalises by batch though norm={norm!r} was asked; "
             f"wanted at least one. {_DO}"
         )
     if norm in ("none", "noisy-none"):
         left = norm_places(model)
-    elif expected is nn.BatchNorm2d:
+    elif expected is BatchNorm2d:
         left = []
     elif expected is nn.GroupNorm:
         left = [*batch_norms, *(n for n, m in modules.items() if _other_groups(m, norm))]
