@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spiritlevel.errors import UsageError
 
-__all__ = ["write_whole"]
+__all__ = ["refuse_unwritable", "write_whole"]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -16,7 +16,7 @@ def write_whole(path: Path, text: str) -> None:
     What UTF-8 cannot hold, such as a file name that was not valid Unicode, is written as a question
     mark.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _draft(path)
     try:
         with draft.open("xb") as file:
             file.write(text.encode("utf-8", errors="replace"))
@@ -24,10 +24,33 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        raise UsageError(
-            f"got {error.strerror or error} while writing {path}; "
-            "wanted a folder that is there and has room. Make it, or choose another --out"
-        ) from error
+        raise _refusal(path, error) from error
     finally:
         if path.parent.is_dir():
             draft.unlink(missing_ok=True)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out before long work whether `write_whole` can begin. Raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"got {path}, which is a folder; wanted the name of a file to write")
+    draft = _draft(path)
+    try:
+        draft.open("xb").close()
+        draft.unlink()
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def _draft(path: Path) -> Path:
+    """A file of this process's own beside it. A path without a name, such as "", has none."""
+    if not path.name:
+        raise UsageError(f"got {str(path)!r} as the name of a file; wanted one, such as found.json")
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _refusal(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"got {error.strerror or error} while writing {path}; "
+        "wanted a folder that is there and has room. Make it, or choose another --out"
+    )

@@ -287,6 +287,17 @@ def test_exported_it_is_torchs_own_operations(training):
         torch.testing.assert_close(exported.module()(x), parts_of(model).eval()(x), **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's own
+def test_an_onnx_file_needs_nothing_of_ours():
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    pytest.importorskip("onnxscript", reason="torch's exporter needs it")
+    model, x = block().eval(), torch.randn(2, 3, 9, 9)
+    file = torch.onnx.export(model, (x,), dynamo=True, verbose=False).model_proto
+    assert {node.domain for node in file.graph.node} == {""}  # ONNX's own operations
+    (y,) = evaluator(file).run(None, {file.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), parts_of(model).eval()(x), **CLOSE)
+
+
 def test_traced_it_needs_nothing_of_ours():
     model = block().eval()
     x = torch.randn(4, 3, 9, 9)

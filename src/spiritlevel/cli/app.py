@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import env, explain, study
+from spiritlevel.cli import bench, env, explain, study
 
 __all__ = ["app"]
 
@@ -33,3 +33,4 @@ app.command("explain", context_settings=explain.CONTEXT)(explain.explain)
 app.command("study")(study.study)
 app.command("report")(study.report)
 app.command("env")(env.env)
+app.add_typer(bench.app, name="bench")

@@ -11,7 +11,7 @@ from spiritlevel.catalogue import say
 if TYPE_CHECKING:
     from spiritlevel.study import Progress
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "Share"]
 
 
 class Bar:
@@ -86,3 +86,45 @@ class Bar:
         ):
             self.last = now
             self.say(f"{say('terminal.training')} {told}")
+
+
+class Share:
+    """Which share of one piece of work is done, and what is being done."""
+
+    LINE_SECONDS = 15.0
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.last = time.monotonic()
+        self.bar: Any = None
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def tell(self, share: float, what: str) -> None:
+        """Draw it; `share` is 0 to 1."""
+        if self.console.is_terminal:
+            self._draw(share, what)
+        elif time.monotonic() - self.last > self.LINE_SECONDS:
+            self.last = time.monotonic()
+            self.say(say("terminal.bench.progress", percent=int(100 * share), what=what))
+
+    def say(self, text: str) -> None:
+        """A line above the bar, never broken or coloured."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self, share: float, what: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        if self.bar is None:
+            columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task(what, total=1.0)
+            self.bar.start()
+        self.bar.update(self.task, completed=share, description=what)

@@ -1,0 +1,9 @@
+"""Speed and memory, ours beside others': in one process, interleaved, compared before timed."""
+
+from spiritlevel.bench.agree import Mismatch
+from spiritlevel.bench.allocator import allocator
+from spiritlevel.bench.first_step import first_step
+from spiritlevel.bench.fuse import fuse
+from spiritlevel.bench.norms import SHAPES, norms
+
+__all__ = ["SHAPES", "Mismatch", "allocator", "first_step", "fuse", "norms"]

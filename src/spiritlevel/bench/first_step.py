@@ -1,0 +1,101 @@
+"""What the first training step of GhostNet costs, before and after its kernels are on disk.
+
+Each of these is a fresh process: torch's layers; ours with an empty folder for kernels (cold); ours
+again with the kernels that the cold one has left there (warm). A step is forward, loss, backward
+and SGD. What a first step adds is its time less the median of the later ones; torch adds something,
+too, and it stands beside ours.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from spiritlevel.bench.child import in_a_child
+from spiritlevel.bench.setting import Progress, share_of
+
+__all__ = ["first_step"]
+
+_LAYOUTS = ("contiguous", "channels-last")
+_LATER = 2
+
+
+def first_step(
+    *,
+    model: str = "ghostnet_100",
+    batch: int = 32,
+    size: int = 224,
+    threads: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Seconds, for JSON: layout -> torch, cold, warm -> first, later, added."""
+    given = {"model": model, "batch": batch, "size": size, "threads": threads}
+    runs, found = len(_LAYOUTS) * 3, dict[str, Any]()
+    for layout in _LAYOUTS:
+        found[layout] = {}
+        with TemporaryDirectory(prefix="spiritlevel-kernels-") as empty:
+            for name in ("torch", "cold", "warm"):
+                done = sum(map(len, found.values())) / runs
+                share_of(progress, done, 1 / runs, f"first step of {model}, {layout}, {name}")
+                asked = given | {"layout": layout, "ours": name != "torch"}
+                steps = in_a_child(__name__, "steps", asked, {"NUMBA_CACHE_DIR": empty})
+                later = median(steps[1:])
+                found[layout][name] = {
+                    "first": steps[0],
+                    "later": later,
+                    "added": steps[0] - later,
+                    "kernels_on_disk": len(list(Path(empty).rglob("*.nbc"))),
+                }
+    return given | {"ours": "surgery.fuse" if _FUSES else "nn.BatchNorm2d", "seconds": found}
+
+
+_FUSES = find_spec("spiritlevel.surgery") is not None
+
+
+def steps(model: str, batch: int, size: int, threads: int, layout: str, ours: bool) -> list[float]:
+    """Seconds of the first training steps in this process. For a process of its own."""
+    import torch
+    from torch import nn
+
+    from spiritlevel.kernels import tune_allocator
+    from spiritlevel.models import create_model
+
+    tune_allocator()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    net = create_model(model, num_classes=10, norm=nn.BatchNorm2d)
+    images, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % 10
+    if layout == "channels-last":
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=torch.channels_last)
+    if ours:
+        net = _ours(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    seconds = []
+    for _ in range(1 + _LATER):
+        start = perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def _ours(net: Any) -> Any:
+    if _FUSES:
+        from spiritlevel.surgery import fuse  # type: ignore[import-not-found, unused-ignore]
+
+        return fuse(net)
+    from spiritlevel.nn.batch import BatchNorm2d
+
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "BatchNorm2d":
+                other = BatchNorm2d(child.num_features)
+                other.load_state_dict(child.state_dict())
+                setattr(module, name, other)
+    return net

@@ -1,0 +1,125 @@
+"""Two networks as others write them, in plain torch.nn, with ReLUs in place: what `fuse` is for.
+
+ResNet-18 (He et al. 2016, table 1) and MobileNetV2 (Sandler et al. 2018, table 2), of 11.7 and 3.5
+million parameters at 1000 classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+__all__ = ["NETS", "MobileNetV2", "ResNet18"]
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions, and the input, or its projection, added before the last ReLU."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, inplace: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_chs)
+        self.relu = nn.ReLU(inplace)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_chs)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_chs != out_chs:
+            conv = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out_chs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += shortcut
+        y: Tensor = self.relu(out)
+        return y
+
+
+class ResNet18(nn.Module):
+    """(N, 3, H, W) -> logits (N, num_classes)."""
+
+    def __init__(self, num_classes: int = 1000, inplace: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        blocks, in_chs = [], 64
+        for out_chs in (64, 128, 256, 512):
+            for index in range(2):
+                stride = 2 if index == 0 and out_chs > 64 else 1
+                blocks.append(_Block(in_chs, out_chs, stride, inplace))
+                in_chs = out_chs
+        self.blocks = nn.Sequential(*blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        logits: Tensor = self.fc(self.avgpool(self.blocks(x)).flatten(1))
+        return logits
+
+
+def _conv(
+    in_chs: int, out_chs: int, kernel: int, stride: int, groups: int, inplace: bool
+) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_chs),
+        nn.ReLU6(inplace),
+    ]
+
+
+class _Inverted(nn.Module):
+    """Expand, depthwise 3x3, project; the input is added where shapes agree, with no ReLU after."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, expand: int, inplace: bool) -> None:
+        super().__init__()
+        chs = in_chs * expand
+        layers = _conv(in_chs, chs, 1, 1, 1, inplace) if expand > 1 else []
+        layers += _conv(chs, chs, 3, stride, chs, inplace)
+        layers += [nn.Conv2d(chs, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)]
+        self.conv = nn.Sequential(*layers)
+        self.adds = stride == 1 and in_chs == out_chs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return x + y if self.adds else y
+
+
+# Expansion, channels, repeats, first stride.
+_TABLE = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class MobileNetV2(nn.Module):
+    """(N, 3, H, W) -> logits (N, num_classes). Without the dropout, which would need one RNG."""
+
+    def __init__(self, num_classes: int = 1000, inplace: bool = True) -> None:
+        super().__init__()
+        layers, in_chs = _conv(3, 32, 3, 2, 1, inplace), 32
+        for expand, chs, repeats, stride in _TABLE:
+            for index in range(repeats):
+                step = stride if index == 0 else 1
+                layers.append(_Inverted(in_chs, chs, step, expand, inplace))
+                in_chs = chs
+        layers += _conv(in_chs, 1280, 1, 1, 1, inplace)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {"resnet18": ResNet18, "mobilenet_v2": MobileNetV2}
+"""Name -> a function of num_classes and inplace."""

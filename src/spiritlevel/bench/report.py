@@ -1,0 +1,123 @@
+"""Tables of what was measured, for a terminal or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from spiritlevel.catalogue import say
+
+__all__ = ["tables"]
+
+_Found = Mapping[str, Any]
+_COLUMNS = {
+    "eager": "eager",
+    "eager channels-last": "eager_cl",
+    "compile": "compiled",
+    "floor": "floor",
+}
+"""Figure -> key of its heading under `[terminal.bench]`."""
+
+
+def tables(found: _Found) -> Iterator[Table | str]:
+    """In order, with sentences between, for what a function of this room returned."""
+    yield from {
+        "bench norms": _norms,
+        "bench fuse": _fuse,
+        "bench allocator": _allocator,
+    }[found["command"]](found)
+
+
+def _norms(found: _Found) -> Iterator[Table | str]:
+    yield from found["notes"]
+    compiled = any("compile" in group["ratios"] for group in found["figures"])
+    columns = [name for name in _COLUMNS if name != "compile" or compiled]
+    for group in found["figures"]:
+        table = _table(_layer(group), "shape", *(_COLUMNS[name] for name in columns))
+        mode, same = group["mode"], (group["act"], group["add"])
+        for row in found["cases"]:
+            if (row["act"], row["add"]) == same:
+                ratios = row["modes"][mode]["ratios"]
+                table.add_row(_shape(row), *(_ratio(ratios.get(name)) for name in columns))
+        table.add_section()
+        means = [_ratio(group["ratios"].get(name), interval=True) for name in columns]
+        table.add_row(say("terminal.bench.mean"), *means)
+        yield table
+    yield _peaks(found)
+    yield say("terminal.bench.how_norms", **found["settings"])
+    if "first_step" in found:
+        yield _first_step(found["first_step"])
+        yield say("terminal.bench.how_first_step", **found["first_step"])
+
+
+def _layer(group: _Found) -> str:
+    layer = "BN + add" if group["add"] else "BN"
+    return say("terminal.bench.layer", layer=layer, act=group["act"], mode=group["mode"])
+
+
+def _shape(row: _Found) -> str:
+    """Marked where tensors may stay in cache."""
+    return f"{row['shape']}{'' if row['beyond_last_level_cache'] else ' *'}"
+
+
+def _peaks(found: _Found) -> Table:
+    names = list(dict.fromkeys(name for row in found["cases"] for name in row["peak_tensors"]))
+    table = Table(title=say("terminal.bench.peak"), box=None, title_justify="left")
+    table.add_column(say("terminal.bench.shape"))
+    for name in ("BN", *names):
+        table.add_column(name, justify="left" if name == "BN" else "right")
+    for row in found["cases"]:
+        peaks = [row["peak_tensors"].get(name) for name in names]
+        layer = f"BN{' + add' if row['add'] else ''} + {row['act']}"
+        table.add_row(row["shape"], layer, *("–" if p is None else f"{p:.2f}" for p in peaks))
+    return table
+
+
+def _first_step(found: _Found) -> Table:
+    title = say("terminal.bench.first_step", model=found["model"])
+    table = _table(title, "kernels", "first", "later", "added", "count")
+    for layout, rows in found["seconds"].items():
+        for name, row in rows.items():
+            told = say(f"terminal.bench.{name}_start", layout=layout)
+            seconds = [f"{row[key]:.2f}" for key in ("first", "later", "added")]
+            table.add_row(told, *seconds, str(row["kernels_on_disk"] or "–"))
+    return table
+
+
+def _fuse(found: _Found) -> Iterator[Table | str]:
+    table = _table(say("terminal.bench.step"), "network", "eager", "eager_cl", "memory")
+    columns = ("eager", "eager channels-last")
+    for row in found["cases"]:
+        ratios = [_ratio(row["ratios"][name], interval=True) for name in columns]
+        table.add_row(row["model"], *ratios, f"{row['peak_ratio']:.2f}")
+    table.add_section()
+    means = [_ratio(found["figures"][name], interval=True) for name in columns]
+    table.add_row(say("terminal.bench.mean"), *means)
+    yield table
+    yield say("terminal.bench.how_fuse", **found["settings"])
+
+
+def _allocator(found: _Found) -> Iterator[Table | str]:
+    table = _table(say("terminal.bench.allocators", **found["settings"]), "layer_column", "gain")
+    for name, one in found["ratios"].items():
+        table.add_row(name, _ratio(one, interval=True))
+    yield table
+    key = "how_allocator" if found["took_effect"] else "no_allocator"
+    yield say(f"terminal.bench.{key}", **found["settings"])
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column(say(f"terminal.bench.{first}"))
+    for name in others:
+        table.add_column(say(f"terminal.bench.{name}"), justify="right")
+    return table
+
+
+def _ratio(one: _Found | None, *, interval: bool = False) -> str:
+    if one is None:
+        return "–"
+    told = f"{one['value']:.2f}"
+    return f"{told} ({one['low']:.2f} to {one['high']:.2f})" if interval else told

@@ -1,0 +1,160 @@
+"""`spiritlevel bench`: norms, fuse and allocator."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spiritlevel.catalogue import say
+from spiritlevel.cli import ended
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure speed and memory here, ours beside torch's.",
+)
+
+Out = Annotated[Path | None, typer.Option(help="Save all of it as JSON in this file.")]
+Threads = Annotated[int | None, typer.Option(help="Torch's threads. (default: torch's choice)")]
+_STEP_SHARE = 0.25
+"""Of the bar, for the first training steps."""
+
+
+@app.command("norms")
+def norms(
+    out: Out = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as 32x64x56x56; may be repeated. (default: eight shapes)"),
+    ] = None,
+    act: Annotated[str, typer.Option(help="The activation after the norm.")] = "relu",
+    add: Annotated[
+        bool | None,
+        typer.Option("--add/--no-add", help="Only with, or only without, an addition between."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Runs of each subject.")] = 30,
+    threads: Threads = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Leave torch.compile out.")
+    ] = False,
+    no_first_step: Annotated[
+        bool, typer.Option("--no-first-step", help="Leave GhostNet's first steps out.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to: cpu.")] = "cpu",
+) -> int:
+    """Batch norm, addition, activation: ratios, distance from the floor, memory, first steps."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+
+        of_norms = 1.0 if no_first_step else 1.0 - _STEP_SHARE
+        found = bench.norms(
+            shapes=shape or bench.SHAPES,
+            act=act,
+            adds=(False, True) if add is None else (add,),
+            rounds=rounds,
+            threads=threads,
+            compiled=not no_compile,
+            device=device,
+            progress=lambda share, what: tell(share * of_norms, what),
+        )
+        if not no_first_step:
+            found["first_step"] = bench.first_step(
+                threads=found["settings"]["threads"],
+                progress=lambda share, what: tell(of_norms + share * _STEP_SHARE, what),
+            )
+        return found
+
+    return _run(measure, out)
+
+
+@app.command("fuse")
+def fuse(
+    out: Out = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="resnet18 or mobilenet_v2; may be repeated. (default: both)"),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 32,
+    size: Annotated[int, typer.Option(help="Their height and width.")] = 224,
+    rounds: Annotated[int, typer.Option(help="Steps of each subject.")] = 10,
+    threads: Threads = None,
+) -> int:
+    """Whole training steps of ResNet-18 and MobileNetV2, before and after fuse."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+        from spiritlevel.bench.nets import NETS
+
+        return bench.fuse(
+            models=model or tuple(NETS),
+            batch=batch,
+            size=size,
+            rounds=rounds,
+            threads=threads,
+            progress=tell,
+        )
+
+    return _run(measure, out)
+
+
+@app.command("allocator")
+def allocator(
+    out: Out = None,
+    shape: Annotated[str, typer.Option(help="Such as 32x64x56x56.")] = "32x64x56x56",
+    rounds: Annotated[int, typer.Option(help="Pairs of processes.")] = 5,
+    threads: Threads = None,
+) -> int:
+    """What it is worth to let glibc keep freed memory, in fresh processes that take turns."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+
+        return bench.allocator(shape=shape, rounds=rounds, threads=threads, progress=tell)
+
+    return _run(measure, out)
+
+
+def _run(
+    measure: Callable[[Callable[[float, str], None]], dict[str, Any]], out: Path | None
+) -> int:
+    """Measures, saves, prints; 1 where outputs differ, as nothing was timed then."""
+    from rich.console import Console
+
+    from spiritlevel.bench import Mismatch
+    from spiritlevel.bench.report import tables
+    from spiritlevel.cli.progress import Share
+    from spiritlevel.files import refuse_unwritable, write_whole
+
+    if out is not None:
+        refuse_unwritable(out)
+    with Share() as bar:
+
+        def tell(share: float, what: str) -> None:
+            bar.tell(share, what)
+            if ended:
+                raise KeyboardInterrupt
+
+        try:
+            found = measure(tell)
+        except Mismatch as mistake:
+            bar.say(f"spiritlevel: {mistake}")
+            return 1
+    if out is not None:
+        write_whole(out, json.dumps(found, indent=1) + "\n")
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 160
+    for part in tables(found):
+        console.print(part)
+        console.print()
+    hint = say("terminal.bench.saved", path=out) if out else say("terminal.bench.not_saved")
+    print(hint, file=sys.stderr)
+    return 0
