@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from spiritlevel.models import create_model as create_model
     from spiritlevel.models import list_models as list_models
     from spiritlevel.study import study as study
+    from spiritlevel.surgery import convert as convert
+    from spiritlevel.surgery import fuse as fuse
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "errors", "kernels", "list_models", "nn", "study"]
+__all__ = ["convert", "create_model", "errors", "fuse", "kernels", "list_models", "nn", "study"]
 
 _HOME = {
+    "convert": "spiritlevel.surgery",
     "create_model": "spiritlevel.models",
+    "fuse": "spiritlevel.surgery",
     "list_models": "spiritlevel.models",
 }
 

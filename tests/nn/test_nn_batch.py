@@ -275,6 +275,16 @@ def test_compiled_whole_it_trains_as_it_does_eagerly(compiler, momentum, tmp_pat
     torch.testing.assert_close(compiled(x), eager.eval()(x), **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+@pytest.mark.parametrize("residual", [torch.ones(4, 8, 1, 1), torch.ones(4, 8, 5, 5).double()])
+def test_compiled_a_residual_unlike_the_input_is_added_as_torch_does(residual):
+    torch._dynamo.reset()
+    layer = snn.BatchNormAct2d(8)
+    x = torch.randn(4, 8, 5, 5)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, residual), layer(x, residual), **CLOSE)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_exported_it_is_torchs_own_operations(training):
     model = block().train(training)

@@ -28,7 +28,18 @@ from torch import Tensor
 
 from spiritlevel.errors import UsageError
 
-__all__ = ["BACKENDS", "asked", "choose", "cpu_kernels", "fit", "follows", "ran", "traced", "use"]
+__all__ = [
+    "BACKENDS",
+    "asked",
+    "batched",
+    "choose",
+    "cpu_kernels",
+    "fit",
+    "follows",
+    "ran",
+    "traced",
+    "use",
+]
 
 BACKENDS = ("auto", "cpu", "aten", "reference", "gpu")
 VARIABLE = "SPIRITLEVEL_KERNELS"
@@ -78,7 +89,7 @@ def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> s
     return "aten"
 
 
-def traced(x: Tensor, weight: Tensor | None) -> bool:
+def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
     """Whether a graph that torch.compile makes calls our kernels: where eager training would."""
     return (
         _asked in (None, "auto", "cpu")
@@ -87,8 +98,15 @@ def traced(x: Tensor, weight: Tensor | None) -> bool:
         and x.device.type == "cpu"
         and x.dtype in _TYPES
         and (weight is None or weight.dtype in _TYPES[x.dtype])
+        and (residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype))
         and x.numel() > 0
     )
+
+
+def batched(grad: Tensor) -> bool:
+    """Whether it stands for many gradients at once, as in a Jacobian, and has no memory to read."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
 @cache

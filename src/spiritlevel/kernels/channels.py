@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from spiritlevel.kernels.compiled import jit, pointer
+from spiritlevel.kernels.compiled import finite, jit, pointer
 
 __all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "doubles", "steps"]
 
@@ -25,7 +25,7 @@ def doubles(address, offset, count):
 @jit
 def blend(mean, other, share):
     """A weighted mean; of infinite ones their sum, which reordered products would not be."""
-    if math.isfinite(mean) and math.isfinite(other):
+    if finite(mean) and finite(other):
         return mean * (1.0 - share) + other * share
     return mean + other
 
@@ -60,7 +60,7 @@ def steps(number: Any) -> dict[str, Any]:
     @jit
     def low_of(mean):
         """What is left of a mean beyond its nearest `number`."""
-        return mean - float(number(mean)) if math.isfinite(mean) else 0.0
+        return mean - float(number(mean)) if finite(mean) else 0.0
 
     @jit
     def prepare(work, _part, first, last):

@@ -22,6 +22,7 @@ __all__ = [
     "call",
     "erf32",
     "exp32",
+    "finite",
     "float_of",
     "jit",
     "next_of",
@@ -36,6 +37,12 @@ OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
 def jit(function: Any) -> Any:
     """For what only kernels call: a way in from Python would take as long to compile again."""
     return njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+@jit
+def finite(number):
+    """Not math.isfinite: Numba makes that of `x - x`, which FASTMATH may take for 0."""
+    return abs(number) < math.inf
 
 
 @intrinsic

@@ -7,12 +7,11 @@ four at a time: each is then read and written once for four numbers.
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
 from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend, doubles
-from spiritlevel.kernels.compiled import jit
+from spiritlevel.kernels.compiled import finite, jit
 
 __all__ = ["passes"]
 
@@ -120,7 +119,7 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
             deviations(x, row, count, width, centre, rest, square)
             beyond, part_of = 0, 1.0 / count
             for i in range(width):
-                beyond += 0 if math.isfinite(second_at(square, i)) else 1
+                beyond += 0 if finite(second_at(square, i)) else 1
             if seen == 0 and beyond == 0:
                 for i in range(width):
                     off = float(first_at(rest, i)) * part_of

@@ -43,7 +43,7 @@ def batch_norm_act(
     """
     act = activation(act)
     if torch.compiler.is_compiling():
-        chosen = "cpu" if backend.traced(x, weight) else "aten"
+        chosen = "cpu" if backend.traced(x, residual, weight) else "aten"
     else:
         chosen = backend.choose(x, residual, weight, bias, *(statistics or ()))
         backend.ran[chosen] += 1
@@ -111,6 +111,9 @@ def _by_torch(
     if statistics is not None:
         mean, var = (each.to(x.dtype) for each in statistics)
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), *statistics
+    if x.dim() < 2:  # no channels, hence no statistics; torch has an answer for nothing at all
+        y = F.batch_norm(x, None, None, weight, bias, True, 1.0, eps)
+        return y, x.new_empty(0), x.new_empty(0)
     halves = x.dtype in (torch.float16, torch.bfloat16)
     kind = weight.dtype if weight is not None else torch.float32 if halves else x.dtype
     mean, var = (x.new_zeros(x.shape[1], dtype=kind) for _ in range(2))
@@ -194,7 +197,7 @@ def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, 
     nothing, wants = (None,) * 9, ctx.needs_input_grad
     if grad is None:
         return nothing
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or backend.batched(grad):
         return (*_differentiable(ctx, grad), *nothing[4:])
     x, weight, bias, residual, y, mean, var = ctx.saved_tensors
     grad_x, grad_weight, grad_bias, grad_residual = run(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
 from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend, doubles
-from spiritlevel.kernels.compiled import jit
+from spiritlevel.kernels.compiled import finite, jit
 
 __all__ = ["passes"]
 
@@ -56,7 +55,7 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                 d = x_at(x, i) - centre
                 rest += d
                 square += d * d
-        if not math.isfinite(square):
+        if not finite(square):
             return exactly(work, n, stop, c, offset, width)
         rest64 = float(rest) / count
         return float(centre) + rest64, float(square) - rest64 * rest64 * count

@@ -78,10 +78,10 @@ class _Fused(_BatchNorm):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         running: Any = (self.running_mean, self.running_var)
         track = self.training and self.track_running_stats
-        if track and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
         training = self.training or (running[0] is None and running[1] is None)
         chosen = _kernels(x, residual, training, self.weight, self.bias, *running)
+        if track and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         weight, bias = self._affine(x, chosen)
         if chosen == "aten":
             return self._plain(x, residual, weight, bias, training, track)
@@ -114,17 +114,18 @@ class _Fused(_BatchNorm):
         given = not self.training or self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if given else (None, None)
         y = F.batch_norm(x, mean, var, weight, bias, training, momentum, self.eps)
-        if training and not torch.compiler.is_compiling():
+        if training and x.numel() and not torch.compiler.is_compiling():
             tell(self, lambda: ops.statistics_of(x), x.numel() // x.shape[1])
         return self.act(y if residual is None else y + residual)
 
     def _follows(self) -> ops.Running | None:
         """The running statistics, and the share of this batch in them."""
-        share: Any = self.momentum
-        if share is None and self.num_batches_tracked is None:
-            return None
+        share, seen = self.momentum, self.num_batches_tracked
         if share is None:
-            share = 1.0 / self.num_batches_tracked  # type: ignore[operator]
+            if seen is None:
+                return None
+            # A float, as torch takes it; a graph cannot know it beforehand.
+            share = 1.0 / (seen if torch.compiler.is_compiling() else float(seen))  # type: ignore[assignment]
         return self.running_mean, self.running_var, share  # type: ignore[return-value]
 
 
@@ -204,7 +205,7 @@ def _kernels(
 ) -> str:
     if torch.compiler.is_compiling():
         # In eval torch.compile merges plain operations with what is around them.
-        return "cpu" if training and backend.traced(x, of_channels[0]) else "aten"
+        return "cpu" if training and backend.traced(x, residual, of_channels[0]) else "aten"
     chosen = backend.choose(x, residual, *of_channels)
     backend.ran[chosen] += 1
     return chosen

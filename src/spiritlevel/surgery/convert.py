@@ -1,0 +1,169 @@
+"""The norm layers of a model, exchanged for another kind.
+
+Read as norm layers are torch's batch, instance, group and synchronised batch norms, those of
+`spiritlevel.nn`, and a LayerNorm that follows a Linear layer in a Sequential. Parameters and
+running statistics that both kinds have, in one shape, go over as the same objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from spiritlevel.errors import UsageError
+from spiritlevel.nn import FrozenBatchNorm, NormFactory, NormSpec, norm_layer
+from spiritlevel.surgery.eligible import FUSED, places
+from spiritlevel.surgery.log import Entry, note
+from spiritlevel.surgery.tracer import hooked
+
+__all__ = ["convert"]
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm)
+_WEIGHTS = {nn.Linear: 1, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
+    """Exchange the norm layers for those that `norm` names, as `nn.norm_layer` has it, in place.
+
+    Returns the model; a new one only where the model is a norm layer itself. Weight, bias and
+    running statistics stay the same objects where shapes agree, with their `requires_grad`; so do
+    device, dtype, mode, and a layer shared by several places. `eps` and `momentum` stay, unless
+    `norm` names others. `model.spiritlevel_log` tells which layers were converted, and which were
+    left and why. Raises UsageError, and has then changed nothing.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"got {type(model).__name__} to convert; wanted a torch.nn.Module")
+    norm_layer(norm)
+    factory = cache(lambda dim: norm_layer(norm, dim=dim))
+    dims, entries = _dims(model), list[Entry]()
+    new: dict[nn.Module, nn.Module] = {}
+    for path, old in model.named_modules():
+        if not isinstance(old, _NORMS):
+            continue
+        made = _why_left(old) or _made(old, dims[old], norm, factory)
+        if isinstance(made, nn.Module):
+            new[old] = made
+            entries.append(Entry("converted", (path,), f"{_called(old)} -> {_called(made)}"))
+        else:
+            entries.append(Entry("left", (path,), made))
+    for old, slots in places(model).items():
+        for parent, name in slots if old in new else ():
+            parent._modules[name] = new[old]
+    log = getattr(model, "spiritlevel_log", ())
+    model = new.get(model, model)
+    if log:
+        model.spiritlevel_log = log
+    note(model, entries or [Entry("left", (), "there is no norm layer to convert")])
+    return model
+
+
+def _called(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _why_left(old: nn.Module) -> str | None:
+    home = type(old).__module__
+    if isinstance(old, tuple(FUSED.values())):
+        return "is fused with what follows it; convert before you fuse"
+    if isinstance(old, LazyModuleMixin):
+        return "is lazy; run the model once, then convert"
+    if parametrize.is_parametrized(old):
+        return "is parametrized"
+    if hooked(old):
+        return "is hooked"
+    if not home.startswith(("torch.nn.", "spiritlevel.nn.")) or "forward" in vars(old):
+        return f"is a {_called(old)} with a forward that may do more than normalize"
+    return None
+
+
+def _made(old: nn.Module, dim: int | None, norm: NormSpec, factory: Any) -> nn.Module | str:
+    """What takes the layer's place, or why nothing does."""
+    if dim is None:
+        return f"is a {_called(old)} that does not tell how many axes its input has"
+    channels = next(
+        getattr(old, name)
+        for name in ("num_features", "num_channels", "normalized_shape")
+        if hasattr(old, name)
+    )
+    try:
+        make: NormFactory = factory(dim)
+        new = make(channels if isinstance(channels, int) else channels[0])
+    except UsageError as error:
+        return str(error)
+    if not isinstance(new, nn.Module):
+        raise UsageError(
+            f"got a function that returns {type(new).__name__} for norm; wanted a function "
+            "num_features -> torch.nn.Module"
+        )
+    _carry_over(old, new, norm)
+    return new
+
+
+def _carry_over(old: nn.Module, new: nn.Module, norm: NormSpec) -> None:
+    given = norm if isinstance(norm, str) else "eps= momentum="
+    for option in ("eps", "momentum"):
+        if hasattr(old, option) and hasattr(new, option) and not re.search(rf"\b{option}=", given):
+            setattr(new, option, getattr(old, option))
+    tensors = [t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()]
+    if tensors:
+        new.to(tensors[0].device, tensors[0].dtype)
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        _carry(getattr(old, name, None), new, name)
+    new.train(old.training)
+
+
+def _carry(value: Any, new: nn.Module, name: str) -> None:
+    """The same object, where it is of the same kind there; else the values."""
+    here = getattr(new, name, None)
+    if not isinstance(value, Tensor) or not isinstance(here, Tensor) or value.shape != here.shape:
+        return
+    if isinstance(value, nn.Parameter) is isinstance(here, nn.Parameter):
+        setattr(new, name, value)
+    else:
+        here.data.copy_(value.detach())
+
+
+def _dims(model: nn.Module) -> dict[nn.Module, int | None]:
+    """1 for inputs (N, C), 2 for (N, C, H, W), 3 for (N, C, D, H, W); None where nothing tells.
+
+    Classes that do not say it take that of the last convolution or Linear layer registered before
+    them that has as many outputs.
+    """
+    found: dict[nn.Module, int | None] = {}
+    before: dict[int, int] = {}
+    linear = set(_after_linear(model))
+    for module in model.modules():
+        for kind, dim in _WEIGHTS.items():
+            if isinstance(module, kind):
+                before[getattr(module, "out_channels", getattr(module, "out_features", 0))] = dim
+        if not isinstance(module, _NORMS):
+            continue
+        stated = re.search(r"([123])d$", _called(module))
+        if stated:
+            found[module] = int(stated[1])
+        elif isinstance(module, nn.LayerNorm):
+            found[module] = 1 if module in linear else None
+        else:
+            channels = getattr(module, "num_features", getattr(module, "num_channels", 0))
+            found[module] = before.get(channels)
+    return found
+
+
+def _after_linear(model: nn.Module) -> Iterator[nn.Module]:
+    """LayerNorms of the features of a Linear layer just before them, whose input is (N, C)."""
+    for parent in model.modules():
+        inside = list(parent.children()) if isinstance(parent, nn.Sequential) else []
+        for one, other in pairwise(inside):
+            if not (isinstance(one, nn.Linear) and isinstance(other, nn.LayerNorm)):
+                continue
+            if other.normalized_shape == (one.out_features,):
+                yield other
