@@ -8,7 +8,6 @@ too, and it stands beside ours.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -50,10 +49,7 @@ def first_step(
                     "added": steps[0] - later,
                     "kernels_on_disk": len(list(Path(empty).rglob("*.nbc"))),
                 }
-    return given | {"ours": "surgery.fuse" if _FUSES else "nn.BatchNorm2d", "seconds": found}
-
-
-_FUSES = find_spec("spiritlevel.surgery") is not None
+    return given | {"ours": "surgery.fuse", "seconds": found}
 
 
 def steps(model: str, batch: int, size: int, threads: int, layout: str, ours: bool) -> list[float]:
@@ -63,6 +59,7 @@ def steps(model: str, batch: int, size: int, threads: int, layout: str, ours: bo
 
     from spiritlevel.kernels import tune_allocator
     from spiritlevel.models import create_model
+    from spiritlevel.surgery import fuse
 
     tune_allocator()
     torch.set_num_threads(threads)
@@ -73,7 +70,7 @@ def steps(model: str, batch: int, size: int, threads: int, layout: str, ours: bo
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = images.contiguous(memory_format=torch.channels_last)
     if ours:
-        net = _ours(net)
+        fuse(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seconds = []
     for _ in range(1 + _LATER):
@@ -83,19 +80,3 @@ def steps(model: str, batch: int, size: int, threads: int, layout: str, ours: bo
         optimizer.step()
         seconds.append(perf_counter() - start)
     return seconds
-
-
-def _ours(net: Any) -> Any:
-    if _FUSES:
-        from spiritlevel.surgery import fuse  # type: ignore[import-not-found, unused-ignore]
-
-        return fuse(net)
-    from spiritlevel.nn.batch import BatchNorm2d
-
-    for module in list(net.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__ == "BatchNorm2d":
-                other = BatchNorm2d(child.num_features)
-                other.load_state_dict(child.state_dict())
-                setattr(module, name, other)
-    return net

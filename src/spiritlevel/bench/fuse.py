@@ -85,10 +85,9 @@ def fuse(
 
 
 def _surgery() -> Fuse:
-    from spiritlevel.surgery import fuse as by  # type: ignore[import-not-found, unused-ignore]
+    from spiritlevel.surgery import fuse as by
 
-    found: Fuse = by
-    return found
+    return by
 
 
 def _measure(

@@ -7,16 +7,19 @@ number by number.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
     "FASTMATH",
     "OPTIONS",
+    "add_to",
     "array",
     "bits_of",
     "call",
@@ -25,8 +28,8 @@ __all__ = [
     "finite",
     "float_of",
     "jit",
-    "next_of",
     "pointer",
+    "wait",
 ]
 
 FASTMATH = {"reassoc", "contract", "nsz"}
@@ -46,15 +49,27 @@ def finite(number):
 
 
 @intrinsic
-def next_of(_context, _counter):
-    """The int64 at an address, which is then one more: each thread gets another number."""
+def add_to(_context, _counter, _value):
+    """Adds to the int64 at an address, and gives what it was: each thread sees another number."""
 
     def codegen(_context, builder, _signature, arguments):
-        word = ir.IntType(64)
-        at = builder.inttoptr(arguments[0], word.as_pointer())
-        return builder.atomic_rmw("add", at, ir.Constant(word, 1), "monotonic")
+        at = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", at, arguments[1], "acq_rel")
 
-    return types.int64(types.int64), codegen
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def wait(_context):
+    """Lets another thread of the processor, or of the system, go first."""
+
+    def codegen(context, builder, _signature, _arguments):
+        if sys.platform.startswith("linux"):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic

@@ -41,6 +41,9 @@ __all__ = ["Running", "backward", "forward", "layout", "number_of", "statistics"
 Running = tuple[Tensor, Tensor, float, float]
 """Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
 
+Stage = tuple[int, int, int, bool]
+"""The address of a step, how many chunks, of how many channels, and whether from the last back."""
+
 _CACHED = 1 << 16
 """Elements of a group of planes: 256 KiB of float32, which the second cache holds."""
 _PART = 1 << 17
@@ -104,14 +107,18 @@ class _Plan:
         stretch, size = (group * spread if group < C else lanes) if by_lane else S, dtype.itemsize
         whole = stretch * size % 32 == 0 and (not by_lane or lanes * size % 32 == 0)
         self.past_cache = whole and self.size * size >= _UNCACHED
+        self.writing = " past the cache" if self.past_cache else ""
 
-    def step(self, name: str, act: str = "identity", add: str = "") -> int:
-        """The address of a pass over the elements."""
-        return step(name, self.layout, self.kind, act, add)
+    def each(self, name: str, act: str = "identity", add: str = "", *, back: bool = False) -> Stage:
+        """A pass over each chunk, from the last one back where that was used just now."""
+        if name in ("apply", "descend"):
+            name += self.writing
+        return step(name, self.layout, self.kind, act, add), self.chunks, self.group, back
 
-    def once(self, name: str) -> int:
-        """The address of what is done once a channel."""
-        return step(name, "channels", self.kind, "identity", "")
+    def once(self, name: str) -> Stage:
+        """What is done once a channel."""
+        address = step(name, "channels", self.kind, "identity", "")
+        return address, -(-self.C // _CHANNELS), _CHANNELS, False
 
 
 @cache
@@ -142,16 +149,12 @@ def forward(
     tensors = {"x": x, "out": y, "residual": residual, "weight": weight, "bias": bias}
     work = _Work(plan, tensors | {"mean": mean, "var": var}, eps, slope, True, running)
     add = "" if residual is None else "add"
-    collect, settle, apply = plan.step("collect"), plan.once("settle"), plan.step("apply", act, add)
+    apply = plan.each("apply", act, add)
     if statistics is not None:
-        work.once(plan.once("prepare"))
-        work.each(apply)
-    elif plan.whole:
-        work.each(collect, settle, apply)
+        work.run(plan.once("prepare"), apply)
     else:
-        work.each(collect, backwards=True)
-        work.once(settle)
-        work.each(apply)
+        collect = plan.each("collect", back=not plan.whole)
+        work.run(collect, plan.once("settle"), apply, at_once=plan.whole)
     if running is not None:
         torch.autograd.graph.increment_version(running[:2])
     return y, mean, var
@@ -162,8 +165,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     mean, var = (torch.empty(plan.C, dtype=torch.float64) for _ in range(2))
     work = _Work(plan, {"x": x, "mean": mean, "var": var}, 0.0, 0.0, True)
-    work.each(plan.step("collect"))
-    work.once(plan.once("settle"))
+    work.run(plan.each("collect"), plan.once("settle"))
     return mean, var
 
 
@@ -196,25 +198,20 @@ def backward(
     tensors |= {"mean": mean, "var": var, "grad": grad, "grad_residual": grad_residual}
     tensors |= {"grad_weight": grad_weight, "grad_bias": grad_bias}
     work = _Work(plan, tensors, eps, slope, training)
-    prepare, settle = plan.once("prepare"), plan.once("settle_sums")
-    reduce = plan.step("reduce", act, add)
+    reduce = plan.each("reduce", act, add)
     # A residual's gradient has the activation's slope in it, once it is reduced.
-    descend = plan.step("descend", *(("identity", "add") if add else (act, "")))
-    if plan.whole:
-        work.each(prepare, reduce, settle, descend)
-    else:
-        work.once(prepare)
-        work.each(reduce)
-        work.once(settle)
-        work.each(descend, backwards=True)
+    of = ("identity", "add") if add else (act, "")
+    descend = plan.each("descend", *of, back=not plan.whole)
+    prepare, settle = plan.once("prepare"), plan.once("settle_sums")
+    work.run(prepare, reduce, settle, descend, at_once=plan.whole)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
 _KINDS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 _ALL = struct.Struct(f"{len(INTEGERS)}q{len(DOUBLES)}d")
 _FIRST = INTEGERS.index("x")
-_COUNTER = struct.Struct(f"{_FIRST}q")
-_STEPS = 4
+_COUNT = INTEGERS.index("steps")
+_STAGES = struct.Struct(f"{_FIRST}q")
 _TENSORS = INTEGERS[_FIRST : INTEGERS.index("partials")]
 
 
@@ -246,22 +243,12 @@ class _Work:
         self.address = ctypes.addressof(self.buffer)
         numbers = [0] * _FIRST + [at.get(name, 0) for name in _TENSORS]
         numbers += [start + 8 * offset for offset in plan.offsets]
-        numbers += [training, plan.past_cache, *plan.cut]
+        numbers += [training, *plan.cut]
         _ALL.pack_into(self.buffer, 0, *numbers, eps, slope, share, factor)
 
-    def each(self, *steps: int, backwards: bool = False) -> None:
-        """The steps for each chunk, on every thread; backwards where the last was used just now."""
-        plan = self.plan
-        self._run(plan.chunks, plan.group, backwards, steps, self.team)
-
-    def once(self, step: int) -> None:
-        """The step for each channel; on every thread where there are many."""
-        many = -(-self.plan.C // _CHANNELS)
-        self._run(many, _CHANNELS, False, (step,), min(self.team, many))
-
-    def _run(
-        self, chunks: int, group: int, backwards: bool, steps: tuple[int, ...], many: int
-    ) -> None:
-        more = (0,) * (_STEPS - len(steps))
-        _COUNTER.pack_into(self.buffer, 0, 0, chunks, group, backwards, len(steps), *steps, *more)
-        team.run(kernel(), self.address, many)
+    def run(self, *stages: Stage, at_once: bool = False) -> None:
+        """The stages, one after the other; at once: all of them for a chunk, then for the next."""
+        numbers = [number for stage in stages for number in (0, 0, *stage)]
+        numbers += [0] * (_COUNT - len(numbers))
+        _STAGES.pack_into(self.buffer, 0, *numbers, len(stages), at_once)
+        team.run(kernel(), self.address, self.team)

@@ -7,6 +7,7 @@ what torch's own kernels do. `slope` is leaky_relu's alone.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,7 @@ _BY_NAME = {
 }
 
 
+@cache
 def formulas(name: str, number: Any) -> tuple[Any, Any]:
     """act(z, slope) and act'(z, slope) g, for float32 or float64 numbers, compiled."""
     return _BY_NAME[name](number)

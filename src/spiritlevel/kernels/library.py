@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import carray, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from spiritlevel.kernels.compiled import OPTIONS, call, next_of, pointer
-from spiritlevel.kernels.passes import WORK, passes
+from spiritlevel.kernels.compiled import OPTIONS, add_to, call, pointer, wait
+from spiritlevel.kernels.passes import STAGE, STAGES, WORK, passes
 
 __all__ = ["kernel", "step"]
 
@@ -31,27 +32,37 @@ def step(name: str, layout: str, kind: str, act: str, add: str) -> int:
 
 @cache
 def kernel() -> int:
-    """The address of `void kernel(work)`, which takes chunk after chunk until none is left."""
+    """The address of `void kernel(work)`, which any number of threads may run at once.
+
+    Stage by stage each takes chunk after chunk until none is left, and waits for the others; a
+    stage is one step, or all of them, one after the other, for the same chunk.
+    """
 
     def run(address):
         work = carray(pointer(address), 1, WORK)[0]
-        chunks, group = work.chunks, work.group
-        groups = (work.C + group - 1) // group
-        while True:
-            chunk = next_of(address)
-            if chunk >= chunks:
-                break
-            if work.backwards:
-                chunk = chunks - 1 - chunk
-            part, first = chunk // groups, (chunk % groups) * group
-            last = min(first + group, work.C)
-            call(work.step_0, address, part, first, last)
-            if work.steps > 1:
-                call(work.step_1, address, part, first, last)
-            if work.steps > 2:
-                call(work.step_2, address, part, first, last)
-            if work.steps > 3:
-                call(work.step_3, address, part, first, last)
+        stages = carray(pointer(address), STAGES * len(STAGE), np.int64)
+        at_once = work.at_once
+        for stage in range(1 if at_once else work.steps):
+            at, here = len(STAGE) * stage, address + 8 * len(STAGE) * stage
+            step, chunks, group, backwards = (
+                *(stages[at + 2], stages[at + 3]),
+                *(stages[at + 4], stages[at + 5]),
+            )
+            groups = (work.C + group - 1) // group
+            while True:
+                chunk = add_to(here, 1)
+                if chunk >= chunks:
+                    break
+                if backwards:
+                    chunk = chunks - 1 - chunk
+                part, first = chunk // groups, (chunk % groups) * group
+                last = min(first + group, work.C)
+                call(step, address, part, first, last)
+                for other in range(1, work.steps if at_once else 1):
+                    call(stages[len(STAGE) * other + 2], address, part, first, last)
+                add_to(here + 8, 1)
+            while add_to(here + 8, 0) < chunks:
+                wait()
 
     return _compiled(run, 1, ("kernel",))
 

@@ -5,6 +5,7 @@ A pass is a function of (work, part, first, last): one part of the batch, channe
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,21 +15,26 @@ from spiritlevel.kernels import channels, lanes, planes
 from spiritlevel.kernels.compiled import array, bits_of, float_of, jit
 from spiritlevel.kernels.formulas import formulas
 
-__all__ = ["DOUBLES", "INTEGERS", "WORK", "passes"]
+__all__ = ["DOUBLES", "INTEGERS", "STAGE", "STAGES", "WORK", "passes"]
 
+STAGE, STAGES = ("next", "done", "step", "chunks", "group", "backwards"), 4
+"""Of the work: two counters, the address of a step, how many chunks of how many channels, and
+whether the last chunk comes first; so for each of at most four stages."""
 INTEGERS = (
-    *("next", "chunks", "group", "backwards", "steps", *(f"step_{i}" for i in range(4))),
+    *(f"{name}_{stage}" for stage in range(STAGES) for name in STAGE),
+    *("steps", "at_once"),
     *("x", "out", "residual", "grad", "grad_residual", "weight", "bias", "mean", "var"),
     *("grad_weight", "grad_bias", "running_mean", "running_var"),
-    *("partials", "coefficients", "sums", "training", "past_cache"),
+    *("partials", "coefficients", "sums", "training"),
     *("N", "C", "S", "fold", "spread", "part", "parts"),
 )
-"""Of the work: a counter and where it ends, the passes, addresses, how it is cut; int64."""
+"""Of the work: the stages, addresses, and how the tensor is cut; int64."""
 DOUBLES = ("eps", "slope", "share", "factor")
 """Of the work, after them: float64."""
 WORK = np.dtype([(name, "i8") for name in INTEGERS] + [(name, "f8") for name in DOUBLES])
 
 
+@cache
 def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     """Each pass by its name; those of layout "channels" are the same for the other two.
 
@@ -44,23 +50,15 @@ def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     collect, applying, reduce, descending = module.passes(read, act_of, back_of, add)
     return {
         "collect": collect,
-        "apply": _either(applying(read.put), applying(read.stream)),
+        "apply": applying(read.put),
+        "apply past the cache": applying(read.stream),
         "reduce": reduce,
-        "descend": _either(descending(read.put), descending(read.stream)),
+        "descend": descending(read.put),
+        "descend past the cache": descending(read.stream),
     }
 
 
-def _either(into_cache: Any, past_it: Any) -> Any:
-    @jit
-    def either(work, part, first, last):
-        if work.past_cache:
-            past_it(work, part, first, last)
-        else:
-            into_cache(work, part, first, last)
-
-    return either
-
-
+@cache
 def _reader(kind: str) -> SimpleNamespace:
     """How to get at each array by address: elements as numbers, and numbers."""
     number: Any = np.float64 if kind == "f64" else np.float32

@@ -46,10 +46,12 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
     factory = cache(lambda dim: norm_layer(norm, dim=dim))
     dims, entries = _dims(model), list[Entry]()
     new: dict[nn.Module, nn.Module] = {}
+    like = next(_numbers(model), None)
     for path, old in model.named_modules():
+        like = next(_numbers(old, recurse=False), like)
         if not isinstance(old, _NORMS):
             continue
-        made = _why_left(old) or _made(old, dims[old], norm, factory)
+        made = _why_left(old) or _made(old, dims[old], norm, factory, like)
         if isinstance(made, nn.Module):
             new[old] = made
             entries.append(Entry("converted", (path,), f"{_called(old)} -> {_called(made)}"))
@@ -85,7 +87,9 @@ def _why_left(old: nn.Module) -> str | None:
     return None
 
 
-def _made(old: nn.Module, dim: int | None, norm: NormSpec, factory: Any) -> nn.Module | str:
+def _made(
+    old: nn.Module, dim: int | None, norm: NormSpec, factory: Any, like: Tensor | None
+) -> nn.Module | str:
     """What takes the layer's place, or why nothing does."""
     if dim is None:
         return f"is a {_called(old)} that does not tell how many axes its input has"
@@ -104,18 +108,24 @@ def _made(old: nn.Module, dim: int | None, norm: NormSpec, factory: Any) -> nn.M
             f"got a function that returns {type(new).__name__} for norm; wanted a function "
             "num_features -> torch.nn.Module"
         )
-    _carry_over(old, new, norm)
+    _carry_over(old, new, norm, like)
     return new
 
 
-def _carry_over(old: nn.Module, new: nn.Module, norm: NormSpec) -> None:
+def _numbers(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
+    for tensor in (*module.parameters(recurse), *module.buffers(recurse)):
+        if tensor.is_floating_point():
+            yield tensor
+
+
+def _carry_over(old: nn.Module, new: nn.Module, norm: NormSpec, like: Tensor | None) -> None:
+    """`like` is the old layer's tensor; where it has none, that of the layer before it."""
     given = norm if isinstance(norm, str) else "eps= momentum="
     for option in ("eps", "momentum"):
         if hasattr(old, option) and hasattr(new, option) and not re.search(rf"\b{option}=", given):
             setattr(new, option, getattr(old, option))
-    tensors = [t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()]
-    if tensors:
-        new.to(tensors[0].device, tensors[0].dtype)
+    if like is not None:
+        new.to(like.device, like.dtype)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         _carry(getattr(old, name, None), new, name)
     new.train(old.training)
@@ -140,7 +150,7 @@ def _dims(model: nn.Module) -> dict[nn.Module, int | None]:
     """
     found: dict[nn.Module, int | None] = {}
     before: dict[int, int] = {}
-    linear = set(_after_linear(model))
+    linear = _after_linear(model)
     for module in model.modules():
         for kind, dim in _WEIGHTS.items():
             if isinstance(module, kind):
@@ -158,8 +168,17 @@ def _dims(model: nn.Module) -> dict[nn.Module, int | None]:
     return found
 
 
-def _after_linear(model: nn.Module) -> Iterator[nn.Module]:
-    """LayerNorms of the features of a Linear layer just before them, whose input is (N, C)."""
+def _after_linear(model: nn.Module) -> set[nn.Module]:
+    """LayerNorms of the features of a Linear layer just before them, whose input is (N, C).
+
+    None where the model has others, too: its inputs are (N, tokens, C), then.
+    """
+    norms = {module for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    found = set(_pairs(model))
+    return found if found == norms else set()
+
+
+def _pairs(model: nn.Module) -> Iterator[nn.Module]:
     for parent in model.modules():
         inside = list(parent.children()) if isinstance(parent, nn.Sequential) else []
         for one, other in pairwise(inside):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spiritlevel.surgery.in_place import Proxy
 
-__all__ = ["Call", "Leaf", "Mode", "Slot", "Stack", "Untraceable", "hooked", "layer", "traced_in"]
+__all__ = [
+    "Call",
+    "Leaf",
+    "Mode",
+    "Slot",
+    "Stack",
+    "Untraceable",
+    "choices",
+    "hooked",
+    "layer",
+    "put_back",
+    "traced_in",
+]
 
 Leaf = Callable[[nn.Module], bool]
 Call = tuple[str, int]
@@ -208,7 +221,7 @@ def _state() -> tuple[Any, ...]:
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Puts back what a pass changed in the module, and raises Untraceable if it did."""
-    attributes, choices = _contents(module.__dict__), random.getstate()
+    attributes, before = _contents(module.__dict__), choices()
     inner = {
         name: (value, _contents(value))
         for name, value in attributes.items()
@@ -218,8 +231,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if random.getstate() != choices:
-            random.setstate(choices)
+        if put_back(before):
             changed = "it draws random numbers to choose what it runs"
         for name, (value, contents) in inner.items():
             if not _same(contents, _contents(value)):
@@ -233,6 +245,20 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
     if changed:
         raise Untraceable(changed)
+
+
+def choices() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's generators, with which models choose what they run."""
+    return random.getstate(), np.random.get_state()
+
+
+def put_back(states: tuple[Any, Any]) -> bool:
+    """Whether they had changed."""
+    (python, (_, keys, *rest)), (before, numpy) = choices(), states
+    _, keys_before, *rest_before = numpy
+    random.setstate(before)
+    np.random.set_state(numpy)
+    return python != before or rest != rest_before or not np.array_equal(keys, keys_before)
 
 
 def _contents(value: Any) -> Any:

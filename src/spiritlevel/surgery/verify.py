@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.surgery.eligible import FUSED
+from spiritlevel.surgery.tracer import choices, put_back
 
 __all__ = ["Numbers", "differs", "kept", "numbers", "run", "unlike"]
 
@@ -37,11 +38,13 @@ def kept(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
+    states = choices()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(sorted(d for d in devices if d is not None)), torch.no_grad():
         try:
             yield
         finally:
+            put_back(states)
             for module, name, buffer, saved in buffers:
                 module._buffers[name] = buffer
                 if buffer is not None and saved is not None:
