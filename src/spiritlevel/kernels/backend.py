@@ -170,13 +170,13 @@ _TYPES = {
 
 def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
     """Whether there is something to do, and every channel has its numbers, where the input is."""
-    return (
-        x.dim() > 1
-        and x.numel() > 0
-        and all(
-            t is None or (t.shape == x.shape[1:2] and t.device == x.device) for t in of_channels
-        )
-    )
+    if x.dim() < 2 or x.numel() == 0:
+        return False
+    channels, device = x.shape[1], x.device
+    for t in of_channels:
+        if t is not None and (t.dim() != 1 or len(t) != channels or t.device != device):
+            return False
+    return True
 
 
 def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | None]) -> str | None:
@@ -188,8 +188,9 @@ def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | No
         return f"a tensor on {x.device.type}"
     if x.dtype not in _TYPES:
         return f"{x.dtype} numbers"
-    if any(t is not None and t.dtype not in _TYPES[x.dtype] for t in of_channels[:2]):
-        return f"an input of {x.dtype} with weights of another type"
+    for t in of_channels[:2]:
+        if t is not None and t.dtype not in _TYPES[x.dtype]:
+            return f"an input of {x.dtype} with weights of another type"
     if cpu.layout(x) is None:
         return "an input with gaps, or neither contiguous nor channels-last"
     if residual is not None and (residual.shape, residual.dtype, residual.device) != (

@@ -7,7 +7,11 @@ number by number.
 from __future__ import annotations
 
 import math
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,8 @@ __all__ = [
     "finite",
     "float_of",
     "jit",
+    "named",
+    "naming",
     "pointer",
     "wait",
 ]
@@ -37,9 +43,31 @@ FASTMATH = {"reassoc", "contract", "nsz"}
 OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
 
 
+_name: ContextVar[str] = ContextVar("_name", default="")
+
+
+@contextmanager
+def naming(*parts: str) -> Iterator[None]:
+    """Within the block `jit` gives a function this name beside its own.
+
+    Closures of one `def` need it: Numba tells them apart by a count that begins anew in each
+    process, and of two functions with one name, from two processes, the linker keeps the first.
+    """
+    token = _name.set("_".join(re.sub(r"\W", "_", part) or "none" for part in parts))
+    try:
+        yield
+    finally:
+        _name.reset(token)
+
+
+def named(function: Any) -> Any:
+    function.__qualname__ += f"_{_name.get()}" if _name.get() else ""
+    return function
+
+
 def jit(function: Any) -> Any:
     """For what only kernels call: a way in from Python would take as long to compile again."""
-    return njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(named(function))
 
 
 @jit

@@ -101,12 +101,14 @@ class _Plan:
         lanes, by_lane = C * fold * spread, self.layout == "lanes"
         # float64 numbers of scratch: sums of parts, coefficients, and for lanes sums of a block.
         needs = (2 * parts * lanes, 5 * lanes, 3 * parts * lanes if by_lane else 0)
-        *self.offsets, self.doubles = accumulate(needs, initial=0)
+        *offsets, self.doubles = accumulate(needs, initial=0)
+        self.offsets = [8 * offset for offset in offsets]
         self.cut = (N, C, S, fold, spread, part, parts)
         # Each stretch begins on a whole vector of 32 bytes.
         stretch, size = (group * spread if group < C else lanes) if by_lane else S, dtype.itemsize
         whole = stretch * size % 32 == 0 and (not by_lane or lanes * size % 32 == 0)
         self.past_cache = whole and self.size * size >= _UNCACHED
+        self.team = 1 if self.size < _ALONE else self.chunks
         self.writing = " past the cache" if self.past_cache else ""
 
     def each(self, name: str, act: str = "identity", add: str = "", *, back: bool = False) -> Stage:
@@ -119,6 +121,21 @@ class _Plan:
         """What is done once a channel."""
         address = step(name, "channels", self.kind, "identity", "")
         return address, -(-self.C // _CHANNELS), _CHANNELS, False
+
+    def stages(self, what: str, act: str, add: str) -> list[Stage]:
+        back = not self.whole
+        if what == "forward":
+            apply = self.each("apply", act, add)
+            return [self.each("collect", back=back), self.once("settle"), apply]
+        if what == "eval":
+            return [self.once("prepare"), self.each("apply", act, add)]
+        if what == "statistics":
+            return [self.each("collect"), self.once("settle")]
+        reduce = self.each("reduce", act, add)
+        # A residual's gradient has the activation's slope in it, once it is reduced.
+        of = ("identity", "add") if add else (act, "")
+        descend = self.each("descend", *of, back=back)
+        return [self.once("prepare"), reduce, self.once("settle_sums"), descend]
 
 
 @cache
@@ -146,15 +163,11 @@ def forward(
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     y = torch.empty_like(x)
     mean, var = statistics or [torch.empty(plan.C, dtype=torch.float64) for _ in range(2)]
-    tensors = {"x": x, "out": y, "residual": residual, "weight": weight, "bias": bias}
-    work = _Work(plan, tensors | {"mean": mean, "var": var}, eps, slope, True, running)
-    add = "" if residual is None else "add"
-    apply = plan.each("apply", act, add)
-    if statistics is not None:
-        work.run(plan.once("prepare"), apply)
-    else:
-        collect = plan.each("collect", back=not plan.whole)
-        work.run(collect, plan.once("settle"), apply, at_once=plan.whole)
+    running_mean, running_var, share, factor = running or (None, None, 0.0, 1.0)
+    what, add = "forward" if statistics is None else "eval", "" if residual is None else "add"
+    weight, bias = _numbers(weight, plan), _numbers(bias, plan)
+    tensors = (x, y, residual, weight, bias, mean, var, running_mean, running_var)
+    _run(plan, _begin(plan, what, act, add), tensors, True, eps, slope, share, factor)
     if running is not None:
         torch.autograd.graph.increment_version(running[:2])
     return y, mean, var
@@ -164,8 +177,8 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and biased variance that `forward` takes of the same x: float64, (C,)."""
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     mean, var = (torch.empty(plan.C, dtype=torch.float64) for _ in range(2))
-    work = _Work(plan, {"x": x, "mean": mean, "var": var}, 0.0, 0.0, True)
-    work.run(plan.each("collect"), plan.once("settle"))
+    tensors = (x, None, None, None, None, mean, var)
+    _run(plan, _begin(plan, "statistics", "identity", ""), tensors, True, 0.0, 0.0)
     return mean, var
 
 
@@ -194,61 +207,49 @@ def backward(
     through = residual if y is None else y
     if through is not None:
         grad_residual, add = torch.empty_like(x), "add" if y is None else "mask"
-    tensors = {"x": x, "out": grad_x, "residual": through, "weight": weight, "bias": bias}
-    tensors |= {"mean": mean, "var": var, "grad": grad, "grad_residual": grad_residual}
-    tensors |= {"grad_weight": grad_weight, "grad_bias": grad_bias}
-    work = _Work(plan, tensors, eps, slope, training)
-    reduce = plan.each("reduce", act, add)
-    # A residual's gradient has the activation's slope in it, once it is reduced.
-    of = ("identity", "add") if add else (act, "")
-    descend = plan.each("descend", *of, back=not plan.whole)
-    prepare, settle = plan.once("prepare"), plan.once("settle_sums")
-    work.run(prepare, reduce, settle, descend, at_once=plan.whole)
+    weight, bias = _numbers(weight, plan), _numbers(bias, plan)
+    tensors = (x, grad_x, through, weight, bias, mean, var, None, None)
+    tensors = (*tensors, grad, grad_residual, grad_weight, grad_bias)  # type: ignore[assignment]
+    _run(plan, _begin(plan, "backward", act, add), tensors, training, eps, slope)
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
 _KINDS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
-_ALL = struct.Struct(f"{len(INTEGERS)}q{len(DOUBLES)}d")
-_FIRST = INTEGERS.index("x")
-_COUNT = INTEGERS.index("steps")
-_STAGES = struct.Struct(f"{_FIRST}q")
-_TENSORS = INTEGERS[_FIRST : INTEGERS.index("partials")]
+_HEAD = struct.Struct(f"{INTEGERS.index('x')}q")
+_TENSORS = INTEGERS.index("partials") - INTEGERS.index("x")
+_WORK = struct.Struct(f"{_HEAD.size}s{len(INTEGERS) - INTEGERS.index('x')}q{len(DOUBLES)}d")
+_Buffer = ctypes.c_char * _WORK.size
 
 
-class _Work:
-    """What the kernels of one call are told, and the tensors that nobody else keeps."""
+@cache
+def _begin(plan: _Plan, what: str, act: str, add: str) -> bytes:
+    """What the work of a call begins with: its stages, and whether a chunk has all at once."""
+    stages = plan.stages(what, act, add)
+    numbers = [number for stage in stages for number in (0, 0, *stage)]
+    numbers += [0] * (INTEGERS.index("steps") - len(numbers))
+    return _HEAD.pack(*numbers, len(stages), plan.whole and what in ("forward", "backward"))
 
-    def __init__(
-        self,
-        plan: _Plan,
-        tensors: dict[str, Tensor | None],
-        eps: float,
-        slope: float,
-        training: bool,
-        running: Running | None = None,
-    ) -> None:
-        self.plan = plan
-        self.team = 1 if plan.size < _ALONE else min(team.threads(), plan.chunks)
-        for name in ("weight", "bias"):
-            t = tensors.get(name)
-            if t is not None and not (t.dtype is plan.number and t.is_contiguous()):
-                tensors[name] = t.to(plan.number).contiguous()
-        share, factor = 0.0, 1.0
-        if running is not None:
-            tensors["running_mean"], tensors["running_var"], share, factor = running
-        at = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
-        scratch = torch.empty(plan.doubles, dtype=torch.float64)
-        self.kept, start = (tensors, scratch), scratch.data_ptr()
-        self.buffer = ctypes.create_string_buffer(_ALL.size)
-        self.address = ctypes.addressof(self.buffer)
-        numbers = [0] * _FIRST + [at.get(name, 0) for name in _TENSORS]
-        numbers += [start + 8 * offset for offset in plan.offsets]
-        numbers += [training, *plan.cut]
-        _ALL.pack_into(self.buffer, 0, *numbers, eps, slope, share, factor)
 
-    def run(self, *stages: Stage, at_once: bool = False) -> None:
-        """The stages, one after the other; at once: all of them for a chunk, then for the next."""
-        numbers = [number for stage in stages for number in (0, 0, *stage)]
-        numbers += [0] * (_COUNT - len(numbers))
-        _STAGES.pack_into(self.buffer, 0, *numbers, len(stages), at_once)
-        team.run(kernel(), self.address, self.team)
+def _run(
+    plan: _Plan,
+    begin: bytes,
+    tensors: tuple[Tensor | None, ...],
+    training: bool,
+    eps: float,
+    slope: float,
+    share: float = 0.0,
+    factor: float = 1.0,
+) -> None:
+    """Run the stages on these tensors, which are in the order of `INTEGERS`."""
+    at = [0 if t is None else t.data_ptr() for t in tensors] + [0] * (_TENSORS - len(tensors))
+    scratch = torch.empty(plan.doubles, dtype=torch.float64)
+    start, offsets, buffer = scratch.data_ptr(), plan.offsets, _Buffer()
+    numbers = (*at, *[start + offset for offset in offsets], training, *plan.cut)
+    _WORK.pack_into(buffer, 0, begin, *numbers, eps, slope, share, factor)
+    team.run(kernel(), ctypes.addressof(buffer), min(team.threads(), plan.team))
+
+
+def _numbers(t: Tensor | None, plan: _Plan) -> Tensor | None:
+    if t is None or (t.dtype is plan.number and t.is_contiguous()):
+        return t
+    return t.to(plan.number).contiguous()

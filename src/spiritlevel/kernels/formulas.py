@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.compiled import erf32, exp32, jit
+from spiritlevel.kernels.compiled import erf32, exp32, jit, naming
 
 __all__ = ["formulas"]
 
@@ -115,4 +115,5 @@ _BY_NAME = {
 @cache
 def formulas(name: str, number: Any) -> tuple[Any, Any]:
     """act(z, slope) and act'(z, slope) g, for float32 or float64 numbers, compiled."""
-    return _BY_NAME[name](number)
+    with naming(name, number.__name__):
+        return _BY_NAME[name](number)

@@ -13,7 +13,7 @@ from numba import carray, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from spiritlevel.kernels.compiled import OPTIONS, add_to, call, pointer, wait
+from spiritlevel.kernels.compiled import OPTIONS, add_to, call, named, naming, pointer, wait
 from spiritlevel.kernels.passes import STAGE, STAGES, WORK, passes
 
 __all__ = ["kernel", "step"]
@@ -68,6 +68,8 @@ def kernel() -> int:
 
 
 def _compiled(run: Any, arguments: int, name: tuple[str, ...]) -> int:
+    with naming(*name):
+        named(run)
     signature = ((types.int64,) * arguments, types.void)
     compiled: Any = CFunc(run, signature, locals={}, options={**OPTIONS, "nopython": True})
     with suppress(RuntimeError):  # there may be no folder that it could be kept in

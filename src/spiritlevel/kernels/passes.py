@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spiritlevel.kernels import channels, lanes, planes
-from spiritlevel.kernels.compiled import array, bits_of, float_of, jit
+from spiritlevel.kernels.compiled import array, bits_of, float_of, jit, naming
 from spiritlevel.kernels.formulas import formulas
 
 __all__ = ["DOUBLES", "INTEGERS", "STAGE", "STAGES", "WORK", "passes"]
@@ -23,8 +23,8 @@ whether the last chunk comes first; so for each of at most four stages."""
 INTEGERS = (
     *(f"{name}_{stage}" for stage in range(STAGES) for name in STAGE),
     *("steps", "at_once"),
-    *("x", "out", "residual", "grad", "grad_residual", "weight", "bias", "mean", "var"),
-    *("grad_weight", "grad_bias", "running_mean", "running_var"),
+    *("x", "out", "residual", "weight", "bias", "mean", "var", "running_mean", "running_var"),
+    *("grad", "grad_residual", "grad_weight", "grad_bias"),
     *("partials", "coefficients", "sums", "training"),
     *("N", "C", "S", "fold", "spread", "part", "parts"),
 )
@@ -44,23 +44,28 @@ def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     """
     read = _reader(kind)
     if layout == "channels":
-        return channels.steps(read.number)
+        with naming(kind):
+            return channels.steps(read.number)
     act_of, back_of = formulas(act, read.number)
     module = planes if layout == "planes" else lanes
-    collect, applying, reduce, descending = module.passes(read, act_of, back_of, add)
-    return {
-        "collect": collect,
-        "apply": applying(read.put),
-        "apply past the cache": applying(read.stream),
-        "reduce": reduce,
-        "descend": descending(read.put),
-        "descend past the cache": descending(read.stream),
-    }
+    with naming(layout, kind, act, add):
+        collect, applying, reduce, descending = module.passes(read, act_of, back_of, add)
+        found = {"collect": collect, "reduce": reduce}
+        found |= {"apply": applying(read.put), "descend": descending(read.put)}
+    with naming(layout, kind, act, add, "past the cache"):
+        found["apply past the cache"] = applying(read.stream)
+        found["descend past the cache"] = descending(read.stream)
+    return found
 
 
 @cache
 def _reader(kind: str) -> SimpleNamespace:
     """How to get at each array by address: elements as numbers, and numbers."""
+    with naming(kind):
+        return _read(kind)
+
+
+def _read(kind: str) -> SimpleNamespace:
     number: Any = np.float64 if kind == "f64" else np.float32
     element: Any = np.uint16 if kind == "bf16" else number
     number_size = np.dtype(number).itemsize
@@ -69,11 +74,16 @@ def _reader(kind: str) -> SimpleNamespace:
         get, put, _ = array(name, number)
         read.__dict__.update({name: get, f"put_{name}": put})
     for name in ("x", "grad", "residual"):
-        read.__dict__[name] = _loading(array(name, element)[0], kind)
+        with naming(name, kind):
+            read.__dict__[name] = _loading(array(name, element)[0], kind)
     get, put, _ = array("grad_residual", element)
-    read.grad_residual, read.put_grad_residual = _loading(get, kind), _storing(put, kind)
+    with naming("grad_residual", kind):
+        read.grad_residual, read.put_grad_residual = _loading(get, kind), _storing(put, kind)
     _, put, stream = array("out", element)
-    read.put, read.stream = _storing(put, kind), _storing(stream, kind)
+    with naming("out", kind):
+        read.put = _storing(put, kind)
+    with naming("stream", kind):
+        read.stream = _storing(stream, kind)
     centre = read.centre
 
     @jit

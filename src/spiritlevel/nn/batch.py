@@ -79,25 +79,29 @@ class _Fused(_BatchNorm):
         running: Any = (self.running_mean, self.running_var)
         track = self.training and self.track_running_stats
         training = self.training or (running[0] is None and running[1] is None)
-        chosen = _kernels(x, residual, training, self.weight, self.bias, *running)
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        chosen = _kernels(x, residual, training, weight, bias, *running)
         if track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        weight, bias = self._affine(x, chosen)
+        weight, bias = self._affine(x, chosen, weight, bias)
         if chosen == "aten":
             return self._plain(x, residual, weight, bias, training, track)
         if training:
             _check_batch(x, self.eps)
         run = ops.fused if chosen == "cpu" else ops.by_reference
         taken = None if training else running
-        follows = self._follows() if track and running[0] is not None else None
+        follows = self._follows(*running) if track and running[0] is not None else None
         y, mean, var = run(x, weight, bias, residual, self.act, self.eps, taken, follows)
         if training and not torch.compiler.is_compiling():
             tell(self, lambda: (mean, var), x.numel() // x.shape[1])
         return y
 
-    def _affine(self, x: Tensor, kernels: str) -> tuple[Tensor | None, Tensor | None]:
-        """The weight and the bias that x gets."""
-        return self.weight, self.bias
+    def _affine(
+        self, x: Tensor, kernels: str, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The weight and the bias that x gets, of those that the layer has."""
+        return weight, bias
 
     def _plain(
         self,
@@ -118,15 +122,16 @@ class _Fused(_BatchNorm):
             tell(self, lambda: ops.statistics_of(x), x.numel() // x.shape[1])
         return self.act(y if residual is None else y + residual)
 
-    def _follows(self) -> ops.Running | None:
+    def _follows(self, mean: Tensor, var: Tensor) -> ops.Running | None:
         """The running statistics, and the share of this batch in them."""
-        share, seen = self.momentum, self.num_batches_tracked
+        share = self.momentum
         if share is None:
+            seen = self.num_batches_tracked
             if seen is None:
                 return None
             # A float, as torch takes it; a graph cannot know it beforehand.
             share = 1.0 / (seen if torch.compiler.is_compiling() else float(seen))  # type: ignore[assignment]
-        return self.running_mean, self.running_var, share  # type: ignore[return-value]
+        return mean, var, share  # type: ignore[return-value]
 
 
 class BatchNorm1d(_Fused, nn.BatchNorm1d):

@@ -71,9 +71,10 @@ class _Renorm(_Fused):
         super().__init__(num_features, eps, momentum, affine, True, device, dtype, bias=bias)
         self.r_max, self.d_max, self.warmup = r_max, d_max, warmup
 
-    def _affine(self, x: Tensor, kernels: str) -> tuple[Tensor | None, Tensor | None]:
+    def _affine(
+        self, x: Tensor, kernels: str, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """(xhat r + d) weight + bias = xhat (r weight) + (d weight + bias)."""
-        weight, bias = self.weight, self.bias
         if not self.training or self._warms_up() or x.shape[1] != len(self.running_mean):
             return weight, bias  # torch's own operations say that the channels are too many
         kind = self.running_var.dtype if weight is None else weight.dtype
