@@ -50,8 +50,9 @@ _name: ContextVar[str] = ContextVar("_name", default="")
 def naming(*parts: str) -> Iterator[None]:
     """Within the block `jit` gives a function this name beside its own.
 
-    Closures of one `def` need it: Numba tells them apart by a count that begins anew in each
-    process, and of two functions with one name, from two processes, the linker keeps the first.
+    Closures of one `def` need it. Numba keeps the compiled ones of a name in one index, in which
+    two processes that write at once can point one at the other's code; and it tells their symbols
+    apart by a count that begins anew in each process.
     """
     token = _name.set("_".join(re.sub(r"\W", "_", part) or "none" for part in parts))
     try:
