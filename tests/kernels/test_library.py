@@ -22,7 +22,7 @@ pytest.importorskip("numba", reason="the kernels of `cpu` need the extra cpu")
 
 from numba import njit
 
-from spiritlevel.kernels import compiled, team
+from spiritlevel.kernels import compiled, cpu, team
 
 pytestmark = pytest.mark.slow  # kernels are compiled
 
@@ -71,6 +71,16 @@ def test_any_number_of_threads_gives_the_same_bits(shape, layout):
         results.append(step(shape, layout))
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def test_what_is_done_at_once_for_a_chunk_is_cut_alike_in_each_stage():
+    """Else a group of channels does not stay in cache, nor is it shared among threads."""
+    plan = cpu._plan(torch.Size(SHAPES[0]), False, torch.float32)
+    assert plan.whole
+    for what in ("forward", "backward"):
+        stages = plan.stages(what, "relu", "")
+        assert {stage[1:3] for stage in stages} == {(plan.chunks, plan.group)}
+    assert plan.chunks > 2
 
 
 def test_python_threads_stand_in_for_openmp(monkeypatch):

@@ -120,6 +120,8 @@ class _Plan:
     def once(self, name: str) -> Stage:
         """What is done once a channel."""
         address = step(name, "channels", self.kind, "identity", "")
+        if self.whole:
+            return address, self.chunks, self.group, False
         return address, -(-self.C // _CHANNELS), _CHANNELS, False
 
     def stages(self, what: str, act: str, add: str) -> list[Stage]:
