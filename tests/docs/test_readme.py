@@ -182,6 +182,51 @@ def test_the_page_beside_them_is_whole_and_names_no_machine():
             assert not re.search(r"(/work|/tmp|/root|/home)/", path.read_text()), path
 
 
+def measured(name: str) -> dict:
+    return json.loads((ROOT / "docs/bench" / f"{name}.json").read_text())
+
+
+def test_the_speeds_it_quotes_are_those_that_a_run_wrote():
+    (layers,) = (
+        group["ratios"]
+        for group in measured("norms")["figures"]
+        if group["mode"] == "forward+backward" and not group["add"]
+    )
+    steps = {case["model"]: case["ratios"] for case in measured("fuse")["cases"]}
+    quoted = re.search(
+        r"takes torch ([\d.]+) times as long on two cores, ([\d.]+) in channels-last; a training "
+        r"step of MobileNetV2 ([\d.]+) times, of ResNet-18 ([\d.]+) ",
+        README.replace("\n", " "),
+    )
+    assert quoted is not None
+    last = "eager channels-last"
+    found = [layers["eager"], layers[last], steps["mobilenet_v2"][last], steps["resnet18"][last]]
+    assert list(quoted.groups()) == [f"{ratio['value']:.2f}" for ratio in found]
+
+
+def test_the_speeds_in_docs_are_those_that_a_run_wrote():
+    page = (ROOT / "docs/bench.md").read_text()
+    for group in measured("norms")["figures"]:
+        name = f"BN {'+ add ' * group['add']}+ ReLU, {group['mode'].replace('+', ' + ')} |"
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {name}"))
+        for figure in ("eager", "eager channels-last", "compile"):
+            ratio = group["ratios"][figure]
+            assert f"{ratio['value']:.2f}× ({ratio['low']:.2f} to {ratio['high']:.2f})" in line
+        assert line.endswith(f"| {group['ratios']['floor']['value']:.2f} |")
+    for layout, seconds in measured("norms")["first_step"]["seconds"].items():
+        cells = [f"{seconds[name]['added']:.1f}" for name in ("torch", "cold", "warm")]
+        assert f"| {layout} | {' | '.join(cells)} |" in page
+
+
+def test_the_zoo_page_tells_what_its_records_tell():
+    rows = json.loads((ROOT / "docs/zoo.json").read_text()).values()
+    assert len(rows) >= 25
+    assert {row["verdict"] for row in rows} == {"right"}
+    page = (ROOT / "docs/zoo.md").read_text()
+    assert f"{len(rows)} architectures: {len(rows)} right, 0 refused, 0 wrong" in page
+    assert f"[{len(rows)} networks of others](docs/zoo.md)" in README
+
+
 @pytest.mark.slow
 def test_make_study_in_a_fresh_clone(tmp_path):
     """With all of its own set-up: five verdicts, four examples, and a page."""
