@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -182,6 +184,9 @@ def test_the_page_beside_them_is_whole_and_names_no_machine():
             assert not re.search(r"(/work|/tmp|/root|/home)/", path.read_text()), path
 
 
+NAMES = {"resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
+
+
 def measured(name: str) -> dict:
     return json.loads((ROOT / "docs/bench" / f"{name}.json").read_text())
 
@@ -216,6 +221,32 @@ def test_the_speeds_in_docs_are_those_that_a_run_wrote():
     for layout, seconds in measured("norms")["first_step"]["seconds"].items():
         cells = [f"{seconds[name]['added']:.1f}" for name in ("torch", "cold", "warm")]
         assert f"| {layout} | {' | '.join(cells)} |" in page
+    for case in measured("fuse")["cases"]:
+        assert f"{case['peak_ratio']:.2f} for {NAMES[case['model']]}" in page
+        (line,) = (one for one in page.splitlines() if one.startswith(f"| {NAMES[case['model']]}"))
+        for figure in ("eager", "eager channels-last"):
+            ratio = case["ratios"][figure]
+            assert f"{ratio['value']:.2f}× ({ratio['low']:.2f} to {ratio['high']:.2f})" in line
+    gain = {name: ratio["value"] for name, ratio in measured("allocator")["ratios"].items()}
+    assert f"takes {gain['ours']:.2f}× as long" in page
+    assert f"{gain['eager']:.2f}× for torch's" in page
+
+
+def test_how_far_from_the_floor_docs_say_it_is_was_measured():
+    page = " ".join((ROOT / "docs/bench.md").read_text().split())
+    cases = [case for case in measured("norms")["cases"] if not case["add"]]
+    both = [case["modes"]["forward+backward"] for case in cases]
+    eager = math.exp(
+        mean(math.log(m["seconds"]["eager"]["median"] / m["floor"]["seconds"]) for m in both)
+    )
+    assert f"eager torch takes {eager:.1f} times the floor" in page
+    assert f"would be {eager / 4:.2f} of it" in page
+    large = [
+        case["modes"]["forward+backward"]["ratios"]["floor"]["value"]
+        for case in measured("norms")["cases"]
+        if case["tensor_bytes"] >= 1.6e7
+    ]
+    assert f"run at {min(large):.2f} to {max(large):.2f} times the floor" in page
 
 
 def test_the_zoo_page_tells_what_its_records_tell():

@@ -61,16 +61,19 @@ def _monai(name: str, options: dict[str, Any], size: int, axes: int = 2) -> tupl
     return getattr(nets, name)(**options), images(size, 1, 2, axes)
 
 
+_UNET: dict[str, Any] = {
+    "in_channels": 1,
+    "out_channels": 2,
+    "channels": (8, 16, 32),
+    "strides": (2, 2),
+}
 _MONAI = {
     "UNet": partial(
         _monai,
         "UNet",
         {
             "spatial_dims": 2,
-            "in_channels": 1,
-            "out_channels": 2,
-            "channels": (8, 16, 32),
-            "strides": (2, 2),
+            **_UNET,
             "num_res_units": 2,
             "norm": "batch",
         },
@@ -81,10 +84,7 @@ _MONAI = {
         "UNet",
         {
             "spatial_dims": 3,
-            "in_channels": 1,
-            "out_channels": 2,
-            "channels": (8, 16, 32),
-            "strides": (2, 2),
+            **_UNET,
             "num_res_units": 2,
             "norm": "batch",
             "act": "relu",
@@ -97,10 +97,7 @@ _MONAI = {
         "AttentionUnet",
         {
             "spatial_dims": 2,
-            "in_channels": 1,
-            "out_channels": 2,
-            "channels": (8, 16, 32),
-            "strides": (2, 2),
+            **_UNET,
         },
         32,
     ),

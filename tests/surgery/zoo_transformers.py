@@ -30,6 +30,18 @@ def _pixels(size: int, **others: Any) -> Callable[[], Any]:
     return lambda: {"pixel_values": images(size), **others}
 
 
+_DETECTION: dict[str, Any] = {
+    "encoder_hidden_dim": 16,
+    "encoder_ffn_dim": 16,
+    "encoder_attention_heads": 2,
+    "d_model": 16,
+    "decoder_in_channels": [16, 16, 16],
+    "decoder_ffn_dim": 16,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "num_queries": 10,
+    "num_denoising": 0,
+}
 _SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]}
 _RESNET = {"model_type": "resnet", **_SMALL, "out_features": ["stage2", "stage3", "stage4"]}
 _WAVE = {
@@ -233,16 +245,7 @@ TRANSFORMERS = {
                 "out_features": ["stage2", "stage3", "stage4"],
             },
             "encoder_in_channels": [16, 24, 32],
-            "encoder_hidden_dim": 16,
-            "encoder_ffn_dim": 16,
-            "encoder_attention_heads": 2,
-            "d_model": 16,
-            "decoder_in_channels": [16, 16, 16],
-            "decoder_ffn_dim": 16,
-            "decoder_layers": 2,
-            "decoder_attention_heads": 2,
-            "num_queries": 10,
-            "num_denoising": 0,
+            **_DETECTION,
         },
         _pixels(64),
     ),
@@ -300,16 +303,7 @@ TRANSFORMERS = {
         "DFineConfig",
         "DFineForObjectDetection",
         {
-            "encoder_hidden_dim": 16,
-            "encoder_ffn_dim": 16,
-            "encoder_attention_heads": 2,
-            "d_model": 16,
-            "decoder_in_channels": [16, 16, 16],
-            "decoder_ffn_dim": 16,
-            "decoder_layers": 2,
-            "decoder_attention_heads": 2,
-            "num_queries": 10,
-            "num_denoising": 0,
+            **_DETECTION,
         },
         _pixels(64),
     ),

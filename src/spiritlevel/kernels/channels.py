@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,37 @@ def blend(mean, other, share):
     return mean + other
 
 
+@jit
+def merged(work, part, c):
+    """Mean and sum of squares of a channel in a part, from those of its lanes."""
+    slots, step = work.fold * work.C * work.spread, work.C * work.spread
+    found = doubles(work.partials, 2 * part * slots, 2 * slots)
+    total, square, apart = 0.0, 0.0, 0.0
+    for first in range(c * work.spread, slots, step):
+        for lane in range(first, first + work.spread):
+            total += found[lane]
+            square += found[slots + lane]
+    mean = total / (work.fold * work.spread)
+    for first in range(c * work.spread, slots, step):
+        for lane in range(first, first + work.spread):
+            off = found[lane] - mean
+            apart += off * off
+    return mean, square + apart * min(work.N - part * work.part, work.part) * work.S
+
+
 def steps(number: Any) -> dict[str, Any]:
     """The steps `prepare`, `settle` and `settle_sums`, for coefficients in float32 or float64.
 
     A step is a function of (work, part, first, last), for channels first to last; the part is
     ignored. A channel's coefficients stand in `fold * spread` slots.
     """
+    of = _coefficients(number)
+    prepare = _preparing(of)
+    return {"prepare": prepare, "settle": _settling(of, prepare), "settle_sums": _settling_sums(of)}
+
+
+def _coefficients(number: Any) -> SimpleNamespace:
+    """How to get at numbers of channels, and to fill in coefficients."""
     size = np.dtype(number).itemsize
 
     @jit
@@ -62,6 +88,12 @@ def steps(number: Any) -> dict[str, Any]:
         """What is left of a mean beyond its nearest `number`."""
         return mean - float(number(mean)) if finite(mean) else 0.0
 
+    return SimpleNamespace(number=number, numbers=numbers, fill=fill, factor=factor, low_of=low_of)
+
+
+def _preparing(of: SimpleNamespace) -> Any:
+    number, numbers, fill, factor, low_of = of.number, of.numbers, of.fill, of.factor, of.low_of
+
     @jit
     def prepare(work, _part, first, last):
         """From mean and variance to the coefficients of `apply`."""
@@ -72,22 +104,21 @@ def steps(number: Any) -> dict[str, Any]:
             fill(work, SCALE, c, number(a))
             fill(work, SHIFT, c, number(bias - low_of(mean) * a))
 
+    return prepare
+
+
+def _settling(of: SimpleNamespace, prepare: Any) -> Any:
+    number, numbers = of.number, of.numbers
+
     @jit
-    def merged(work, part, c):
-        """Mean and sum of squares of a channel in a part, from those of its lanes."""
-        slots, step = work.fold * work.C * work.spread, work.C * work.spread
-        found = doubles(work.partials, 2 * part * slots, 2 * slots)
-        total, square, apart = 0.0, 0.0, 0.0
-        for first in range(c * work.spread, slots, step):
-            for lane in range(first, first + work.spread):
-                total += found[lane]
-                square += found[slots + lane]
-        mean = total / (work.fold * work.spread)
-        for first in range(c * work.spread, slots, step):
-            for lane in range(first, first + work.spread):
-                off = found[lane] - mean
-                apart += off * off
-        return mean, square + apart * min(work.N - part * work.part, work.part) * work.S
+    def follow(work, first, last):
+        """The running statistics go by a share towards the batch's, whose variance times factor."""
+        means, vars_ = numbers(work.running_mean, work.C), numbers(work.running_var, work.C)
+        share, rest = work.share, 1.0 - work.share
+        for c in range(first, last):
+            mean, var = doubles(work.mean, c, 1)[0], doubles(work.var, c, 1)[0] * work.factor
+            means[c] = number(rest * float(means[c]) + share * mean)
+            vars_[c] = number(rest * float(vars_[c]) + share * var)
 
     @jit
     def settle(work, _part, first, last):
@@ -108,15 +139,11 @@ def steps(number: Any) -> dict[str, Any]:
             follow(work, first, last)
         prepare(work, 0, first, last)
 
-    @jit
-    def follow(work, first, last):
-        """The running statistics go by a share towards the batch's, whose variance times factor."""
-        means, vars_ = numbers(work.running_mean, work.C), numbers(work.running_var, work.C)
-        share, rest = work.share, 1.0 - work.share
-        for c in range(first, last):
-            mean, var = doubles(work.mean, c, 1)[0], doubles(work.var, c, 1)[0] * work.factor
-            means[c] = number(rest * float(means[c]) + share * mean)
-            vars_[c] = number(rest * float(vars_[c]) + share * var)
+    return settle
+
+
+def _settling_sums(of: SimpleNamespace) -> Any:
+    number, numbers, fill, factor, low_of = of.number, of.numbers, of.fill, of.factor, of.low_of
 
     @jit
     def settle_sums(work, _part, first, last):
@@ -139,4 +166,4 @@ def steps(number: Any) -> dict[str, Any]:
             fill(work, K2, c, number(slope))
             fill(work, K1, c, number(-a * total / count - low * slope))
 
-    return {"prepare": prepare, "settle": settle, "settle_sums": settle_sums}
+    return settle_sums

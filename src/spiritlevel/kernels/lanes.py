@@ -19,32 +19,33 @@ _BLOCK = 16384
 """Elements that are still in the second cache when they are looked at again."""
 
 
+@jit
+def cut(work, part, first, last):
+    """Lanes in all, and of these channels; the first of those; the first and last row."""
+    lanes = work.fold * work.C * work.spread
+    # Where rows are folded a chunk has all channels.
+    width = work.fold * (last - first) * work.spread
+    begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+    return lanes, width, first * work.spread, begin, end
+
+
 def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[Any, ...]:
     """`collect`, `apply`, `reduce` and `descend`, which `cpu` describes.
 
     The second and the last are yet to be told how they write: into the cache or past it.
     """
-    number, size, number_size, coefficients = (
-        *(read.number, read.size),
-        *(read.number_size, read.coefficients),
+    return (
+        _collecting(read),
+        _applying(read, act_of, add),
+        _reducing(read, back_of, add),
+        _descending(read, back_of, add),
     )
-    adds, masks, zero = add == "add", add == "mask", number(0)
-    x_at, grad_at, residual_at, first_at = read.x, read.grad, read.residual, read.first
-    put_first, second_at, put_second = read.put_first, read.second, read.put_second
-    centre_at, put_centre, scale_at, shift_at, k1_at, k2_at = (
-        *(read.centre, read.put_centre, read.scale),
-        *(read.shift, read.k1, read.k2),
-    )
-    put_grad_residual, grad_residual_at = read.put_grad_residual, read.grad_residual
 
-    @jit
-    def cut(work, part, first, last):
-        """Lanes in all, and of these channels; the first of those; the first and last row."""
-        lanes = work.fold * work.C * work.spread
-        # Where rows are folded a chunk has all channels.
-        width = work.fold * (last - first) * work.spread
-        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
-        return lanes, width, first * work.spread, begin, end
+
+def _collecting(read: SimpleNamespace) -> Any:
+    size, number_size, x_at = read.size, read.number_size, read.x
+    first_at, second_at, centre_at = read.first, read.second, read.centre
+    centres, deviations = _centres(read), _deviations(read)
 
     @jit
     def exactly(x, row, count, i):
@@ -56,52 +57,6 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
         for m in range(count):
             square += (float(x_at(x + m * row, i)) - mean) ** 2
         return mean, square
-
-    @jit
-    def centres(x, row, count, width, total):
-        """The mean of each lane."""
-        for i in range(width):
-            put_centre(total, i, zero)
-        fours = count // 4 * 4
-        for m in range(0, fours, 4):
-            p = x + m * row
-            q, r, s = p + row, p + 2 * row, p + 3 * row
-            for i in range(width):
-                found = (x_at(p, i) + x_at(q, i)) + (x_at(r, i) + x_at(s, i))
-                put_centre(total, i, centre_at(total, i) + found)
-        for m in range(fours, count):
-            for i in range(width):
-                put_centre(total, i, centre_at(total, i) + x_at(x + m * row, i))
-        share = number(1) / number(count)
-        for i in range(width):
-            put_centre(total, i, centre_at(total, i) * share)
-
-    @jit
-    def deviations(x, row, count, width, centre, rest, square):
-        """Sum, and sum of squares, of the distances from the centres."""
-        for i in range(width):
-            put_first(rest, i, zero)
-            put_second(square, i, zero)
-        fours = count // 4 * 4
-        for m in range(0, fours, 4):
-            p = x + m * row
-            q, r, s = p + row, p + 2 * row, p + 3 * row
-            for i in range(width):
-                high = centre_at(centre, i)
-                d0, d1, d2, d3 = (
-                    x_at(p, i) - high,
-                    x_at(q, i) - high,
-                    x_at(r, i) - high,
-                    x_at(s, i) - high,
-                )
-                put_first(rest, i, first_at(rest, i) + ((d0 + d1) + (d2 + d3)))
-                found = (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-                put_second(square, i, second_at(square, i) + found)
-        for m in range(fours, count):
-            for i in range(width):
-                d = x_at(x + m * row, i) - centre_at(centre, i)
-                put_first(rest, i, first_at(rest, i) + d)
-                put_second(square, i, second_at(square, i) + d * d)
 
     @jit
     def collect(work, part, first, last):
@@ -139,6 +94,75 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                     means[i] = blend(means[i], mean, share)
             seen += count
 
+    return collect
+
+
+def _centres(read: SimpleNamespace) -> Any:
+    number, x_at, zero = read.number, read.x, read.number(0)
+    centre_at, put_centre = read.centre, read.put_centre
+
+    @jit
+    def centres(x, row, count, width, total):
+        """The mean of each lane."""
+        for i in range(width):
+            put_centre(total, i, zero)
+        fours = count // 4 * 4
+        for m in range(0, fours, 4):
+            p = x + m * row
+            q, r, s = p + row, p + 2 * row, p + 3 * row
+            for i in range(width):
+                found = (x_at(p, i) + x_at(q, i)) + (x_at(r, i) + x_at(s, i))
+                put_centre(total, i, centre_at(total, i) + found)
+        for m in range(fours, count):
+            for i in range(width):
+                put_centre(total, i, centre_at(total, i) + x_at(x + m * row, i))
+        share = number(1) / number(count)
+        for i in range(width):
+            put_centre(total, i, centre_at(total, i) * share)
+
+    return centres
+
+
+def _deviations(read: SimpleNamespace) -> Any:
+    x_at, centre_at, zero = read.x, read.centre, read.number(0)
+    first_at, put_first, second_at = read.first, read.put_first, read.second
+    put_second = read.put_second
+
+    @jit
+    def deviations(x, row, count, width, centre, rest, square):
+        """Sum, and sum of squares, of the distances from the centres."""
+        for i in range(width):
+            put_first(rest, i, zero)
+            put_second(square, i, zero)
+        fours = count // 4 * 4
+        for m in range(0, fours, 4):
+            p = x + m * row
+            q, r, s = p + row, p + 2 * row, p + 3 * row
+            for i in range(width):
+                high = centre_at(centre, i)
+                d0, d1, d2, d3 = (
+                    x_at(p, i) - high,
+                    x_at(q, i) - high,
+                    x_at(r, i) - high,
+                    x_at(s, i) - high,
+                )
+                put_first(rest, i, first_at(rest, i) + ((d0 + d1) + (d2 + d3)))
+                found = (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+                put_second(square, i, second_at(square, i) + found)
+        for m in range(fours, count):
+            for i in range(width):
+                d = x_at(x + m * row, i) - centre_at(centre, i)
+                put_first(rest, i, first_at(rest, i) + d)
+                put_second(square, i, second_at(square, i) + d * d)
+
+    return deviations
+
+
+def _applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
+    number, size, coefficients = read.number, read.size, read.coefficients
+    centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
+    x_at, residual_at, adds = read.x, read.residual, add == "add"
+
     def applying(write):
         @jit
         def apply(work, part, first, last):
@@ -158,6 +182,13 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
 
         return apply
 
+    return applying
+
+
+def _through(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+    x_at, grad_at, residual_at = read.x, read.grad, read.residual
+    put_grad_residual, adds, masks = read.put_grad_residual, add == "add", add == "mask"
+
     @jit
     def one(x, grad, residual, grad_residual, i, centre, scale, shift, slope):
         """Of one element: its distance from the centre, and the gradient through activation."""
@@ -169,6 +200,16 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
         if adds or masks:
             put_grad_residual(grad_residual, i, g)
         return d, g
+
+    return one
+
+
+def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+    number, size, coefficients = read.number, read.size, read.coefficients
+    number_size, zero, one = read.number_size, read.number(0), _through(read, back_of, add)
+    centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
+    first_at, put_first, second_at = read.first, read.put_first, read.second
+    put_second = read.put_second
 
     @jit
     def reduce(work, part, first, last):
@@ -212,6 +253,15 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                 totals[i] += float(first_at(total, i))
                 products[i] += float(second_at(product, i))
 
+    return reduce
+
+
+def _descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+    number, size, coefficients = read.number, read.size, read.coefficients
+    x_at, grad_at, grad_residual_at = read.x, read.grad, read.grad_residual
+    centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
+    k1_at, k2_at, added = read.k1, read.k2, add != ""
+
     def descending(write):
         @jit
         def descend(work, part, first, last):
@@ -226,7 +276,7 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                 grad_residual = work.grad_residual + offset
                 for i in range(width):
                     d, a = x_at(x, i) - centre_at(centre, i), scale_at(scale, i)
-                    if adds or masks:
+                    if added:
                         g = grad_residual_at(grad_residual, i)
                     else:
                         g = back_of(d * a + shift_at(shift, i), slope, grad_at(grad, i))
@@ -235,4 +285,4 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
 
         return descend
 
-    return collect, applying, reduce, descending
+    return descending

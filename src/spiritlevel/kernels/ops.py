@@ -47,15 +47,14 @@ def batch_norm_act(
     else:
         chosen = backend.choose(x, residual, weight, bias, *(statistics or ()))
         backend.ran[chosen] += 1
-    if chosen == "cpu":
-        return fused(x, weight, bias, residual, act, eps, statistics)
-    if chosen == "reference":
-        return by_reference(x, weight, bias, residual, act, eps, statistics)
+    if chosen != "aten":
+        return run(chosen, x, weight, bias, residual, act, eps, statistics)
     y, mean, var = _by_torch(x, weight, bias, eps, statistics)
     return act(y if residual is None else y + residual), mean, var
 
 
-def fused(
+def run(
+    kernels: str,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -65,14 +64,18 @@ def fused(
     statistics: Statistics | None,
     running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernels of `cpu`, for tensors that `backend` has found fit for them.
+    """By the kernels of `cpu`, for tensors that `backend` has found fit for them; or `reference`.
 
     What is `running` is updated in place, with the variance unbiased.
     """
-    if torch.compiler.is_compiling():
-        mean, var = statistics or (None, None)
-        run = torch.ops.spiritlevel.batch_norm_act
-        y, mean, var = run(x, weight, bias, residual, mean, var, act.name, act.slope, eps)
+    if kernels == "reference":
+        y = reference.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+        y = act(y if residual is None else y + residual)
+        mean, var = statistics or statistics_of(x)
+    elif torch.compiler.is_compiling():
+        in_graph = torch.ops.spiritlevel.batch_norm_act
+        given = statistics or (None, None)
+        y, mean, var = in_graph(x, weight, bias, residual, *given, act.name, act.slope, eps)
     else:
         call = _Call(act, eps, statistics)
         if running is not None and backend.follows(x, *running[:2]):
@@ -84,24 +87,6 @@ def fused(
     if running is not None:
         follow(running, (mean, var), x.numel() // x.shape[1])
     return y, mean, var
-
-
-def by_reference(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act: Activation,
-    eps: float,
-    statistics: Statistics | None,
-    running: Running | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """By the paper's formula; arguments as of `fused`."""
-    y = reference.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
-    mean, var = statistics or statistics_of(x)
-    if running is not None:
-        follow(running, (mean, var), x.numel() // x.shape[1])
-    return act(y if residual is None else y + residual), mean, var
 
 
 def _by_torch(
@@ -256,19 +241,13 @@ def _forward_on_cpu(
 
 
 def _backward_on_cpu(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    y: Tensor | None,
-    *rest: Any,
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     from spiritlevel.kernels import cpu
 
-    grad = _laid_out_as(x, grad)
+    residual, *others = rest
     residual = None if residual is None else _laid_out_as(x, residual)
-    return cpu.backward(grad, x, weight, bias, residual, y, *rest)
+    return cpu.backward(_laid_out_as(x, grad), x, weight, bias, residual, *others)
 
 
 def _laid_out_as(x: Tensor, t: Tensor) -> Tensor:

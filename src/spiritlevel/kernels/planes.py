@@ -19,10 +19,16 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
 
     The second and the last are yet to be told how they write: into the cache or past it.
     """
-    number, size, coefficient = read.number, read.size, read.coefficient
-    x_at, grad_at, residual_at = read.x, read.grad, read.residual
-    put_grad_residual, grad_residual_at = read.put_grad_residual, read.grad_residual
-    adds, masks = add == "add", add == "mask"
+    return (
+        _collecting(read),
+        _applying(read, act_of, add),
+        _reducing(read, back_of, add),
+        _descending(read, back_of, add),
+    )
+
+
+def _collecting(read: SimpleNamespace) -> Any:
+    number, size, x_at = read.number, read.size, read.x
 
     @jit
     def exactly(work, n, stop, c, offset, width):
@@ -82,6 +88,13 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                     means[c] = blend(means[c], mean, share)
                 seen += count
 
+    return collect
+
+
+def _applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
+    number, size, coefficient = read.number, read.size, read.coefficient
+    x_at, residual_at, adds = read.x, read.residual, add == "add"
+
     def applying(write):
         @jit
         def apply(work, part, first, last):
@@ -99,6 +112,14 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                         write(y, i, act_of(z, slope))
 
         return apply
+
+    return applying
+
+
+def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+    number, size, coefficient = read.number, read.size, read.coefficient
+    x_at, grad_at, residual_at = read.x, read.grad, read.residual
+    put_grad_residual, adds, masks = read.put_grad_residual, add == "add", add == "mask"
 
     @jit
     def reduce(work, part, first, last):
@@ -129,6 +150,14 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                     totals[c] += float(total)
                     products[c] += float(product)
 
+    return reduce
+
+
+def _descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+    number, size, coefficient = read.number, read.size, read.coefficient
+    x_at, grad_at, grad_residual_at = read.x, read.grad, read.grad_residual
+    added = add != ""
+
     def descending(write):
         @jit
         def descend(work, part, first, last):
@@ -143,7 +172,7 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
                     k1, k2 = coefficient(work, K1, c), coefficient(work, K2, c)
                     for i in range(S):
                         d = x_at(x, i) - high
-                        if adds or masks:
+                        if added:
                             g = grad_residual_at(grad_residual, i)
                         else:
                             g = back_of(d * a + b, slope, grad_at(grad, i))
@@ -151,4 +180,4 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
 
         return descend
 
-    return collect, applying, reduce, descending
+    return descending

@@ -89,10 +89,10 @@ class _Fused(_BatchNorm):
             return self._plain(x, residual, weight, bias, training, track)
         if training:
             _check_batch(x, self.eps)
-        run = ops.fused if chosen == "cpu" else ops.by_reference
         taken = None if training else running
         follows = self._follows(*running) if track and running[0] is not None else None
-        y, mean, var = run(x, weight, bias, residual, self.act, self.eps, taken, follows)
+        act, eps = self.act, self.eps
+        y, mean, var = ops.run(chosen, x, weight, bias, residual, act, eps, taken, follows)
         if training and not torch.compiler.is_compiling():
             tell(self, lambda: (mean, var), x.numel() // x.shape[1])
         return y
