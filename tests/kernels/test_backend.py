@@ -168,6 +168,29 @@ assert torch.equal(y, torch.relu(nn.BatchNorm2d(16)(x)))
     assert "numba is not installed: pip install 'spiritlevel[cpu]'" in done.stderr
 
 
+def test_a_numba_whose_insides_are_unknown_is_left_alone_and_named():
+    code = f"""
+import importlib.metadata
+real = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.61.2" if name == "numba" else real(name)
+import torch
+from spiritlevel import kernels
+from spiritlevel.errors import UsageError
+from spiritlevel.nn import batch as snn
+layer, x = snn.BatchNormAct2d(16), torch.randn{LARGE}
+layer(x), layer(x)
+try:
+    with kernels.use("cpu"):
+        pass
+except UsageError as error:
+    print(error)
+"""
+    done = run(code)
+    told = "numba is 0.61.2, not 0.68: pip install 'spiritlevel[cpu]'"
+    assert done.stderr.count(told) == 1, done.stderr
+    assert done.stdout.strip() == f"got kernels.use 'cpu', but {told}"
+
+
 def test_a_small_layer_costs_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -44,7 +45,21 @@ __all__ = [
 BACKENDS = ("auto", "cpu", "aten", "reference", "gpu")
 VARIABLE = "SPIRITLEVEL_KERNELS"
 SMALL = 1 << 16
-HAS_NUMBA = find_spec("numba") is not None
+NUMBA = "0.68"
+"""The kernels are kept and linked by what this version of Numba does inside."""
+
+
+def _no_numba() -> str | None:
+    if find_spec("numba") is None:
+        return "numba is not installed: pip install 'spiritlevel[cpu]'"
+    found = version("numba")
+    if not found.startswith(f"{NUMBA}."):
+        return f"numba is {found}, not {NUMBA}: pip install 'spiritlevel[cpu]'"
+    return None
+
+
+NO_NUMBA = _no_numba()
+"""Why there are no kernels of `cpu`, and what to do; None where there are."""
 
 ran: Counter[str] = Counter()
 """How often each backend ran a forward pass in this process."""
@@ -93,7 +108,7 @@ def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
     """Whether a graph that torch.compile makes calls our kernels: where eager training would."""
     return (
         _asked in (None, "auto", "cpu")
-        and HAS_NUMBA
+        and NO_NUMBA is None
         and not torch.compiler.is_exporting()
         and x.device.type == "cpu"
         and x.dtype in _TYPES
@@ -111,8 +126,8 @@ def batched(grad: Tensor) -> bool:
 
 @cache
 def cpu_kernels() -> ModuleType | None:
-    """`spiritlevel.kernels.cpu`; None where Numba is not installed."""
-    if not HAS_NUMBA:
+    """`spiritlevel.kernels.cpu`; None where there is no Numba for it."""
+    if NO_NUMBA is not None:
         return None
     from spiritlevel.kernels import cpu
 
@@ -141,9 +156,7 @@ def _known(name: str, where: str) -> str:
     if name not in BACKENDS:
         raise UsageError(f"got {where} {name!r}; wanted one of {', '.join(BACKENDS)}")
     if name == "cpu" and cpu_kernels() is None:
-        raise UsageError(
-            f"got {where} 'cpu', but numba is not installed; pip install 'spiritlevel[cpu]'"
-        )
+        raise UsageError(f"got {where} 'cpu', but {NO_NUMBA}")
     return name
 
 
@@ -183,7 +196,7 @@ def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | No
     """Why the kernels of `cpu` cannot take these tensors; None where they can."""
     cpu = cpu_kernels()
     if cpu is None:
-        return "numba is not installed: pip install 'spiritlevel[cpu]'"
+        return f"{NO_NUMBA}"
     if x.device.type != "cpu":
         return f"a tensor on {x.device.type}"
     if x.dtype not in _TYPES:

@@ -7,20 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from spiritlevel.kernels.compiled import finite, jit, pointer
+from spiritlevel.kernels.compiled import array, finite, jit
 
-__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "doubles", "steps"]
+__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "steps"]
 
-CENTRE, SCALE, SHIFT, K1, K2 = range(5)
+CENTRE, SCALE, SHIFT, K1, K2 = (np.int64(which) for which in range(5))
 """The coefficients, each with a number for every slot."""
 
 
-@jit
-def doubles(address, offset, count):
-    """float64 numbers, from an address and so many of them further."""
-    return carray(pointer(address + offset * 8), count, np.float64)
+_sum_at, _, _ = array("sums", np.float64)
+_of_channel, _put_of_channel, _ = array("per_channel", np.float64)
 
 
 @jit
@@ -35,16 +32,16 @@ def blend(mean, other, share):
 def merged(work, part, c):
     """Mean and sum of squares of a channel in a part, from those of its lanes."""
     slots, step = work.fold * work.C * work.spread, work.C * work.spread
-    found = doubles(work.partials, 2 * part * slots, 2 * slots)
+    found = work.partials + 2 * part * slots * 8
     total, square, apart = 0.0, 0.0, 0.0
     for first in range(c * work.spread, slots, step):
         for lane in range(first, first + work.spread):
-            total += found[lane]
-            square += found[slots + lane]
+            total += _sum_at(found, lane)
+            square += _sum_at(found, slots + lane)
     mean = total / (work.fold * work.spread)
     for first in range(c * work.spread, slots, step):
         for lane in range(first, first + work.spread):
-            off = found[lane] - mean
+            off = _sum_at(found, lane) - mean
             apart += off * off
     return mean, square + apart * min(work.N - part * work.part, work.part) * work.S
 
@@ -63,43 +60,43 @@ def steps(number: Any) -> dict[str, Any]:
 def _coefficients(number: Any) -> SimpleNamespace:
     """How to get at numbers of channels, and to fill in coefficients."""
     size = np.dtype(number).itemsize
-
-    @jit
-    def numbers(address, count):
-        return carray(pointer(address), count, number)
+    given, put_given, _ = array("given", number)
+    _, put_slot, _ = array("slots", number)
 
     @jit
     def fill(work, which, c, value):
         """One channel's coefficient, in all of its slots."""
         slots = work.fold * work.C * work.spread
-        found = numbers(work.coefficients + which * slots * size, slots)
+        found = work.coefficients + which * slots * size
         for first in range(c * work.spread, slots, work.C * work.spread):
             for slot in range(first, first + work.spread):
-                found[slot] = value
+                put_slot(found, slot, value)
 
     @jit
     def factor(work, c):
         """weight / sqrt(var + eps)."""
-        weight = float(numbers(work.weight, work.C)[c]) if work.weight != 0 else 1.0
-        return weight / math.sqrt(doubles(work.var, c, 1)[0] + work.eps)
+        weight = float(given(work.weight, c)) if work.weight != 0 else 1.0
+        return weight / math.sqrt(_of_channel(work.var, c) + work.eps)
 
     @jit
     def low_of(mean):
         """What is left of a mean beyond its nearest `number`."""
         return mean - float(number(mean)) if finite(mean) else 0.0
 
-    return SimpleNamespace(number=number, numbers=numbers, fill=fill, factor=factor, low_of=low_of)
+    return SimpleNamespace(
+        number=number, given=given, put_given=put_given, fill=fill, factor=factor, low_of=low_of
+    )
 
 
 def _preparing(of: SimpleNamespace) -> Any:
-    number, numbers, fill, factor, low_of = of.number, of.numbers, of.fill, of.factor, of.low_of
+    number, given, fill, factor, low_of = of.number, of.given, of.fill, of.factor, of.low_of
 
     @jit
     def prepare(work, _part, first, last):
         """From mean and variance to the coefficients of `apply`."""
         for c in range(first, last):
-            mean, a = doubles(work.mean, c, 1)[0], factor(work, c)
-            bias = float(numbers(work.bias, work.C)[c]) if work.bias != 0 else 0.0
+            mean, a = _of_channel(work.mean, c), factor(work, c)
+            bias = float(given(work.bias, c)) if work.bias != 0 else 0.0
             fill(work, CENTRE, c, number(mean))
             fill(work, SCALE, c, number(a))
             fill(work, SHIFT, c, number(bias - low_of(mean) * a))
@@ -108,17 +105,17 @@ def _preparing(of: SimpleNamespace) -> Any:
 
 
 def _settling(of: SimpleNamespace, prepare: Any) -> Any:
-    number, numbers = of.number, of.numbers
+    number, given, put_given = of.number, of.given, of.put_given
 
     @jit
     def follow(work, first, last):
         """The running statistics go by a share towards the batch's, whose variance times factor."""
-        means, vars_ = numbers(work.running_mean, work.C), numbers(work.running_var, work.C)
+        means, vars_ = work.running_mean, work.running_var
         share, rest = work.share, 1.0 - work.share
         for c in range(first, last):
-            mean, var = doubles(work.mean, c, 1)[0], doubles(work.var, c, 1)[0] * work.factor
-            means[c] = number(rest * float(means[c]) + share * mean)
-            vars_[c] = number(rest * float(vars_[c]) + share * var)
+            mean, var = _of_channel(work.mean, c), _of_channel(work.var, c) * work.factor
+            put_given(means, c, number(rest * float(given(means, c)) + share * mean))
+            put_given(vars_, c, number(rest * float(given(vars_, c)) + share * var))
 
     @jit
     def settle(work, _part, first, last):
@@ -133,8 +130,8 @@ def _settling(of: SimpleNamespace, prepare: Any) -> Any:
                 square += more + delta * delta * seen * share
                 mean = blend(mean, other, share)
                 seen += count
-            doubles(work.mean, c, 1)[0] = mean
-            doubles(work.var, c, 1)[0] = square / seen
+            _put_of_channel(work.mean, c, mean)
+            _put_of_channel(work.var, c, square / seen)
         if work.running_mean != 0:
             follow(work, first, last)
         prepare(work, 0, first, last)
@@ -143,7 +140,8 @@ def _settling(of: SimpleNamespace, prepare: Any) -> Any:
 
 
 def _settling_sums(of: SimpleNamespace) -> Any:
-    number, numbers, fill, factor, low_of = of.number, of.numbers, of.fill, of.factor, of.low_of
+    number, put_given, factor, low_of = of.number, of.put_given, of.factor, of.low_of
+    fill = of.fill
 
     @jit
     def settle_sums(work, _part, first, last):
@@ -152,16 +150,16 @@ def _settling_sums(of: SimpleNamespace) -> Any:
         for c in range(first, last):
             total, product = 0.0, 0.0
             for part in range(work.parts):
-                found = doubles(work.partials, 2 * part * slots, 2 * slots)
+                found = work.partials + 2 * part * slots * 8
                 for start in range(c * work.spread, slots, work.C * work.spread):
                     for lane in range(start, start + work.spread):
-                        total += found[lane]
-                        product += found[slots + lane]
-            mean, a = doubles(work.mean, c, 1)[0], factor(work, c)
-            low, deviation = low_of(mean), math.sqrt(doubles(work.var, c, 1)[0] + work.eps)
+                        total += _sum_at(found, lane)
+                        product += _sum_at(found, slots + lane)
+            mean, a = _of_channel(work.mean, c), factor(work, c)
+            low, deviation = low_of(mean), math.sqrt(_of_channel(work.var, c) + work.eps)
             weight_grad = (product - low * total) / deviation
-            numbers(work.grad_weight, work.C)[c] = number(weight_grad)
-            numbers(work.grad_bias, work.C)[c] = number(total)
+            put_given(work.grad_weight, c, number(weight_grad))
+            put_given(work.grad_bias, c, number(total))
             slope = -a * weight_grad / (count * deviation)
             fill(work, K2, c, number(slope))
             fill(work, K1, c, number(-a * total / count - low * slope))

@@ -19,12 +19,16 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
+
+from spiritlevel.kernels.linked import Linked
 
 __all__ = [
     "FASTMATH",
     "OPTIONS",
     "add_to",
     "array",
+    "at_address",
     "bits_of",
     "call",
     "erf32",
@@ -34,13 +38,13 @@ __all__ = [
     "jit",
     "named",
     "naming",
-    "pointer",
     "wait",
 ]
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 """Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning."""
-OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
+OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "_nrt": False}
+"""Without `nrt`, Numba's memory of its own, which kernels do not need, they load in no time."""
 
 
 _name: ContextVar[str] = ContextVar("_name", default="")
@@ -67,8 +71,9 @@ def named(function: Any) -> Any:
 
 
 def jit(function: Any) -> Any:
-    """For what only kernels call: a way in from Python would take as long to compile again."""
-    return njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(named(function))
+    """For what only kernels call: there is no way in from Python."""
+    options = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return njit(**options, pipeline_class=Linked)(named(function))
 
 
 @jit
@@ -134,22 +139,27 @@ def bits_of(_context, _number):
     return types.uint32(types.float32), codegen
 
 
-@intrinsic
-def pointer(_context, _address):
-    """An address as a pointer."""
+def at_address(dtype: np.dtype[Any]) -> Any:
+    """A function from an address to the record there, whose fields are its attributes."""
+    kind = from_dtype(dtype)
 
-    def codegen(context, builder, _signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
 
-    return types.voidptr(types.int64), codegen
+    return intrinsic(lambda _, address: (kind(types.int64), codegen))
 
 
 _ARRAYS = (
     *("x", "grad", "residual", "out", "grad_residual", "first", "second"),
     *("centre", "scale", "shift", "k1", "k2"),
+    *("sums", "products", "per_channel", "given", "slots", "stages"),
 )
-_IR = {np.uint16: ir.IntType(16), np.float32: ir.FloatType(), np.float64: ir.DoubleType()}
-_NUMBA = {np.uint16: types.uint16, np.float32: types.float32, np.float64: types.float64}
+_NUMBA = {
+    np.uint16: (types.uint16, ir.IntType(16)),
+    np.int64: (types.int64, ir.IntType(64)),
+    np.float32: (types.float32, ir.FloatType()),
+    np.float64: (types.float64, ir.DoubleType()),
+}
 
 
 def array(name: str, element: Any) -> tuple[Any, Any, Any]:
@@ -159,7 +169,7 @@ def array(name: str, element: Any) -> tuple[Any, Any, Any]:
     all their addresses, which costs more than a short loop. `stream` goes past the cache: a line is
     not read before it is written. Its address must be a multiple of 32 bytes.
     """
-    type_, size = _IR[element], np.dtype(element).itemsize
+    (element_of, type_), size = _NUMBA[element], np.dtype(element).itemsize
 
     def alone(builder: Any, access: Any) -> Any:
         module = builder.module
@@ -186,7 +196,7 @@ def array(name: str, element: Any) -> tuple[Any, Any, Any]:
         access.set_metadata("nontemporal", builder.module.add_metadata([one]))
         return context.get_dummy_value()
 
-    element_of, where = _NUMBA[element], (types.int64, types.int64)
+    where = (types.int64, types.int64)
     get = intrinsic(lambda _, address, i: (element_of(*where), load))
     put = intrinsic(lambda _, address, i, value: (types.void(*where, element_of), store))
     stream = intrinsic(lambda _, address, i, value: (types.void(*where, element_of), store_past))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend, doubles
+from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend
 from spiritlevel.kernels.compiled import finite, jit
 
 __all__ = ["passes"]
@@ -45,6 +45,7 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
 def _collecting(read: SimpleNamespace) -> Any:
     size, number_size, x_at = read.size, read.number_size, read.x
     first_at, second_at, centre_at = read.first, read.second, read.centre
+    sum_at, put_sum, product_at, put_product = read.sums
     centres, deviations = _centres(read), _deviations(read)
 
     @jit
@@ -61,10 +62,8 @@ def _collecting(read: SimpleNamespace) -> Any:
     @jit
     def collect(work, part, first, last):
         lanes, width, at, begin, end = cut(work, part, first, last)
-        means = doubles(work.partials, 2 * part * lanes + at, width)
-        squares = doubles(work.partials, (2 * part + 1) * lanes + at, width)
-        means[:] = 0.0
-        squares[:] = 0.0
+        means = work.partials + (2 * part * lanes + at) * 8
+        squares = means + lanes * 8
         rest = work.sums + (3 * part * lanes + at) * number_size
         square, centre = rest + lanes * number_size, rest + 2 * lanes * number_size
         row, step, seen = lanes * size, max(16, _BLOCK // width), 0
@@ -78,8 +77,8 @@ def _collecting(read: SimpleNamespace) -> Any:
             if seen == 0 and beyond == 0:
                 for i in range(width):
                     off = float(first_at(rest, i)) * part_of
-                    means[i] = float(centre_at(centre, i)) + off
-                    squares[i] = float(second_at(square, i)) - off * off * count
+                    put_sum(means, i, float(centre_at(centre, i)) + off)
+                    put_product(squares, i, float(second_at(square, i)) - off * off * count)
             else:
                 share = count / (seen + count)
                 for i in range(width):
@@ -89,9 +88,13 @@ def _collecting(read: SimpleNamespace) -> Any:
                         found = float(second_at(square, i)) - off * off * count
                     else:
                         mean, found = exactly(x, row, count, i)
-                    delta = mean - means[i]
-                    squares[i] += found + delta * delta * seen * share
-                    means[i] = blend(means[i], mean, share)
+                    before = sum_at(means, i) if seen else 0.0
+                    delta = mean - before
+                    found += delta * delta * seen * share
+                    if seen:
+                        found += product_at(squares, i)
+                    put_product(squares, i, found)
+                    put_sum(means, i, blend(before, mean, share))
             seen += count
 
     return collect
@@ -210,6 +213,7 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
     first_at, put_first, second_at = read.first, read.put_first, read.second
     put_second = read.put_second
+    sum_at, put_sum, product_at, put_product = read.sums
 
     @jit
     def reduce(work, part, first, last):
@@ -217,10 +221,11 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
         slope, row = number(work.slope), lanes * size
         centre, scale = coefficients(work, CENTRE, first), coefficients(work, SCALE, first)
         shift = coefficients(work, SHIFT, first)
-        totals = doubles(work.partials, 2 * part * lanes + at, width)
-        products = doubles(work.partials, (2 * part + 1) * lanes + at, width)
-        totals[:] = 0.0
-        products[:] = 0.0
+        totals = work.partials + (2 * part * lanes + at) * 8
+        products = totals + lanes * 8
+        for i in range(width):
+            put_sum(totals, i, 0.0)
+            put_product(products, i, 0.0)
         total = work.sums + (3 * part * lanes + at) * number_size
         product, step = total + lanes * number_size, max(16, _BLOCK // width)
         x, grad, add_, to = work.x, work.grad, work.residual, work.grad_residual
@@ -250,8 +255,8 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
                     put_first(total, i, first_at(total, i) + g)
                     put_second(product, i, second_at(product, i) + g * d)
             for i in range(width):
-                totals[i] += float(first_at(total, i))
-                products[i] += float(second_at(product, i))
+                put_sum(totals, i, sum_at(totals, i) + float(first_at(total, i)))
+                put_product(products, i, product_at(products, i) + float(second_at(product, i)))
 
     return reduce
 

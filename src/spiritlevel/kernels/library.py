@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from spiritlevel.kernels.compiled import OPTIONS, add_to, call, named, naming, pointer, wait
-from spiritlevel.kernels.passes import STAGE, STAGES, WORK, passes
+from spiritlevel.kernels.compiled import (
+    OPTIONS,
+    add_to,
+    array,
+    at_address,
+    call,
+    named,
+    naming,
+    wait,
+)
+from spiritlevel.kernels.passes import STAGE, WORK, passes
 
 __all__ = ["kernel", "step"]
 
@@ -22,10 +31,10 @@ __all__ = ["kernel", "step"]
 @cache
 def step(name: str, layout: str, kind: str, act: str, add: str) -> int:
     """The address of `void step(work, part, first, last)`: a pass over a chunk."""
-    do = passes(layout, kind, act, add)[name]
+    do, work_at = passes(layout, kind, act, add)[name], at_address(WORK)
 
     def run(address, part, first, last):
-        do(carray(pointer(address), 1, WORK)[0], part, first, last)
+        do(work_at(address), part, first, last)
 
     return _compiled(run, 4, (name, layout, kind, act, add))
 
@@ -38,15 +47,16 @@ def kernel() -> int:
     stage is one step, or all of them, one after the other, for the same chunk.
     """
 
+    work_at, (stage_at, _, _) = at_address(WORK), array("stages", np.int64)
+
     def run(address):
-        work = carray(pointer(address), 1, WORK)[0]
-        stages = carray(pointer(address), STAGES * len(STAGE), np.int64)
+        work = work_at(address)
         at_once = work.at_once
         for stage in range(1 if at_once else work.steps):
             at, here = len(STAGE) * stage, address + 8 * len(STAGE) * stage
             step, chunks, group, backwards = (
-                *(stages[at + 2], stages[at + 3]),
-                *(stages[at + 4], stages[at + 5]),
+                *(stage_at(address, at + 2), stage_at(address, at + 3)),
+                *(stage_at(address, at + 4), stage_at(address, at + 5)),
             )
             groups = (work.C + group - 1) // group
             while True:
@@ -59,7 +69,7 @@ def kernel() -> int:
                 last = min(first + group, work.C)
                 call(step, address, part, first, last)
                 for other in range(1, work.steps if at_once else 1):
-                    call(stages[len(STAGE) * other + 2], address, part, first, last)
+                    call(stage_at(address, len(STAGE) * other + 2), address, part, first, last)
                 add_to(here + 8, 1)
             while add_to(here + 8, 0) < chunks:
                 wait()
@@ -89,6 +99,11 @@ class _Kept(FunctionCache):
         super().__init__(function)
         self._name_of = name
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Numba would get ready to compile first, for which it imports half of SciPy."""
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
     def _index_key(self, signature: Any, codegen: Any) -> Any:
         return signature, codegen.magic_tuple(), self._name_of
 
@@ -100,4 +115,4 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-_FILES = ("library", "passes", "planes", "lanes", "channels", "formulas", "compiled")
+_FILES = ("library", "passes", "planes", "lanes", "channels", "formulas", "compiled", "linked")

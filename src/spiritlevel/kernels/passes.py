@@ -73,6 +73,7 @@ def _read(kind: str) -> SimpleNamespace:
     for name in ("first", "second", "centre", "scale", "shift", "k1", "k2"):
         get, put, _ = array(name, number)
         read.__dict__.update({name: get, f"put_{name}": put})
+    read.sums = (*array("sums", np.float64)[:2], *array("products", np.float64)[:2])
     for name in ("x", "grad", "residual"):
         with naming(name, kind):
             read.__dict__[name] = _loading(array(name, element)[0], kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend, doubles
+from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend
 from spiritlevel.kernels.compiled import finite, jit
 
 __all__ = ["passes"]
@@ -29,6 +29,7 @@ def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[
 
 def _collecting(read: SimpleNamespace) -> Any:
     number, size, x_at = read.number, read.size, read.x
+    sum_at, put_sum, product_at, put_product = read.sums
 
     @jit
     def exactly(work, n, stop, c, offset, width):
@@ -70,10 +71,11 @@ def _collecting(read: SimpleNamespace) -> Any:
     def collect(work, part, first, last):
         C, S = work.C, work.S
         begin, end = part * work.part, min(work.N, (part + 1) * work.part)
-        means = doubles(work.partials, 2 * part * C, C)
-        squares = doubles(work.partials, (2 * part + 1) * C, C)
-        means[first:last] = 0.0
-        squares[first:last] = 0.0
+        means = work.partials + 2 * part * C * 8
+        squares = means + C * 8
+        for c in range(first, last):
+            put_sum(means, c, 0.0)
+            put_product(squares, c, 0.0)
         step, seen = max(1, _BLOCK // (S * (last - first))), 0
         for n in range(begin, end, step):
             stop = min(n + step, end)
@@ -83,9 +85,11 @@ def _collecting(read: SimpleNamespace) -> Any:
                 share = count / (seen + count)
                 for c in range(first, last):
                     mean, square = block(work, n, stop, c, offset, width)
-                    delta = mean - means[c]
-                    squares[c] += square + delta * delta * seen * share
-                    means[c] = blend(means[c], mean, share)
+                    before = sum_at(means, c)
+                    delta = mean - before
+                    square += delta * delta * seen * share
+                    put_product(squares, c, product_at(squares, c) + square)
+                    put_sum(means, c, blend(before, mean, share))
                 seen += count
 
     return collect
@@ -120,14 +124,16 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     number, size, coefficient = read.number, read.size, read.coefficient
     x_at, grad_at, residual_at = read.x, read.grad, read.residual
     put_grad_residual, adds, masks = read.put_grad_residual, add == "add", add == "mask"
+    sum_at, put_sum, product_at, put_product = read.sums
 
     @jit
     def reduce(work, part, first, last):
         C, S, slope = work.C, work.S, number(work.slope)
-        totals = doubles(work.partials, 2 * part * C, C)
-        products = doubles(work.partials, (2 * part + 1) * C, C)
-        totals[first:last] = 0.0
-        products[first:last] = 0.0
+        totals = work.partials + 2 * part * C * 8
+        products = totals + C * 8
+        for c in range(first, last):
+            put_sum(totals, c, 0.0)
+            put_product(products, c, 0.0)
         for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
             for c in range(first, last):
                 high, a = coefficient(work, CENTRE, c), coefficient(work, SCALE, c)
@@ -147,8 +153,8 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
                             put_grad_residual(grad_residual, i, g)
                         total += g
                         product += g * d
-                    totals[c] += float(total)
-                    products[c] += float(product)
+                    put_sum(totals, c, sum_at(totals, c) + float(total))
+                    put_product(products, c, product_at(products, c) + float(product))
 
     return reduce
 

@@ -157,7 +157,7 @@ def _kernels() -> dict[str, str | None]:
         asked = backend.asked()
         found |= {"asked": asked, "backend": asked}
         if asked == "auto":
-            found["backend"] = "cpu" if backend.HAS_NUMBA else "aten"
+            found["backend"] = "aten" if backend.NO_NUMBA else "cpu"
     except UsageError as error:
         found["refused"] = str(error)
     return found
