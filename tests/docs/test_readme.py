@@ -88,8 +88,9 @@ def own_network_and_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "photos" / name / f"{index}.png")
 
 
+@pytest.mark.slow
 def test_its_commands_run_one_after_the_other(tmp_path):
-    """In one folder; make and pip set up an environment of their own: see the slow test."""
+    """In one folder; make and pip set up an environment of their own: see the test below."""
     own_network_and_images(tmp_path)
     for command in commands():
         if "--model" in command:

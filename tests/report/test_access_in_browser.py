@@ -36,7 +36,16 @@ def violations(view):
     return {one["id"]: [node["html"][:100] for node in one["nodes"]][:3] for one in found}
 
 
-@pytest.mark.parametrize(("size", "scheme"), list(product(SIZES, ("light", "dark"))))
+QUICK = (("desktop", "light"), ("phone", "dark"))
+
+
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow)
+        for one in product(SIZES, ("light", "dark"))
+    ],
+)
 def test_axe_finds_no_violation(browser, pages, size, scheme):
     view = View(browser, pages["finished"], size).in_scheme(scheme)
     assert violations(view) == {}
