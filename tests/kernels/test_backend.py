@@ -22,9 +22,9 @@ LARGE = (4, 16, 32, 33)
 @pytest.fixture
 def fresh():
     """Nothing has been warned of yet."""
-    backend._warn.cache_clear()
+    backend._warn_once.cache_clear()
     yield
-    backend._warn.cache_clear()
+    backend._warn_once.cache_clear()
 
 
 def which(x, **others):
@@ -189,6 +189,39 @@ except UsageError as error:
     told = "numba is 0.61.2, not 0.68: pip install 'spiritlevel[cpu]'"
     assert done.stderr.count(told) == 1, done.stderr
     assert done.stdout.strip() == f"got kernels.use 'cpu', but {told}"
+
+
+def test_a_numba_that_does_not_import_is_named_and_torchs_kernels_run(tmp_path):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba/__init__.py").write_text('raise ImportError("Numba needs an older NumPy")')
+    code = f"""
+import torch
+from torch import nn
+from spiritlevel.nn import batch as snn
+x = torch.randn{LARGE}
+for _ in range(2):
+    y = snn.BatchNorm2d(16)(x)
+assert torch.equal(y, nn.BatchNorm2d(16)(x))
+"""
+    done = run(code, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("numba does not import (Numba needs an older NumPy)") == 1
+
+
+def test_compiled_without_numba_it_says_so_once():
+    code = f"""
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "numba" else find(name, *rest)
+import torch
+from spiritlevel.nn import batch as snn
+layer = torch.compile(snn.BatchNormAct2d(16), fullgraph=True, backend="aot_eager")
+for _ in range(2):
+    layer(torch.randn{LARGE})
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("numba is not installed: pip install 'spiritlevel[cpu]'") == 1
 
 
 def test_a_small_layer_costs_no_warning():

@@ -159,9 +159,9 @@ print(sum(sum(k.cache_hits.values()) if hasattr(k.cache_hits, "values") else k.c
 """
 
 
-def run(folder, **environment):
+def run(folder, before="", **environment):
     return subprocess.run(
-        [sys.executable, "-c", CODE],
+        [sys.executable, "-c", before + CODE],
         env=os.environ | {"NUMBA_CACHE_DIR": str(folder)} | environment,
         capture_output=True,
         text=True,
@@ -199,9 +199,99 @@ def test_two_processes_may_fill_the_same_cache(tmp_path):
     assert {words[2] for words in told} == {"4.899"}
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
-    blocked = tmp_path / "a file"
-    blocked.write_text("")
-    done = run(blocked / "cache")
+READ_ONLY = """
+from numba.core.caching import _CacheLocator
+def refuse(self):
+    raise OSError(30, "Read-only file system")
+_CacheLocator.ensure_cache_path = refuse
+"""
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+"""
+UNKEPT = "kernels could not be kept on disk"
+
+
+def test_where_nothing_can_be_written_each_process_compiles_and_says_so_once(tmp_path):
+    done = run(tmp_path, READ_ONLY)
+    assert done.returncode == 0, done.stderr
+    hits, _, value = done.stdout.split()
+    assert (hits, value) == ("0", "4.899")
+    assert done.stderr.count(UNKEPT) == 1
+    assert "set NUMBA_CACHE_DIR to a folder that can be written to" in done.stderr
+    assert not list(tmp_path.rglob("*.nbi"))
+
+
+def test_kernels_that_were_kept_are_read_where_nothing_can_be_written(tmp_path):
+    assert run(tmp_path).returncode == 0
+    done = run(tmp_path, READ_ONLY)
+    hits, count, value = done.stdout.split()
+    assert (hits, value) == (count, "4.899")
+    assert UNKEPT not in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is of Linux")
+def test_a_disk_that_is_full_is_no_error(tmp_path):
+    done = run(tmp_path, FULL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[2] == "4.899"
+    assert 1 <= done.stderr.count(UNKEPT) <= 2  # of an index, and of code
+    assert "File too large" in done.stderr
+
+
+@pytest.mark.parametrize(("ending", "size"), [(".nbc", 100), (".nbi", 0), (".nbi", 30)])
+def test_a_damaged_file_is_written_anew(tmp_path, ending, size):
+    run(tmp_path)
+    for file in tmp_path.rglob(f"*{ending}"):
+        os.truncate(file, size)
+    mended, after = run(tmp_path), run(tmp_path)
+    assert mended.returncode == 0, mended.stderr
+    hits, count, value = mended.stdout.split()
+    assert (hits, value) == ("0", "4.899")
+    assert after.stdout.split() == [count, count, value]
+
+
+def test_the_first_process_has_the_bits_of_those_after_it(tmp_path):
+    """A kernel that was compiled just now is the one that is kept."""
+    code = """
+import torch
+from spiritlevel.kernels import backend
+from spiritlevel.kernels.ops import batch_norm_act
+torch.manual_seed(0)
+with backend.use("cpu"):
+    x = torch.randn(8, 16, 20, 21, requires_grad=True)
+    y, _, _ = batch_norm_act(x, act="silu")
+    y.square().sum().backward()
+print(y.detach().numpy().tobytes().hex(), x.grad.numpy().tobytes().hex())
+"""
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+        for _ in range(2)
+    )
+    assert len(first) > 1000
+    assert first == second
+
+
+def test_numba_num_threads_is_the_most_that_run(tmp_path):
+    told = """
+import torch
+from spiritlevel.kernels import team
+torch.set_num_threads(5)
+print(team.threads())
+"""
+    for given, most in (("2", "2"), ("9", "5"), ("", "5")):
+        done = subprocess.run(
+            [sys.executable, "-c", told],
+            env=os.environ | {"NUMBA_NUM_THREADS": given},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout.strip() == most, done.stderr

@@ -7,6 +7,7 @@ import inspect
 import io
 import pickle
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -206,7 +207,8 @@ def test_an_old_checkpoint_without_num_batches_tracked():
 
 def test_on_the_meta_device_and_in_other_types():
     layer = snn.BatchNormAct2d(5, device="meta")
-    assert layer(torch.empty(2, 5, 3, 3, device="meta")).shape == (2, 5, 3, 3)
+    for shape in ((2, 5, 3, 3), (16, 5, 64, 64)):  # that which auto gives to torch, and to ours
+        assert layer(torch.empty(shape, device="meta")).shape == shape
     double = snn.BatchNorm2d(5).double()
     x = images(2).detach().double()
     torch.testing.assert_close(double(x), nn.BatchNorm2d(5).double()(x))
@@ -221,6 +223,65 @@ def test_autocast_gives_the_type_that_torchs_gives():
     assert y.dtype is expected.dtype is torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=1e-2, atol=2e-2)
     torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-2, atol=1e-2)
+
+
+def test_a_tensor_without_strides_goes_to_torchs_kernels():
+    layer, x = snn.BatchNorm2d(16), torch.randn(4, 16, 32, 33)
+    y = layer(x.to_mkldnn())
+    torch.testing.assert_close(y.to_dense(), nn.BatchNorm2d(16)(x))
+
+
+@pytest.mark.parametrize("lost", ["running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_half_of_the_running_statistics_is_refused_where_torch_does(lost, training):
+    x = torch.randn(4, 16, 32, 33)
+    told = []
+    for kind in (snn.BatchNorm2d, nn.BatchNorm2d):
+        layer = kind(16).train(training)
+        setattr(layer, lost, None)
+        try:
+            layer(x)
+            told.append(None)
+        except (RuntimeError, ValueError) as error:
+            told.append(str(error))
+    assert told[0] == told[1] is not None
+
+
+def test_an_eps_below_zero_is_answered_as_torch_does():
+    x, told = torch.randn(4, 16, 32, 33), []
+    for kind in (snn.BatchNorm2d, nn.BatchNorm2d):
+        try:
+            kind(16, eps=-0.5).eval()(x)
+            told.append(None)
+        except (RuntimeError, ValueError) as error:
+            told.append(str(error))
+    assert told[0] == told[1]
+
+
+def gaps(shape, layout):
+    """(N, C, *): half of the channels of a larger tensor, or its axes in another order."""
+    if layout == "order":
+        return torch.randn(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2)
+    larger = torch.randn(shape[0], 2 * shape[1], *shape[2:])
+    if layout == "channels-last":
+        larger = larger.contiguous(memory_format=torch.channels_last)
+    return larger.chunk(2, 1)[0]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "order"])
+def test_compiled_it_takes_what_has_gaps(layout):
+    x = gaps((4, 16, 32, 33), layout)
+    found = []
+    for kind in (snn.BatchNorm2d, nn.BatchNorm2d):
+        torch._dynamo.reset()
+        layer, z = kind(16), x.detach().requires_grad_()
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it goes to torch's kernels: see test_backend
+            y = compiled(z)
+        (grad,) = torch.autograd.grad(y.square().sum(), z)
+        found.append((y.detach(), grad, layer.running_var))
+    torch.testing.assert_close(*found)
 
 
 def block():

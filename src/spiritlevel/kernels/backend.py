@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -34,9 +34,10 @@ __all__ = [
     "asked",
     "batched",
     "choose",
-    "cpu_kernels",
     "fit",
     "follows",
+    "layout",
+    "missing",
     "ran",
     "traced",
     "use",
@@ -48,18 +49,6 @@ SMALL = 1 << 16
 NUMBA = "0.68"
 """The kernels are kept and linked by what this version of Numba does inside."""
 
-
-def _no_numba() -> str | None:
-    if find_spec("numba") is None:
-        return "numba is not installed: pip install 'spiritlevel[cpu]'"
-    found = version("numba")
-    if not found.startswith(f"{NUMBA}."):
-        return f"numba is {found}, not {NUMBA}: pip install 'spiritlevel[cpu]'"
-    return None
-
-
-NO_NUMBA = _no_numba()
-"""Why there are no kernels of `cpu`, and what to do; None where there are."""
 
 ran: Counter[str] = Counter()
 """How often each backend ran a forward pass in this process."""
@@ -106,16 +95,12 @@ def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> s
 
 def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
     """Whether a graph that torch.compile makes calls our kernels: where eager training would."""
-    return (
-        _asked in (None, "auto", "cpu")
-        and NO_NUMBA is None
-        and not torch.compiler.is_exporting()
-        and x.device.type == "cpu"
-        and x.dtype in _TYPES
-        and (weight is None or weight.dtype in _TYPES[x.dtype])
-        and (residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype))
-        and x.numel() > 0
-    )
+    if _asked not in (None, "auto", "cpu") or torch.compiler.is_exporting() or x.numel() == 0:
+        return False
+    reason = _unfit(x, residual, (weight,))
+    if reason is not None:
+        _warn(reason)
+    return reason is None
 
 
 def batched(grad: Tensor) -> bool:
@@ -124,14 +109,30 @@ def batched(grad: Tensor) -> bool:
     return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
-@cache
-def cpu_kernels() -> ModuleType | None:
-    """`spiritlevel.kernels.cpu`; None where there is no Numba for it."""
-    if NO_NUMBA is not None:
-        return None
-    from spiritlevel.kernels import cpu
+def missing() -> str | None:
+    """Why there are no kernels of `cpu`, and what to do; None where there are."""
+    return _missing()
 
-    return cpu
+
+@cache
+def _missing() -> str | None:
+    if find_spec("numba") is None:
+        return "numba is not installed: pip install 'spiritlevel[cpu]'"
+    found = version("numba")
+    if not found.startswith(f"{NUMBA}."):
+        return f"numba is {found}, not {NUMBA}: pip install 'spiritlevel[cpu]'"
+    try:
+        import_module("spiritlevel.kernels.cpu")
+    except Exception as error:  # Numba refuses a NumPy that is too new, each version in its way
+        return f"numba does not import ({error}): pip install 'spiritlevel[cpu]'"
+    return None
+
+
+def layout(x: Tensor) -> str | None:
+    """Rows or planes, whichever (N, C, *) is in memory; None with gaps or in another order."""
+    if x.is_contiguous():
+        return None if x.dim() < 2 else "planes" if x.dim() > 2 else "rows"
+    return "rows" if x.dim() > 2 and x.movedim(1, -1).is_contiguous() else None
 
 
 def fit(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> bool:
@@ -155,8 +156,8 @@ def _known(name: str, where: str) -> str:
         raise UsageError(f"got {where} 'gpu'; this version has no kernels for a GPU: use 'auto'")
     if name not in BACKENDS:
         raise UsageError(f"got {where} {name!r}; wanted one of {', '.join(BACKENDS)}")
-    if name == "cpu" and cpu_kernels() is None:
-        raise UsageError(f"got {where} 'cpu', but {NO_NUMBA}")
+    if name == "cpu" and missing() is not None:
+        raise UsageError(f"got {where} 'cpu', but {missing()}")
     return name
 
 
@@ -164,6 +165,7 @@ def _must_be_plain(x: Tensor) -> bool:
     return (
         type(x) not in _PLAIN
         or x.is_meta
+        or x.layout is not torch.strided
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -194,9 +196,9 @@ def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
 
 def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | None]) -> str | None:
     """Why the kernels of `cpu` cannot take these tensors; None where they can."""
-    cpu = cpu_kernels()
-    if cpu is None:
-        return f"{NO_NUMBA}"
+    lacking = missing()
+    if lacking is not None:
+        return lacking
     if x.device.type != "cpu":
         return f"a tensor on {x.device.type}"
     if x.dtype not in _TYPES:
@@ -204,7 +206,7 @@ def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | No
     for t in of_channels[:2]:
         if t is not None and t.dtype not in _TYPES[x.dtype]:
             return f"an input of {x.dtype} with weights of another type"
-    if cpu.layout(x) is None:
+    if layout(x) is None:
         return "an input with gaps, or neither contiguous nor channels-last"
     if residual is not None and (residual.shape, residual.dtype, residual.device) != (
         x.shape,
@@ -215,12 +217,20 @@ def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | No
     return None
 
 
-@cache
 def _warn(reason: str) -> None:
+    _warn_once(reason)
+
+
+@cache
+def _warn_once(reason: str) -> None:
     warnings.warn(
         f"batch normalization runs on torch's own kernels, which are slower, for {reason}",
-        stacklevel=6,
+        stacklevel=7,
     )
+
+
+for _each in (missing, _warn):  # torch.compile runs them while it traces, and keeps the answer
+    _each.__dict__["_dynamo_marked_constant"] = True
 
 
 _asked: str | None = None

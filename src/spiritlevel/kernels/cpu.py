@@ -36,7 +36,7 @@ from spiritlevel.kernels import team
 from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
-__all__ = ["Running", "backward", "forward", "layout", "number_of", "statistics"]
+__all__ = ["Running", "backward", "forward", "number_of", "statistics"]
 
 Running = tuple[Tensor, Tensor, float, float]
 """Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
@@ -61,13 +61,6 @@ _ALONE = 1 << 15
 """Elements that one thread has done before a second has begun."""
 _UNCACHED = 1 << 24
 """Bytes of a tensor that will not be in cache when the next layer reads it."""
-
-
-def layout(x: Tensor) -> str | None:
-    """Rows or planes, whichever (N, C, *) is in memory; None with gaps or in another order."""
-    if x.is_contiguous():
-        return None if x.dim() < 2 else "planes" if x.dim() > 2 else "rows"
-    return "rows" if x.dim() > 2 and x.movedim(1, -1).is_contiguous() else None
 
 
 def number_of(dtype: torch.dtype) -> torch.dtype:
@@ -158,8 +151,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(bn(x) + residual), and the mean and biased variance it took: float64, (C,).
 
-    x (N, C, *) in a `layout`, float32, float64 or bfloat16, not empty; residual like x, to the
-    strides; weight and bias (C,). `statistics` are float64 and taken in the batch's place (eval).
+    x (N, C, *) in a `backend.layout`, float32, float64 or bfloat16, not empty; residual like x, to
+    the strides; weight and bias (C,). `statistics` are float64, taken in the batch's place (eval).
     `running` are changed in place, contiguous and of the type `number_of` x; autograd is told.
     """
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)

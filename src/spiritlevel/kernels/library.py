@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
 
 from spiritlevel.kernels.compiled import (
@@ -82,18 +84,43 @@ def _compiled(run: Any, arguments: int, name: tuple[str, ...]) -> int:
         named(run)
     signature = ((types.int64,) * arguments, types.void)
     compiled: Any = CFunc(run, signature, locals={}, options={**OPTIONS, "nopython": True})
-    with suppress(RuntimeError):  # there may be no folder that it could be kept in
+    try:
         compiled._cache = _Kept(run, (*name, _sources()))
+    except RuntimeError:
+        _warn("no folder that Numba could write to")
     compiled.compile()
     _ALIVE.append(compiled)
     return int(compiled.address)
 
 
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"kernels could not be kept on disk ({reason}), so that each process compiles them anew; "
+        "set NUMBA_CACHE_DIR to a folder that can be written to",
+        stacklevel=2,
+    )
+
+
 _ALIVE: list[Any] = []
+
+
+class _Given(UserProvidedCacheLocator):
+    """The folder of NUMBA_CACHE_DIR, which may be one that can only be read."""
+
+    def ensure_cache_path(self) -> None:
+        if not os.path.isdir(self.get_cache_path()):
+            super().ensure_cache_path()
+
+
+class _Files(CompileResultCacheImpl):
+    _locator_classes = (_Given, *CompileResultCacheImpl._locator_classes)
 
 
 class _Kept(FunctionCache):
     """Numba keys a closure by what it closes over, which is new in each process; this, by name."""
+
+    _impl_class = _Files
 
     def __init__(self, function: Any, name: tuple[Any, ...]) -> None:
         super().__init__(function)
@@ -101,8 +128,18 @@ class _Kept(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Numba would get ready to compile first, for which it imports half of SciPy."""
-        with self._guard_against_spurious_io_errors():
+        try:
             return self._load_overload(sig, target_context)
+        except Exception:  # a damaged file raises whatever its bytes happen to mean
+            with suppress(OSError):
+                self.flush()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._save_overload(sig, data)
+        except Exception as error:
+            _warn(f"{type(error).__name__}: {error}")
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:
         return signature, codegen.magic_tuple(), self._name_of

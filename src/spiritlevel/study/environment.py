@@ -157,7 +157,7 @@ def _kernels() -> dict[str, str | None]:
         asked = backend.asked()
         found |= {"asked": asked, "backend": asked}
         if asked == "auto":
-            found["backend"] = "aten" if backend.NO_NUMBA else "cpu"
+            found["backend"] = "aten" if backend.missing() else "cpu"
     except UsageError as error:
         found["refused"] = str(error)
     return found
