@@ -28,7 +28,9 @@ HEAD = f"""# Architectures that we did not write
 Each is compared with its untouched twin in float64: outputs and buffers in training and in eval,
 gradients of every parameter and input, `state_dict` keys, a copy and a pickle, and torch.fx's own
 `symbolic_trace` where the original can be traced. "Right" is: all of these within {TOLERANCE:g} of
-the largest value. `convert` is compared with torch's own layers, put in by hand.
+the largest value. Where a model makes more than that of a mere rounding, it is run on torch's own
+kernels, before and after, and the row says so; these then agree. `convert` is compared with torch's
+own layers, put in by hand.
 
 - **norms**: batch norms of the model; **converted**: norm layers that `convert` exchanged, for
   "batch" / for "group:8"; those it left are named in `model.spiritlevel_log`.

@@ -12,6 +12,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
@@ -470,3 +471,15 @@ def test_update_bn_and_frozen_weights_work_on_them():
     model(loader[0]).sum().backward()
     assert model[1].weight.grad is None
     assert model[1].bias.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3, 3), (16, 5, 40, 40)], ids=["small", "large"])
+def test_the_running_statistics_may_be_read_by_what_is_walked_back_later(shape):
+    """Torch does not tell autograd that they are written; its users read them before a step."""
+    x = torch.randn(shape, requires_grad=True)
+    grads = []
+    for kind in (snn.BatchNorm2d, nn.BatchNorm2d):
+        layer = kind(5)
+        y = F.batch_norm(x, layer.running_mean, layer.running_var)
+        grads += torch.autograd.grad(layer(y).square().sum(), x)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)

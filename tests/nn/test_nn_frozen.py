@@ -45,3 +45,18 @@ def test_any_rank_one_sample_and_fresh():
     for shape in ((1, 4), (2, 4, 3), (1, 4, 1, 1), (2, 4, 1, 2, 3)):
         x = torch.randn(shape)
         torch.testing.assert_close(FrozenBatchNorm(4, eps=0.21)(x), x / 1.1)
+
+
+def test_a_file_of_before_2018_has_no_count_of_batches_and_is_loaded_too():
+    norm, frozen = trained_norm(), FrozenBatchNorm(4)
+    old = norm.state_dict()
+    del old["num_batches_tracked"], old._metadata
+    frozen.load_state_dict(old)
+    x = torch.randn(6, 4, 3, 3)
+    assert torch.equal(frozen(x), norm.eval()(x))
+
+
+def test_device_and_dtype():
+    frozen = FrozenBatchNorm(4, device="meta", dtype=torch.float64)
+    assert {b.device.type for b in frozen.buffers()} == {"meta"}
+    assert frozen.running_mean.dtype is frozen.weight.dtype is torch.float64

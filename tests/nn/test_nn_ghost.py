@@ -226,3 +226,18 @@ def test_wrong_rank_and_wrong_size():
     with pytest.raises(UsageError, match="group_size=0; wanted 1 or more"):
         GhostBatchNorm2d(3, 0)
     assert "group_size=4" in repr(GhostBatchNorm2d(3, 4))
+
+
+def test_device_and_dtype():
+    layer = GhostBatchNorm2d(4, 2, device="meta", dtype=torch.float64)
+    assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} == {"meta"}
+    assert layer.weight.dtype is layer.running_var.dtype is torch.float64
+
+
+def test_in_float64_the_average_of_all_batches_is_one():
+    layer = GhostBatchNorm1d(3, 4, momentum=None).double()
+    batches = torch.randn(7, 8, 3, dtype=torch.float64)
+    for batch in batches:
+        layer(batch)
+    expected = batches.mean((0, 1))
+    torch.testing.assert_close(layer.running_mean, expected, rtol=0, atol=1e-14)

@@ -78,3 +78,11 @@ def test_without_norm_eval_is_the_identity():
     x = torch.randn(4, 3)
     assert MomentNoise().eval()(x) is x
     assert MomentNoise().state_dict() == {}
+
+
+def test_torch_fx_sees_one_node_of_each_in_either_mode():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), NoisyBatchNorm2d(4), MomentNoise())
+    for training in (True, False):
+        traced = torch.fx.symbolic_trace(model.train(training))
+        called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+        assert called == ["0", "1", "2"]

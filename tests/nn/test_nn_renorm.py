@@ -321,3 +321,11 @@ def test_who_listens_is_told_the_moments_of_the_batch(warmup):
     expected_var, expected_mean = torch.var_mean(x.detach(), (0, 2, 3), correction=0)
     torch.testing.assert_close(mean.double(), expected_mean, **CLOSE)
     torch.testing.assert_close(var.double(), expected_var, **CLOSE)
+
+
+def test_in_float64_the_bounds_are_those_that_were_given():
+    layer = snn.BatchRenorm1d(1, r_max=1.2, d_max=0.1, warmup=0, affine=False).double()
+    x = torch.tensor([[9.0], [11.0], [10.0]], dtype=torch.float64)  # far from 0 and 1: r, d at most
+    xhat = (x - 10) / x.var(0, correction=0).add(1e-5).sqrt()
+    r = min(x.var(correction=0).add(1e-5).sqrt().item() / (1 + 1e-5) ** 0.5, 1.2)
+    torch.testing.assert_close(layer(x), xhat * max(r, 1 / 1.2) + 0.1, rtol=0, atol=1e-14)

@@ -128,8 +128,8 @@ def test_device_and_dtype_stay():
     sl.convert(model, nn.BatchNorm2d)
     assert model[1].running_var.dtype is torch.float64
     model = nn.Sequential(nn.BatchNorm2d(3, affine=False, device="meta"))
-    sl.convert(model, "group:3")
-    assert model[0].weight.device.type == "meta"
+    sl.convert(model, "batch")
+    assert model[0].running_var.device.type == "meta"
 
 
 def test_a_layer_that_is_shared_stays_shared():
@@ -250,3 +250,30 @@ def test_wrong_specs_change_nothing(norm, message):
 def test_it_wants_a_module():
     with pytest.raises(UsageError, match=r"got list to convert; wanted a torch\.nn\.Module"):
         sl.convert([], "batch")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"affine": False},
+        {"track_running_stats": False},
+        {"bias": False},
+        {"affine": False, "bias": False},
+    ],
+    ids=str,
+)
+def test_what_a_batch_norm_does_without_stays_away(options):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **options))
+    model(torch.randn(4, 3, 9, 9))
+    model.eval()
+    x, keys = torch.randn(2, 3, 9, 9), list(model.state_dict())
+    expected = model(x)
+    sl.convert(model, "batch")
+    assert type(model[1]) is snn.BatchNorm2d
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(x), expected)
+    again = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **options))
+    sl.convert(again, "group:4")
+    for name in ("weight", "bias"):
+        assert (getattr(again[1], name) is None) is (getattr(model[1], name) is None)
+    assert again(x).shape == expected.shape

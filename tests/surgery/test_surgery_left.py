@@ -370,7 +370,7 @@ OBSTACLES = {
     Stores: "it sets last in each pass",
     Counts: "it changes its calls in each pass",
     Draws: "it draws random numbers to choose what it runs",
-    NoGrad: "it changes grad mode or autocast as it runs",
+    NoGrad: "it changes grad mode, autocast or what is saved as it runs",
     Constant: "it computes with a tensor that is no input, parameter or buffer",
     TwoWays: "it does other things in train() than in eval()",
     Looks: "its code depends on what it is made of",

@@ -201,10 +201,31 @@ _TIMM = {
     )
 }
 
+
+# segmentation-models-pytorch: a decoder on an encoder of torchvision or timm
+def _segmentation(decoder: str, encoder: str) -> tuple[nn.Module, Any]:
+    declare_torchvision()
+    models = importlib.import_module("segmentation_models_pytorch")
+    return models.create_model(decoder, encoder_name=encoder, encoder_weights=None), images(64)
+
+
+_SEGMENTATION = {
+    f"{decoder}_{encoder}": partial(_segmentation, decoder, encoder)
+    for decoder, encoder in (
+        ("unet", "resnet18"),
+        ("unetplusplus", "mobilenet_v2"),
+        ("linknet", "resnet18"),
+        ("fpn", "timm-mobilenetv3_small_075"),
+        ("pspnet", "resnet18"),
+        ("deeplabv3plus", "resnet18"),
+    )
+}
+
 PACKAGES: dict[str, dict[str, Callable[[], tuple[nn.Module, Any]]]] = {
     "pytorchcv": {name: partial(_pytorchcv, name) for name in _PYTORCHCV},
     "transformers": TRANSFORMERS,
     "monai": _MONAI,
     "torchvision": _TORCHVISION,
     "timm": _TIMM,
+    "segmentation_models_pytorch": _SEGMENTATION,
 }

@@ -98,7 +98,7 @@ def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
     if _asked not in (None, "auto", "cpu") or torch.compiler.is_exporting() or x.numel() == 0:
         return False
     reason = _unfit(x, residual, (weight,))
-    if reason is not None:
+    if reason is not None and x.numel() >= SMALL:
         _warn(reason)
     return reason is None
 
@@ -208,13 +208,14 @@ def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | No
             return f"an input of {x.dtype} with weights of another type"
     if layout(x) is None:
         return "an input with gaps, or neither contiguous nor channels-last"
-    if residual is not None and (residual.shape, residual.dtype, residual.device) != (
-        x.shape,
-        x.dtype,
-        x.device,
-    ):
+    if residual is not None and not _alike(residual, x):
         return "a residual of another shape or type than the input"
     return None
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    # What a model adds may be a number, too, which torch's own sum takes.
+    return isinstance(a, Tensor) and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _warn(reason: str) -> None:

@@ -153,7 +153,8 @@ def forward(
 
     x (N, C, *) in a `backend.layout`, float32, float64 or bfloat16, not empty; residual like x, to
     the strides; weight and bias (C,). `statistics` are float64, taken in the batch's place (eval).
-    `running` are changed in place, contiguous and of the type `number_of` x; autograd is told.
+    `running` are changed in place, contiguous and of the type `number_of` x. Autograd is not told,
+    as torch does not tell it.
     """
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     y = torch.empty_like(x)
@@ -163,8 +164,6 @@ def forward(
     weight, bias = _numbers(weight, plan), _numbers(bias, plan)
     tensors = (x, y, residual, weight, bias, mean, var, running_mean, running_var)
     _run(plan, _begin(plan, what, act, add), tensors, True, eps, slope, share, factor)
-    if running is not None:
-        torch.autograd.graph.increment_version(running[:2])
     return y, mean, var
 
 

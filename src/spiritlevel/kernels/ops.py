@@ -114,6 +114,8 @@ def follow(running: Running, batch: Statistics, count: int) -> None:
     The batch's variance is the biased one of `count` values; it goes in unbiased.
     """
     mean, var, share = running
+    if not torch.compiler.is_compiling():  # autograd is not told, nor does torch tell it
+        mean, var = mean.data, var.data
     unbiased = batch[1] * (count / (count - 1))
     for one, of_batch in ((mean, batch[0]), (var, unbiased)):
         # Not lerp_, which makes NaN of an infinite mean.

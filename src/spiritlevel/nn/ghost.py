@@ -44,10 +44,12 @@ class _GhostBatchNorm(_Fused):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         if group_size < 1:
             raise UsageError(f"got group_size={group_size}; wanted 1 or more samples in a group")
-        super().__init__(num_features, eps, momentum, affine)
+        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
         self.group_size = group_size
 
     def forward(self, input: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class _GhostBatchNorm(_Fused):
         """The weight of this batch; momentum None asks for the average of all batches."""
         if self.momentum is not None:
             return self.momentum
-        return (1 / self.num_batches_tracked).to(self.running_mean.dtype)
+        return self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
 
     def _check_groups(self, x: Tensor) -> None:
         smallest = len(x) % self.group_size or self.group_size

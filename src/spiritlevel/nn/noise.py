@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from spiritlevel.nn.batch import _Fused
+from spiritlevel.nn.batch import _as_leaf, _Fused
 
 __all__ = [
     "MomentNoise",
@@ -40,13 +41,15 @@ class MomentNoise(nn.Module):
     """`moment_noise` while training, the identity in eval. No state."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return _as_leaf(self, x, None)
         return moment_noise(x) if self.training else x
 
 
 class _Noisy(_Fused):
     def forward(self, input: Tensor) -> Tensor:
         y = super().forward(input)
-        return moment_noise(y) if self.training else y
+        return moment_noise(y) if self.training and not isinstance(y, Proxy) else y
 
     def _beyond_torchs(self) -> str:
         return "noise"

@@ -95,16 +95,16 @@ class _Renorm(_Fused):
         deviation = (self.running_var + self.eps).sqrt()
         r = (var + self.eps).sqrt() / deviation
         d = (mean - self.running_mean) / deviation
-        r_max = 1 + (self.r_max - 1) * self._grown(_FULL_R).to(var.dtype)
-        d_max = self.d_max * self._grown(_FULL_D)
+        r_max = 1 + (self.r_max - 1) * self._grown(_FULL_R, var.dtype)
+        d_max = self.d_max * self._grown(_FULL_D, var.dtype)
         return r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
 
-    def _grown(self, full: int) -> Tensor:
+    def _grown(self, full: int, kind: torch.dtype) -> Tensor:
         """The share of its growth that a bound has behind it: 0 to 1."""
         seen, warmup = self.num_batches_tracked, self.warmup
         if warmup == 0:
-            return torch.ones_like(seen, dtype=torch.float32)
-        return ((seen - warmup) / ((full - 1) * warmup)).clamp(0, 1)
+            return torch.ones_like(seen, dtype=kind)
+        return ((seen - warmup).to(kind) / ((full - 1) * warmup)).clamp(0, 1)
 
     def _beyond_torchs(self) -> str:
         return "correction"

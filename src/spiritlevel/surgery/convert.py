@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from spiritlevel.errors import UsageError
 from spiritlevel.nn import FrozenBatchNorm, NormFactory, NormSpec, norm_layer
-from spiritlevel.surgery.eligible import FUSED, places
+from spiritlevel.surgery.eligible import FUSED, PLAIN, places
 from spiritlevel.surgery.log import Entry, note
 from spiritlevel.surgery.tracer import hooked
 
@@ -36,9 +36,10 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
 
     Returns the model; a new one only where the model is a norm layer itself. Weight, bias and
     running statistics stay the same objects where shapes agree, with their `requires_grad`; so do
-    device, dtype, mode, and a layer shared by several places. `eps` and `momentum` stay, unless
-    `norm` names others. `model.spiritlevel_log` tells which layers were converted, and which were
-    left and why. Raises UsageError, and has then changed nothing.
+    device, dtype, mode, a layer shared by several places, and what a batch norm does without
+    (affine, bias, running statistics, as far as the new layer can). `eps` and `momentum` stay,
+    unless `norm` names others. `model.spiritlevel_log` tells which layers were converted, and which
+    were left and why. Raises UsageError, and has then changed nothing.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"got {type(model).__name__} to convert; wanted a torch.nn.Module")
@@ -124,11 +125,28 @@ def _carry_over(old: nn.Module, new: nn.Module, norm: NormSpec, like: Tensor | N
     for option in ("eps", "momentum"):
         if hasattr(old, option) and hasattr(new, option) and not re.search(rf"\b{option}=", given):
             setattr(new, option, getattr(old, option))
+    if isinstance(old, _BatchNorm):
+        _go_without(old, new)
     if like is not None:
         new.to(like.device, like.dtype)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         _carry(getattr(old, name, None), new, name)
     new.train(old.training)
+
+
+def _go_without(old: _BatchNorm, new: nn.Module) -> None:
+    """What the batch norm has not, the new layer has not, if it can be without it."""
+    if not isinstance(new, FrozenBatchNorm):
+        for name in ("weight", "bias"):
+            if getattr(old, name) is None and getattr(new, name, None) is not None:
+                setattr(new, name, None)
+        flag = "elementwise_affine" if isinstance(new, nn.LayerNorm) else "affine"
+        if hasattr(new, flag):
+            setattr(new, flag, getattr(new, "weight", None) is not None)
+    if not old.track_running_stats and type(new) in PLAIN:
+        lost: dict[str, Any] = dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"))
+        for name, value in {**lost, "track_running_stats": False}.items():
+            setattr(new, name, value)
 
 
 def _carry(value: Any, new: nn.Module, name: str) -> None:

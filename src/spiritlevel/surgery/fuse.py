@@ -82,7 +82,7 @@ def _by_running(work: Work, example: Any) -> None:
 def _alone(work: Work) -> None:
     """Give every batch norm that is left our kernels."""
     for norm in [n for n in work.open if type(n) in eligible.PLAIN]:
-        why = work.reasons.get(norm, "no graph shows what follows it")
+        why = work.reasons.get(norm) or work.seen.get(norm) or "no graph shows what follows it"
         if type(norm) is not eligible.PLAIN[type(norm)]:
             work.swap(norm, None)
             work.found[norm] = Entry("replaced", (work.paths[norm],), f"alone: {why}")

@@ -10,6 +10,7 @@ from torch import fx, nn
 from spiritlevel.surgery import rewrite
 from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.patterns import Pattern, match, merge
+from spiritlevel.surgery.reach import looked_into
 from spiritlevel.surgery.trace import Difference, Trace, compare, read_modes_when_run, trace
 from spiritlevel.surgery.tracer import Slot, Untraceable, layer
 from spiritlevel.surgery.work import Work, wraps
@@ -25,11 +26,15 @@ def by_graphs(work: Work, root: nn.Module) -> None:
         return
     traced = _by_graph(work, root)
     called = {} if traced is None else _calls(traced)
+    seen = {} if traced is not None or wraps(root) else looked_into(root)
     for part in _closed_parts(root, set() if traced is None else traced.opened):
         times = len(called.get(part, ()))
         for norm in work.open.intersection(part.modules()) if times > 1 else ():
             work.leave(norm, f"is called {times} times in a pass")
-        by_graphs(work, part)
+        if part in seen:
+            work.seen.update({norm: seen[part] for norm in part.modules() if norm in work.open})
+        elif times or traced is None:
+            by_graphs(work, part)
 
 
 def _by_graph(work: Work, root: nn.Module) -> Trace | None:

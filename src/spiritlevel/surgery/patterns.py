@@ -7,6 +7,7 @@ and its new one, that of the sum.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -130,11 +131,22 @@ def _other(add: fx.Node, norm: fx.Node) -> fx.Node | None:
     return other
 
 
+_NUMBERS: tuple[Any, ...] = (
+    *("size", "dim", "ndimension", "numel", "nelement", "item", "stride", "element_size"),
+    *(getattr, len, torch.numel, math.prod, math.sqrt),
+)
+_ARITHMETIC: tuple[Any, ...] = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv),
+    *(operator.mod, operator.pow, operator.neg, operator.getitem),
+)
+
+
 def _number(node: fx.Node) -> bool:
-    """Whether it is one of a tensor's sizes or other attributes."""
-    sizes = ("size", "dim", getattr)
-    of_sizes = any(each.target in sizes for each in node.all_input_nodes)
-    return node.target in sizes or (node.target is operator.getitem and of_sizes)
+    """Whether it is one of a tensor's sizes or other attributes, or is computed of such."""
+    inputs = node.all_input_nodes
+    if node.target in _NUMBERS:
+        return True
+    return node.target in _ARITHMETIC and bool(inputs) and all(map(_number, inputs))
 
 
 def _preferred(other: fx.Node, norm: fx.Node, add: fx.Node, root: nn.Module) -> bool:
@@ -158,8 +170,15 @@ def _why_not_summed(norm: fx.Node, add: fx.Node, other: fx.Node, root: nn.Module
     while node is not add:
         if any(_bases(written, root) & read for written in _written(node, root)):
             return "its input may be written before the sum"
+        if any(_of_norm(base, norm) for x in node.all_input_nodes for base in _bases(x, root)):
+            return "what it holds is used before the sum"
         node = node.next
     return None
+
+
+def _of_norm(node: fx.Node, norm: fx.Node) -> bool:
+    """Whether it is a parameter or a buffer of the batch norm."""
+    return node.op == "get_attr" and str(node.target).startswith(f"{norm.target}.")
 
 
 def _rewritten_later(act: Activation, other: fx.Node, add: fx.Node, root: nn.Module) -> bool:

@@ -3,7 +3,8 @@
 torch.fx runs a forward pass once, on symbols. What it cannot see then would be lost or frozen in
 the graph, so a module is opened only where nothing of the kind is met, and else is one node. It is
 met as an exception: a branch on a value, an operation on a tensor that is no input, parameter or
-buffer, an attribute set anew, a random choice, a change of grad mode or autocast.
+buffer, an attribute set anew, a random choice, a change of grad mode, of autocast or of how tensors
+are saved for the backward pass, as a checkpoint makes it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spiritlevel.surgery.in_place import Proxy
 
 __all__ = [
+    "Attributes",
     "Call",
     "Leaf",
     "Mode",
@@ -126,7 +128,7 @@ class Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _state() != self._state:
-            raise Untraceable("it changes grad mode or autocast as it runs")
+            raise Untraceable("it changes grad mode, autocast or what is saved as it runs")
         node = super().create_node(*args, **kwargs)
         node.meta["stack"] = tuple(self._stack)
         return node
@@ -214,6 +216,7 @@ def _state() -> tuple[Any, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch._C._autograd._top_saved_tensors_default_hooks(True),  # checkpoints, offloading
         *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")),
     )
 
@@ -221,30 +224,41 @@ def _state() -> tuple[Any, ...]:
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Puts back what a pass changed in the module, and raises Untraceable if it did."""
-    attributes, before = _contents(module.__dict__), choices()
-    inner = {
-        name: (value, _contents(value))
-        for name, value in attributes.items()
-        if isinstance(value, list | dict)
-    }
-    changed = None
+    attributes, before = Attributes(module), choices()
     try:
         yield
     finally:
-        if put_back(before):
-            changed = "it draws random numbers to choose what it runs"
-        for name, (value, contents) in inner.items():
+        drew = put_back(before)
+        changed = attributes.put_back()
+    if drew or changed:
+        raise Untraceable(changed or "it draws random numbers to choose what it runs")
+
+
+class Attributes:
+    """All that a module holds, and what is in its own lists and dicts."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.before = module, dict(module.__dict__)
+        self.inner = {
+            name: (value, _contents(value))
+            for name, value in self.before.items()
+            if isinstance(value, list | dict)
+        }
+
+    def put_back(self) -> str | None:
+        """What had changed, in words; None if nothing had."""
+        changed, held = None, self.module.__dict__
+        for name, (value, contents) in self.inner.items():
             if not _same(contents, _contents(value)):
                 changed = f"it changes its {name} in each pass"
                 value.clear()
                 value.update(contents) if isinstance(value, dict) else value.extend(contents)
-        if not _same(attributes, _contents(module.__dict__)):
-            names = [n for n, v in module.__dict__.items() if attributes.get(n, module) is not v]
+        if not _same(self.before, held):
+            names = [n for n, v in held.items() if self.before.get(n, self) is not v]
             changed = f"it sets {', '.join(names) or 'an attribute'} in each pass"
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-    if changed:
-        raise Untraceable(changed)
+            held.clear()
+            held.update(self.before)
+        return changed
 
 
 def choices() -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.surgery.eligible import FUSED
-from spiritlevel.surgery.tracer import choices, put_back
+from spiritlevel.surgery.tracer import Attributes, choices, put_back
 
 __all__ = ["Numbers", "differs", "kept", "numbers", "run", "unlike"]
 
@@ -31,7 +31,8 @@ Numbers = dict[str, list[Tensor]]
 
 @contextmanager
 def kept(model: nn.Module) -> Iterator[None]:
-    """Run the model within as you like: modes, buffers and random states are put back."""
+    """Run the model within as you like: modes, buffers, attributes, random states are put back."""
+    attributes = [Attributes(module) for module in model.modules()]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
@@ -45,6 +46,8 @@ def kept(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             put_back(states)
+            for each in attributes:
+                each.put_back()
             for module, name, buffer, saved in buffers:
                 module._buffers[name] = buffer
                 if buffer is not None and saved is not None:

@@ -34,6 +34,8 @@ class Work:
         """Modules whose own code is no graph, and why."""
         self.fixed: dict[nn.Module, str] = {}
         """Modules whose forward stays, and why."""
+        self.seen: dict[nn.Module, str] = {}
+        """Batch norms in modules that may be looked into from outside, and by what."""
         self.reasons: dict[nn.Module, str] = {}
         """Why a batch norm found nothing to be merged with."""
 

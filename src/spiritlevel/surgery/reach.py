@@ -1,0 +1,184 @@
+"""Which children a module may look inside of, as the source of its forward pass shows.
+
+What is merged inside a child must not be seen from outside it. So where a forward pass is no graph,
+nothing but a call may be made of a child: `self.child(x)`, `self.children[i](x)`,
+`for child in self.children: x = child(x)`, `checkpoint(self.child, x)`. Code that slices a
+Sequential, walks through it or asks for its class may see its parts.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+
+from torch import nn
+
+__all__ = ["looked_into"]
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)
+_EVERY = ("children", "modules", "named_children", "named_modules", "_modules", "get_submodule")
+
+
+def looked_into(module: nn.Module) -> dict[nn.Module, str]:
+    """The children, and those in its lists, of which the module may see the parts, and why."""
+    name = type(module).__name__
+    try:
+        reader = _Reader(module)
+    except (OSError, TypeError, SyntaxError, IndexError):
+        why = f"{name}, which calls it, has no source that can be read"
+        return {part: why for child in module.children() for part in _parts(child)}
+    seen = [c for n, c in module.named_children() if reader.all or n in reader.names]
+    return {part: f"{name} may look inside it" for child in seen for part in _parts(child)}
+
+
+def _parts(child: nn.Module) -> Iterator[nn.Module]:
+    """The module; of a list or dict, what is in it."""
+    if type(child) not in _LISTS:
+        yield child
+        return
+    for inner in child.children():
+        yield from _parts(inner)
+
+
+class _Reader:
+    """`names` are the children that are looked into; `all` says that any may be."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.lists = {n: type(child) in _LISTS for n, child in module.named_children()}
+        self.names: set[str] = set()
+        self.all = False
+        methods: dict[str, list[ast.FunctionDef]] = {}
+        for kind in type(module).__mro__:
+            if kind is not object and not kind.__module__.startswith(("torch.nn.", "typing")):
+                (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+                for node in ast.walk(tree):
+                    if isinstance(node, ast.FunctionDef):
+                        methods.setdefault(node.name, []).append(node)
+        if "forward" not in methods:
+            raise TypeError
+        todo, done = ["forward"], set[str]()
+        while todo:
+            name = todo.pop()
+            if name in done:
+                continue
+            done.add(name)
+            for method in methods.get(name, ()):
+                todo += [n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute)]
+                self._read(method)
+
+    def _read(self, method: ast.FunctionDef) -> None:
+        self.parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
+        self.me = method.args.args[0].arg if method.args.args else ""
+        self.walked: set[ast.AST] = set()  # lists, where they are gone through
+        self.one: dict[str, set[str]] = {}  # names of a child, and which it may be
+        for node in ast.walk(method):
+            if isinstance(node, ast.For | ast.comprehension):
+                self._each(node.target, node.iter)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    self._is(target, node.value)
+            elif isinstance(node, ast.NamedExpr):
+                self._is(node.target, node.value)
+        for node in ast.walk(method):
+            self._look(node)
+
+    def _each(self, target: ast.expr, walked: ast.expr) -> None:
+        """`target` is what a loop over `walked` gives, one by one."""
+        parts = target.elts if isinstance(target, ast.Tuple) else []
+        if isinstance(walked, ast.Call):
+            name = getattr(walked.func, "id", getattr(walked.func, "attr", ""))
+            arguments = walked.args
+            if name == "enumerate" and len(parts) == 2:
+                self._each(parts[1], arguments[0])
+            elif name == "zip":
+                for part, argument in zip(parts, arguments, strict=False):
+                    self._each(part, argument)
+            elif name in ("reversed", "list", "tuple", "iter") and arguments:
+                self._each(target, arguments[0])
+            elif name in ("items", "named_children") and len(parts) == 2:
+                self._one_of(parts[1], walked.func)
+            elif name in ("values", "children"):
+                self._one_of(target, walked.func)
+        elif isinstance(walked, ast.Subscript) and isinstance(walked.slice, ast.Slice):
+            self._each(target, walked.value)
+        else:
+            self._one_of(target, walked)
+
+    def _one_of(self, target: ast.expr, walked: ast.expr) -> None:
+        """`walked` is a list of children, or a method that gives one."""
+        if not isinstance(target, ast.Name) or not isinstance(walked, ast.Attribute):
+            return
+        if self.lists.get(walked.attr):
+            found, gone_through = {walked.attr}, walked
+        elif walked.attr in ("children", "named_children") and self._is_me(walked.value):
+            found, gone_through = set(self.lists), walked
+        elif isinstance(walked.value, ast.Attribute) and self.lists.get(walked.value.attr):
+            found, gone_through = {walked.value.attr}, walked.value  # .items(), .values()
+        else:
+            return
+        self.walked.add(gone_through)
+        self.one.setdefault(target.id, set()).update(found)
+
+    def _is(self, target: ast.expr, value: ast.expr) -> None:
+        """An assignment: the name of a child, or of one of a list, is looked at in its place."""
+        if not isinstance(target, ast.Name):
+            return
+        inner = value.value if isinstance(value, ast.Subscript) else value
+        if isinstance(inner, ast.Attribute) and inner.attr in self.lists:
+            if isinstance(value, ast.Subscript) is self.lists[inner.attr]:
+                self.walked.add(inner)
+                self.one.setdefault(target.id, set()).add(inner.attr)
+        elif _called(value) == "getattr":
+            self.walked.add(value)
+            self.one.setdefault(target.id, set()).update(self.lists)
+
+    def _look(self, node: ast.AST) -> None:
+        if node in self.walked:
+            return
+        if isinstance(node, ast.Attribute) and self._is_me(node.value) and node.attr in _EVERY:
+            self.all = True
+        elif isinstance(node, ast.Attribute) and node.attr in self.lists:
+            place: ast.AST = node
+            up = self.parent.get(node)
+            if self.lists[node.attr] and isinstance(up, ast.Subscript) and up.value is node:
+                place = up
+            if not self._harmless(place):
+                self.names.add(node.attr)
+        elif isinstance(node, ast.Name) and node.id in self.one and isinstance(node.ctx, ast.Load):
+            if not self._harmless(node):
+                self.names |= self.one[node.id]
+        elif _called(node) == "getattr" and not self._harmless(node):
+            constant = isinstance(node, ast.Call) and isinstance(node.args[1], ast.Constant)
+            self.all |= not constant or node.args[1].value in self.lists  # type: ignore[attr-defined]
+        elif self._is_me(node):
+            self.all |= not self._plain(node)
+
+    def _harmless(self, node: ast.AST) -> bool:
+        """Whether no more is made of a child here than a call, or a look whether it is there."""
+        up = self.parent.get(node)
+        if isinstance(up, ast.Call):
+            if up.func is node:
+                return True
+            return up.args[0] is node and (_called(up) or "") in ("checkpoint", "len", "bool")
+        if isinstance(up, ast.Compare):
+            return all(isinstance(c, ast.Constant) and c.value is None for c in up.comparators)
+        tested = isinstance(up, ast.If | ast.IfExp | ast.While) and up.test is node
+        return tested or (isinstance(up, ast.UnaryOp) and isinstance(up.op, ast.Not))
+
+    def _plain(self, me: ast.AST) -> bool:
+        """Whether `self` is read for an attribute of a known name."""
+        up = self.parent.get(me)
+        if isinstance(up, ast.Call):
+            return _called(up) in ("super", "getattr", "hasattr", "isinstance", "type", "setattr")
+        return isinstance(up, ast.Attribute)
+
+    def _is_me(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id == self.me and bool(self.me)
+
+
+def _called(node: ast.AST) -> str | None:
+    if not isinstance(node, ast.Call):
+        return None
+    return getattr(node.func, "id", getattr(node.func, "attr", None))
