@@ -75,7 +75,37 @@ class CallsInACheckpoint(Base):
         return checkpoint(self.f, x, use_reentrant=False)
 
 
-WHOLE = (Calls, CallsEach, CallsByIndex, CallsByName, Zips, CallsInACheckpoint)
+class Stage(nn.Sequential):
+    """It has what others may read and call, without seeing its parts."""
+
+    stride = 1
+
+    @property
+    def factor(self):
+        return 0.5
+
+    def called(self, x, **_):
+        return self(x)
+
+    def halves(self, x):
+        pre = self[:2](x)
+        return self[2](pre) + pre
+
+
+class ReadsWhatItIs(Base):
+    def __init__(self):
+        super().__init__()
+        self.f = Stage(*self.f)
+        self.deep = nn.ModuleList([nn.ModuleDict({"b": stage()})])
+
+    def body(self, x):
+        kind = getattr(self, "kind", None)
+        for level in self.deep:
+            x = level["b"](x)
+        return self.f.called(x, kind=kind) * self.f.stride * self.f.factor
+
+
+WHOLE = (Calls, CallsEach, CallsByIndex, CallsByName, Zips, CallsInACheckpoint, ReadsWhatItIs)
 
 
 class Slices(Base):
@@ -138,6 +168,16 @@ class AsksForClasses(Base):
         return x
 
 
+class CallsAMethodThatSees(ReadsWhatItIs):
+    def body(self, x):
+        return self.f.halves(x)
+
+
+class CallsAPart(Base):
+    def body(self, x):
+        return self.f.get_submodule("1")(self.f._modules["0"](x))
+
+
 def tapped(part, x):
     pre = part[:2](x)
     return pre, part[2:](pre)
@@ -158,7 +198,7 @@ def of(model, x):
 
 
 INSIDE = (Slices, Taps, TapsEach, TapsByName, TapsChildren, TapsAnAlias, AsksForClasses)
-INSIDE = (*INSIDE, GivesAway, GivesItselfAway)
+INSIDE = (*INSIDE, CallsAMethodThatSees, CallsAPart, GivesAway, GivesItselfAway)
 
 
 @pytest.mark.parametrize("kind", WHOLE)

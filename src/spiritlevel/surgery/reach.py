@@ -46,16 +46,16 @@ class _Reader:
     """`names` are the children that are looked into; `all` says that any may be."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.lists = {n: type(child) in _LISTS for n, child in module.named_children()}
+        self.held = dict(module.named_children())
+        self.lists = {name: _is_list(child) for name, child in self.held.items()}
+        self.nested = {
+            name
+            for name, child in self.held.items()
+            if _is_list(child) and all(map(_is_list, child.children()))
+        }
         self.names: set[str] = set()
         self.all = False
-        methods: dict[str, list[ast.FunctionDef]] = {}
-        for kind in type(module).__mro__:
-            if kind is not object and not kind.__module__.startswith(("torch.nn.", "typing")):
-                (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-                for node in ast.walk(tree):
-                    if isinstance(node, ast.FunctionDef):
-                        methods.setdefault(node.name, []).append(node)
+        methods = _methods(type(module))
         if "forward" not in methods:
             raise TypeError
         todo, done = ["forward"], set[str]()
@@ -65,12 +65,17 @@ class _Reader:
                 continue
             done.add(name)
             for method in methods.get(name, ()):
-                todo += [n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute)]
                 self._read(method)
+                todo += [
+                    n.attr
+                    for n in ast.walk(method)
+                    if isinstance(n, ast.Attribute)
+                    and (self._is_me(n.value) or _called(n.value) == "super")
+                ]
 
     def _read(self, method: ast.FunctionDef) -> None:
         self.parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
-        self.me = method.args.args[0].arg if method.args.args else ""
+        self.me = _first(method)
         self.walked: set[ast.AST] = set()  # lists, where they are gone through
         self.one: dict[str, set[str]] = {}  # names of a child, and which it may be
         for node in ast.walk(method):
@@ -103,6 +108,9 @@ class _Reader:
                 self._one_of(target, walked.func)
         elif isinstance(walked, ast.Subscript) and isinstance(walked.slice, ast.Slice):
             self._each(target, walked.value)
+        elif self._is_me(walked) and isinstance(target, ast.Name):
+            self.walked.add(walked)
+            self.one.setdefault(target.id, set()).update(self.lists)
         else:
             self._one_of(target, walked)
 
@@ -116,6 +124,8 @@ class _Reader:
             found, gone_through = set(self.lists), walked
         elif isinstance(walked.value, ast.Attribute) and self.lists.get(walked.value.attr):
             found, gone_through = {walked.value.attr}, walked.value  # .items(), .values()
+        elif getattr(walked.value, "attr", "") == "_modules":
+            found, gone_through = set(self.lists), walked.value  # type: ignore[assignment]
         else:
             return
         self.walked.add(gone_through)
@@ -130,9 +140,9 @@ class _Reader:
             if isinstance(value, ast.Subscript) is self.lists[inner.attr]:
                 self.walked.add(inner)
                 self.one.setdefault(target.id, set()).add(inner.attr)
-        elif _called(value) == "getattr":
+        elif isinstance(value, ast.Call) and (found := self._got(value)):
             self.walked.add(value)
-            self.one.setdefault(target.id, set()).update(self.lists)
+            self.one.setdefault(target.id, set()).update(found)
 
     def _look(self, node: ast.AST) -> None:
         if node in self.walked:
@@ -144,20 +154,35 @@ class _Reader:
             up = self.parent.get(node)
             if self.lists[node.attr] and isinstance(up, ast.Subscript) and up.value is node:
                 place = up
-            if not self._harmless(place):
+            if not self._harmless(place, {node.attr}):
                 self.names.add(node.attr)
         elif isinstance(node, ast.Name) and node.id in self.one and isinstance(node.ctx, ast.Load):
-            if not self._harmless(node):
-                self.names |= self.one[node.id]
-        elif _called(node) == "getattr" and not self._harmless(node):
-            constant = isinstance(node, ast.Call) and isinstance(node.args[1], ast.Constant)
-            self.all |= not constant or node.args[1].value in self.lists  # type: ignore[attr-defined]
+            found, place, up = self.one[node.id], node, self.parent.get(node)
+            if found <= self.nested and isinstance(up, ast.Subscript) and up.value is node:
+                place = up
+            if not self._harmless(place, found):
+                self.names |= found
+        elif isinstance(node, ast.Call) and _called(node) == "getattr":
+            found = self._got(node)
+            if found and not self._harmless(node, found):
+                self.names |= found
         elif self._is_me(node):
             self.all |= not self._plain(node)
 
-    def _harmless(self, node: ast.AST) -> bool:
-        """Whether no more is made of a child here than a call, or a look whether it is there."""
+    def _got(self, call: ast.Call) -> set[str]:
+        """Which children getattr(self, name) may give."""
+        if _called(call) != "getattr" or not self._is_me(call.args[0]):
+            return set()
+        name = call.args[1]
+        if isinstance(name, ast.Constant):
+            return {str(name.value)} & set(self.lists)
+        return set(self.lists)
+
+    def _harmless(self, node: ast.AST, which: set[str]) -> bool:
+        """Whether no more is made of these children here than calls, or a look at what they are."""
         up = self.parent.get(node)
+        if isinstance(up, ast.Attribute):
+            return all(_keeps_to_itself(self.held[name], up.attr) for name in which)
         if isinstance(up, ast.Call):
             if up.func is node:
                 return True
@@ -176,6 +201,57 @@ class _Reader:
 
     def _is_me(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id == self.me and bool(self.me)
+
+
+def _is_list(module: nn.Module) -> bool:
+    return type(module) in _LISTS
+
+
+def _methods(kind: type) -> dict[str, list[ast.FunctionDef]]:
+    """By name, those of all classes it is made of, but for torch's."""
+    found: dict[str, list[ast.FunctionDef]] = {}
+    for each in kind.__mro__:
+        if each is not object and not each.__module__.startswith(("torch.nn.", "typing")):
+            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(each)))):
+                if isinstance(node, ast.FunctionDef):
+                    found.setdefault(node.name, []).append(node)
+    return found
+
+
+def _keeps_to_itself(child: nn.Module, name: str) -> bool:
+    """Whether an attribute is data, or a method that names no child: it may call the whole."""
+    if name in child._modules or name in _EVERY:
+        return False
+    value = inspect.getattr_static(child, name, None)
+    if not inspect.isfunction(value):
+        return not callable(value)
+    if value.__module__.startswith("torch.nn."):
+        return name in ("eval", "train", "forward", "__call__")
+    try:
+        (method,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return False
+    if not isinstance(method, ast.FunctionDef):
+        return False
+    me, names = _first(method), set(child._modules) | set(_EVERY)
+    parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
+    for node in ast.walk(method):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            return False
+        if isinstance(node, ast.Name) and node.id == me:
+            up = parent[node]
+            if not isinstance(up, ast.Attribute) and not (
+                isinstance(up, ast.Call) and up.func is node
+            ):
+                return False
+    return True
+
+
+def _first(method: ast.FunctionDef) -> str:
+    """What a method calls its module."""
+    if any(getattr(each, "id", "") == "staticmethod" for each in method.decorator_list):
+        return ""
+    return method.args.args[0].arg if method.args.args else ""
 
 
 def _called(node: ast.AST) -> str | None:
