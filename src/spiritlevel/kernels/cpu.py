@@ -59,8 +59,8 @@ _CHANNELS = 128
 """Channels whose coefficients one thread has found before a second has begun."""
 _ALONE = 1 << 15
 """Elements that one thread has done before a second has begun."""
-_UNCACHED = 1 << 24
-"""Bytes of a tensor that will not be in cache when the next layer reads it."""
+_UNCACHED = 1 << 22
+"""Bytes of a tensor that is written past the cache, which saves reading the line before."""
 
 
 def number_of(dtype: torch.dtype) -> torch.dtype:
