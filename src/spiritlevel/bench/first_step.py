@@ -22,7 +22,6 @@ __all__ = ["first_step"]
 
 _LAYOUTS = ("contiguous", "channels-last")
 _LATER = 2
-_TIMES = 3
 
 
 def first_step(
@@ -30,12 +29,13 @@ def first_step(
     model: str = "ghostnet_100",
     batch: int = 32,
     size: int = 224,
+    times: int = 3,
     threads: int,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Seconds, for JSON: layout -> torch, cold, warm -> first, later, added."""
     given = {"model": model, "batch": batch, "size": size, "threads": threads}
-    order = ("cold", *("torch", "warm") * _TIMES)
+    order = ("cold", *("torch", "warm") * times)
     runs, done, found = len(_LAYOUTS) * len(order), 0, dict[str, Any]()
     for layout in _LAYOUTS:
         seen: dict[str, list[list[float]]] = {"torch": [], "cold": [], "warm": []}
