@@ -173,7 +173,6 @@ def test_first_steps_cold_and_warm():
             assert row["added"] == pytest.approx(median(row["added_each"]))
         cold = rows["cold"]
         assert cold["added"] == pytest.approx(cold["first"] - cold["later"])
-        assert cold["added"] > rows["warm"]["added"]
 
 
 @pytest.mark.slow
