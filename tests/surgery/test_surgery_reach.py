@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,6 +180,102 @@ class CallsAPart(Base):
         return self.f.get_submodule("1")(self.f._modules["0"](x))
 
 
+class KeepsParts(Base):
+    """A list of its own, that is no child."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = {"f": [*self.f]}
+
+    def body(self, x):
+        found = []
+        for part in self.parts["f"]:
+            x = part(x)
+            found.append(x * 1)
+        return found
+
+
+class KeepsAMethod(Base):
+    def __init__(self):
+        super().__init__()
+        self.run = self.taps
+
+    def taps(self, x):
+        pre = self.f[:2](x)
+        return pre, self.f[2](pre)
+
+    def body(self, x):
+        return self.run(x)
+
+
+class KeepsAFunction(Base):
+    def __init__(self):
+        super().__init__()
+        f = self.f
+        self.run = lambda x: (f[:2](x), f(x))
+
+    def body(self, x):
+        return self.run(x)
+
+
+def doubling(method):
+    @functools.wraps(method)
+    def wrapper(self, x):
+        return method(self, x), self.f[:2](x)
+
+    return wrapper
+
+
+def hiding(method):
+    def wrapper(self, x):
+        return method(self, x), of(self, x)
+
+    return wrapper
+
+
+class IsWrapped(Base):
+    @doubling
+    def body(self, x):
+        return self.f(x)
+
+
+class IsHidden(Base):
+    @hiding
+    def body(self, x):
+        return self.f(x)
+
+
+class HasAProperty(Base):
+    @property
+    def layers(self):
+        return self.f
+
+    def body(self, x):
+        found = []
+        for part in self.layers:
+            x = part(x)
+            found.append(x * 1)
+        return found
+
+
+class AsksItsParent(Base):
+    def body(self, x):
+        f = super().__getattr__("f")
+        pre = f[:2](x)
+        return pre, f[2](pre)
+
+
+class HasACheckpointOfItsOwn(Base):
+    def body(self, x):
+        checkpoint = tapped
+        return checkpoint(self.f, x)
+
+
+class TakesAnothersCheckpoint(Base):
+    def body(self, x):
+        return of_its_own.checkpoint(self.f, x)
+
+
 def tapped(part, x):
     pre = part[:2](x)
     return pre, part[2:](pre)
@@ -197,8 +295,13 @@ def of(model, x):
     return tapped(model.f, x)
 
 
+of_its_own = SimpleNamespace(checkpoint=tapped)
+
+
 INSIDE = (Slices, Taps, TapsEach, TapsByName, TapsChildren, TapsAnAlias, AsksForClasses)
-INSIDE = (*INSIDE, CallsAMethodThatSees, CallsAPart, GivesAway, GivesItselfAway)
+INSIDE = (*INSIDE, CallsAMethodThatSees, CallsAPart, GivesAway, GivesItselfAway, KeepsParts)
+INSIDE = (*INSIDE, KeepsAMethod, IsWrapped, IsHidden, HasAProperty, AsksItsParent)
+INSIDE = (*INSIDE, HasACheckpointOfItsOwn, TakesAnothersCheckpoint)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -222,6 +325,12 @@ def test_parts_that_are_looked_into_are_not(kind, with_example):
         found, expected = model.train(training)(x), twin.train(training)(x)
         torch.testing.assert_close(found, expected, **CLOSE)
     torch.testing.assert_close(model.state_dict(), twin.state_dict(), **CLOSE)
+
+
+def test_a_function_that_was_made_of_a_part_may_look_into_it():
+    model = KeepsAFunction()
+    sl.fuse(model)
+    assert type(model.f[1]) is batch.BatchNorm2d
 
 
 def test_it_says_who_may_look():

@@ -3,22 +3,30 @@
 What is merged inside a child must not be seen from outside it. So where a forward pass is no graph,
 nothing but a call may be made of a child: `self.child(x)`, `self.children[i](x)`,
 `for child in self.children: x = child(x)`, `checkpoint(self.child, x)`. Code that slices a
-Sequential, walks through it or asks for its class may see its parts.
+Sequential, walks through it or asks for its class may see its parts; so may code that is not a
+method of the module: a function that is given it, or that has kept it.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
+from types import CellType, FunctionType, MethodType
+from typing import Any
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["looked_into"]
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
-_EVERY = ("children", "modules", "named_children", "named_modules", "_modules", "get_submodule")
+_EVERY = (
+    *("children", "modules", "named_children", "named_modules", "_modules", "get_submodule"),
+    *("__dict__", "__getattr__", "__getattribute__"),
+)
 
 
 def looked_into(module: nn.Module) -> dict[nn.Module, str]:
@@ -54,8 +62,9 @@ class _Reader:
             if _is_list(child) and all(map(_is_list, child.children()))
         }
         self.names: set[str] = set()
-        self.all = False
-        methods = _methods(type(module))
+        self.all = any(_keeps(v) for n, v in vars(module).items() if n not in _OF_TORCH)
+        self.kind = type(module)
+        methods = _methods(self.kind)
         if "forward" not in methods:
             raise TypeError
         todo, done = ["forward"], set[str]()
@@ -69,13 +78,19 @@ class _Reader:
                 todo += [
                     n.attr
                     for n in ast.walk(method)
-                    if isinstance(n, ast.Attribute)
-                    and (self._is_me(n.value) or _called(n.value) == "super")
+                    if isinstance(n, ast.Attribute) and self._mine(n.value)
                 ]
 
     def _read(self, method: ast.FunctionDef) -> None:
         self.parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
         self.me = _first(method)
+        self.local = {n.arg for n in ast.walk(method) if isinstance(n, ast.arg)}
+        self.local |= {
+            n.id
+            for n in ast.walk(method)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        self.all |= bool(method.decorator_list) and self._wrapped(method.name)
         self.walked: set[ast.AST] = set()  # lists, where they are gone through
         self.one: dict[str, set[str]] = {}  # names of a child, and which it may be
         for node in ast.walk(method):
@@ -147,7 +162,7 @@ class _Reader:
     def _look(self, node: ast.AST) -> None:
         if node in self.walked:
             return
-        if isinstance(node, ast.Attribute) and self._is_me(node.value) and node.attr in _EVERY:
+        if isinstance(node, ast.Attribute) and node.attr in _EVERY and self._mine(node.value):
             self.all = True
         elif isinstance(node, ast.Attribute) and node.attr in self.lists:
             place: ast.AST = node
@@ -186,11 +201,42 @@ class _Reader:
         if isinstance(up, ast.Call):
             if up.func is node:
                 return True
-            return up.args[0] is node and (_called(up) or "") in ("checkpoint", "len", "bool")
+            return up.args[:1] == [node] and self._calls_it(up.func)
         if isinstance(up, ast.Compare):
             return all(isinstance(c, ast.Constant) and c.value is None for c in up.comparators)
         tested = isinstance(up, ast.If | ast.IfExp | ast.While) and up.test is node
         return tested or (isinstance(up, ast.UnaryOp) and isinstance(up.op, ast.Not))
+
+    def _calls_it(self, function: ast.expr) -> bool:
+        """Whether this function only calls its first argument, or asks for its length."""
+        path: list[str] = []
+        while isinstance(function, ast.Attribute):
+            path.insert(0, function.attr)
+            function = function.value
+        if not isinstance(function, ast.Name) or function.id in self.local:
+            return False
+        here = getattr(inspect.getattr_static(self.kind, "forward"), "__globals__", {})
+        found = here.get(function.id, {"len": len, "bool": bool}.get(function.id))
+        for name in path:
+            found = getattr(found, name, None) if inspect.ismodule(found) else None
+        return any(found is each for each in (checkpoint, len, bool))
+
+    def _wrapped(self, name: str) -> bool:
+        """Whether what is wrapped around a method names a child."""
+        function = inspect.getattr_static(self.kind, name, None)
+        seen = {*self.held, *_EVERY}
+        while isinstance(function, FunctionType):
+            inner, code = getattr(function, "__wrapped__", None), function.__code__
+            if inner is None:
+                return code.co_name != name  # what is around it does not tell what it wraps
+            texts = {each for each in code.co_consts if isinstance(each, str)}
+            if seen & {*code.co_names, *texts}:
+                return True
+            function = inner
+        return False
+
+    def _mine(self, node: ast.AST) -> bool:
+        return self._is_me(node) or _called(node) == "super"
 
     def _plain(self, me: ast.AST) -> bool:
         """Whether `self` is read for an attribute of a known name."""
@@ -201,6 +247,26 @@ class _Reader:
 
     def _is_me(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id == self.me and bool(self.me)
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+_NOTHING = CellType()
+
+
+def _keeps(value: Any) -> bool:
+    """Whether something that is no submodule keeps a module, or calls a method of one."""
+    if isinstance(value, nn.Module):
+        return True
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_keeps, value))
+    if isinstance(value, dict):
+        return any(map(_keeps, value.values()))
+    if isinstance(value, functools.partial):
+        return any(map(_keeps, (value.func, *value.args, *value.keywords.values())))
+    if isinstance(value, MethodType):
+        return isinstance(value.__self__, nn.Module)
+    cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
+    return any(_keeps(cell.cell_contents) for cell in cells if cell != _NOTHING)
 
 
 def _is_list(module: nn.Module) -> bool:
