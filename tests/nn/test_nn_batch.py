@@ -8,6 +8,7 @@ import io
 import pickle
 import shutil
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -474,12 +475,15 @@ def test_update_bn_and_frozen_weights_work_on_them():
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 3, 3), (16, 5, 40, 40)], ids=["small", "large"])
-def test_the_running_statistics_may_be_read_by_what_is_walked_back_later(shape):
+@pytest.mark.parametrize("kernels", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize("ours", [snn.BatchNorm2d, partial(GhostBatchNorm2d, group_size=64)])
+def test_the_running_statistics_may_be_read_by_what_is_walked_back_later(shape, kernels, ours):
     """Torch does not tell autograd that they are written; its users read them before a step."""
     x = torch.randn(shape, requires_grad=True)
     grads = []
-    for kind in (snn.BatchNorm2d, nn.BatchNorm2d):
+    for kind in (ours, nn.BatchNorm2d):
         layer = kind(5)
         y = F.batch_norm(x, layer.running_mean, layer.running_var)
-        grads += torch.autograd.grad(layer(y).square().sum(), x)
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+        with backend.use(kernels):
+            grads += torch.autograd.grad(layer(y).pow(4).sum(), x)
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)

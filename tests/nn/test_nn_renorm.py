@@ -323,6 +323,14 @@ def test_who_listens_is_told_the_moments_of_the_batch(warmup):
     torch.testing.assert_close(var.double(), expected_var, **CLOSE)
 
 
+def test_in_float64_the_bounds_grow_in_float64():
+    layer = snn.BatchRenorm1d(1, d_max=3.0, r_max=2.0, warmup=7, affine=False).double()
+    layer.num_batches_tracked.fill_(9)
+    x = torch.tensor([[9.0], [11.0], [10.0]], dtype=torch.float64)  # d is at its bound
+    layer.train()(x)
+    assert layer._grown(5, torch.float64).item() == (10 - 7) / (4 * 7)
+
+
 def test_in_float64_the_bounds_are_those_that_were_given():
     layer = snn.BatchRenorm1d(1, r_max=1.2, d_max=0.1, warmup=0, affine=False).double()
     x = torch.tensor([[9.0], [11.0], [10.0]], dtype=torch.float64)  # far from 0 and 1: r, d at most

@@ -272,6 +272,10 @@ def test_what_a_batch_norm_does_without_stays_away(options):
     assert type(model[1]) is snn.BatchNorm2d
     assert list(model.state_dict()) == keys
     torch.testing.assert_close(model(x), expected)
+    fresh = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **options))
+    sl.convert(fresh, "renorm")
+    gained = "has running statistics, mean 0 and variance 1 so far" in str(fresh.spiritlevel_log[0])
+    assert gained is ("track_running_stats" in options)
     again = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **options))
     sl.convert(again, "group:4")
     for name in ("weight", "bias"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -276,6 +276,137 @@ class TakesAnothersCheckpoint(Base):
         return of_its_own.checkpoint(self.f, x)
 
 
+def body_of_another(self, x):
+    pre = self.f[:2](x)
+    return pre, self.f[2](pre)
+
+
+class IsPatched(Base):
+    def body(self, x):
+        return self.f(x)
+
+
+IsPatched.body = body_of_another
+
+
+class IsPatchedOnTheInstance(Base):
+    def __init__(self):
+        super().__init__()
+        self.body = MethodType(body_of_another, self)
+
+
+class HasItsOwnCall(Base):
+    def body(self, x):
+        return self.f(x)
+
+    def __call__(self, x):
+        return super().__call__(x), self.f[:2](x)
+
+
+class CallsByAnotherName(Base):
+    go = body_of_another
+
+    def body(self, x):
+        return self.go(x)
+
+
+class CallsWhatItComputes(Base):
+    def op_a(self, x):
+        pre = self.f[:2](x)
+        return pre, self.f[2](pre)
+
+    def body(self, x):
+        return getattr(self, "op_" + "a")(x)
+
+
+class CallsWhatItNames(CallsWhatItComputes):
+    def body(self, x):
+        return getattr(self, "op_a")(x)  # noqa: B009
+
+
+class HasALambda(Base):
+    parts = property(lambda self: self.f)
+
+    def body(self, x):
+        pre = self.parts[:2](x)
+        return pre, self.parts[2](pre)
+
+
+class FindsAttributes(Base):
+    def __getattr__(self, name):
+        return list(super().__getattr__("f")) if name == "parts" else super().__getattr__(name)
+
+    def body(self, x):
+        found = []
+        for part in self.parts:
+            x = part(x)
+            found.append(x * 1)
+        return found
+
+
+class ReadsItsDict(Base):
+    def body(self, x):
+        f = self.__dict__["_modules"]["f"]
+        pre = f[:2](x)
+        return pre, f[2](pre)
+
+
+class Sibling(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.parts = [part]
+
+    def forward(self, x):
+        return tapped(self.parts[0], x)
+
+
+class HasASibling(Base):
+    def __init__(self):
+        super().__init__()
+        self.g = Sibling(self.f)
+
+    def body(self, x):
+        return self.g(x)
+
+
+class Steps(Stage):
+    """Its own methods go through its parts, one of them by way of another."""
+
+    @property
+    def parts(self):
+        return list(self)
+
+    def first(self, x):
+        return self.halves(x)
+
+
+class CallsAMethodThatCalls(Base):
+    def __init__(self):
+        super().__init__()
+        self.f = Steps(*self.f)
+
+    def body(self, x):
+        return self.f.first(x)
+
+
+class ReadsAPropertyThatSees(CallsAMethodThatCalls):
+    def body(self, x):
+        found = []
+        for part in self.f.parts:
+            x = part(x)
+            found.append(x * 1)
+        return found
+
+
+class IsWatched(Base):
+    def __init__(self):
+        super().__init__()
+        self.register_forward_hook(lambda module, inputs, _: tapped(module.f, inputs[0]))
+
+    def body(self, x):
+        return self.f(x)
+
+
 def tapped(part, x):
     pre = part[:2](x)
     return pre, part[2:](pre)
@@ -301,7 +432,10 @@ of_its_own = SimpleNamespace(checkpoint=tapped)
 INSIDE = (Slices, Taps, TapsEach, TapsByName, TapsChildren, TapsAnAlias, AsksForClasses)
 INSIDE = (*INSIDE, CallsAMethodThatSees, CallsAPart, GivesAway, GivesItselfAway, KeepsParts)
 INSIDE = (*INSIDE, KeepsAMethod, IsWrapped, IsHidden, HasAProperty, AsksItsParent)
-INSIDE = (*INSIDE, HasACheckpointOfItsOwn, TakesAnothersCheckpoint)
+INSIDE = (*INSIDE, HasACheckpointOfItsOwn, TakesAnothersCheckpoint, IsPatched, HasItsOwnCall)
+INSIDE = (*INSIDE, CallsByAnotherName, CallsWhatItComputes, CallsWhatItNames, HasALambda)
+INSIDE = (*INSIDE, FindsAttributes, ReadsItsDict, HasASibling, CallsAMethodThatCalls)
+INSIDE = (*INSIDE, ReadsAPropertyThatSees, IsWatched, IsPatchedOnTheInstance)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -407,6 +541,8 @@ class Adds(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm2d(8)
         self.count = 0
+        self.total = torch.zeros(1)
+        self.seen = {"deep": {"count": 0}}
 
 
 class AddsAShare(Adds):
@@ -478,14 +614,16 @@ def test_a_layer_adds_a_number_whatever_the_size(numbers):
 class Counts(Adds):
     def forward(self, x):
         self.count += 1
-        return F.relu(self.bn(x) * self.count)
+        self.total += 1
+        self.seen["deep"]["count"] += 1
+        return F.relu(self.bn(x) * self.count * self.total * self.seen["deep"]["count"])
 
 
 def test_what_an_example_counts_is_put_back():
     model, x = Counts(), torch.randn(4, 8, 5, 5)
     twin = copy.deepcopy(model)
     sl.fuse(model, x)
-    assert model.count == 0
+    assert model.count == model.total == model.seen["deep"]["count"] == 0
     torch.testing.assert_close(model(x), twin(x))
 
 

@@ -118,10 +118,10 @@ def missing() -> str | None:
 def _missing() -> str | None:
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'spiritlevel[cpu]'"
-    found = version("numba")
-    if not found.startswith(f"{NUMBA}."):
-        return f"numba is {found}, not {NUMBA}: pip install 'spiritlevel[cpu]'"
     try:
+        found = version("numba")
+        if not found.startswith(f"{NUMBA}."):
+            return f"numba is {found}, not {NUMBA}: pip install 'spiritlevel[cpu]'"
         import_module("spiritlevel.kernels.cpu")
     except Exception as error:  # Numba refuses a NumPy that is too new, each version in its way
         return f"numba does not import ({error}): pip install 'spiritlevel[cpu]'"

@@ -113,7 +113,9 @@ class _GhostBatchNorm(_Fused):
         mean, var = (means * of_groups[0]).sum(0), (variances * of_groups[1]).sum(0)
         momentum = self._momentum()
         for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-            running.lerp_(batch.to(running.dtype), momentum)
+            # Autograd is not told, nor does torch tell it of its own layers.
+            here = running if torch.compiler.is_compiling() else running.data
+            here.lerp_(batch.to(running.dtype), momentum)
         if not torch.compiler.is_compiling():
             tell(self, lambda: _whole(means, variances, of_groups[0]), values)
 

@@ -55,7 +55,8 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
         made = _why_left(old) or _made(old, dims[old], norm, factory, like)
         if isinstance(made, nn.Module):
             new[old] = made
-            entries.append(Entry("converted", (path,), f"{_called(old)} -> {_called(made)}"))
+            told = f"{_called(old)} -> {_called(made)}{_gained(old, made)}"
+            entries.append(Entry("converted", (path,), told))
         else:
             entries.append(Entry("left", (path,), made))
     for old, slots in places(model).items():
@@ -67,6 +68,13 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
         model.spiritlevel_log = log
     note(model, entries or [Entry("left", (), "there is no norm layer to convert")])
     return model
+
+
+def _gained(old: nn.Module, new: nn.Module) -> str:
+    fresh = isinstance(getattr(new, "running_mean", None), Tensor)
+    if isinstance(old, _BatchNorm) and old.running_mean is None and fresh:
+        return ", which has running statistics, mean 0 and variance 1 so far"
+    return ""
 
 
 def _called(module: nn.Module) -> str:

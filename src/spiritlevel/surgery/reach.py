@@ -13,20 +13,28 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["looked_into"]
+from spiritlevel.surgery.tracer import hooked
+
+__all__ = ["kept_by", "looked_into"]
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 _EVERY = (
     *("children", "modules", "named_children", "named_modules", "_modules", "get_submodule"),
-    *("__dict__", "__getattr__", "__getattribute__"),
+    *("__dict__", "__getattr__", "__getattribute__", "apply"),
 )
+_HARMLESS = (
+    *("training", "forward", "__call__", "__class__", "parameters", "named_parameters", "buffers"),
+    *("named_buffers", "register_buffer", "register_parameter", "state_dict", "zero_grad", "to"),
+    *("_parameters", "_buffers", "_get_name", "extra_repr", "requires_grad_", "train", "eval"),
+)
+"""Attributes of nn.Module that give no child."""
 
 
 def looked_into(module: nn.Module) -> dict[nn.Module, str]:
@@ -62,24 +70,40 @@ class _Reader:
             if _is_list(child) and all(map(_is_list, child.children()))
         }
         self.names: set[str] = set()
-        self.all = any(_keeps(v) for n, v in vars(module).items() if n not in _OF_TORCH)
-        self.kind = type(module)
-        methods = _methods(self.kind)
-        if "forward" not in methods:
+        self.module, self.kind = module, type(module)
+        self.all = any(kept_by(module)) or hooked(module) or not _runs_as_written(module)
+        self.methods = _methods(self.kind)
+        if "forward" not in self.methods:
             raise TypeError
-        todo, done = ["forward"], set[str]()
-        while todo:
-            name = todo.pop()
+        self.todo, done = ["forward"], set[str]()
+        while self.todo:
+            name = self.todo.pop()
             if name in done:
                 continue
             done.add(name)
-            for method in methods.get(name, ()):
+            self.all |= not self._known(name)
+            for method in self.methods.get(name, ()):
                 self._read(method)
-                todo += [
-                    n.attr
-                    for n in ast.walk(method)
-                    if isinstance(n, ast.Attribute) and self._mine(n.value)
-                ]
+
+    def _known(self, name: str) -> bool:
+        """Whether what `self.name` is can be told: a child, data, or a method that is read here."""
+        module = self.module
+        if (
+            name in self.held
+            or name in vars(module)
+            or name in {**module._parameters, **module._buffers}
+        ):
+            return True
+        value = inspect.getattr_static(self.kind, name, None)
+        if value is inspect.getattr_static(nn.Module, name, _NOTHING):
+            return name in _HARMLESS
+        function = _function(value)
+        if function is None:
+            return not callable(value) and not hasattr(type(value), "__get__")
+        written = inspect.unwrap(function).__qualname__
+        return name in self.methods and any(
+            written.endswith(f"{kind.__name__}.{name}") for kind in self.kind.__mro__
+        )
 
     def _read(self, method: ast.FunctionDef) -> None:
         self.parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
@@ -103,6 +127,8 @@ class _Reader:
                 self._is(node.target, node.value)
         for node in ast.walk(method):
             self._look(node)
+            if isinstance(node, ast.Attribute) and self._mine(node.value):
+                self.todo.append(node.attr)
 
     def _each(self, target: ast.expr, walked: ast.expr) -> None:
         """`target` is what a loop over `walked` gives, one by one."""
@@ -190,7 +216,9 @@ class _Reader:
             return set()
         name = call.args[1]
         if isinstance(name, ast.Constant):
+            self.todo.append(str(name.value))
             return {str(name.value)} & set(self.lists)
+        self.todo += [method for method in self.methods if method != "__init__"]
         return set(self.lists)
 
     def _harmless(self, node: ast.AST, which: set[str]) -> bool:
@@ -253,20 +281,30 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 _NOTHING = CellType()
 
 
-def _keeps(value: Any) -> bool:
-    """Whether something that is no submodule keeps a module, or calls a method of one."""
+def kept_by(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules that it keeps beside its children, in lists, functions and methods."""
+    for name, value in vars(module).items():
+        if name not in _OF_TORCH:
+            yield from _kept(value)
+
+
+def _kept(value: Any) -> Iterator[nn.Module]:
+    inside: Iterable[Any] = ()
     if isinstance(value, nn.Module):
-        return True
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_keeps, value))
-    if isinstance(value, dict):
-        return any(map(_keeps, value.values()))
-    if isinstance(value, functools.partial):
-        return any(map(_keeps, (value.func, *value.args, *value.keywords.values())))
-    if isinstance(value, MethodType):
-        return isinstance(value.__self__, nn.Module)
-    cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
-    return any(_keeps(cell.cell_contents) for cell in cells if cell != _NOTHING)
+        yield value
+    elif isinstance(value, list | tuple | set | frozenset):
+        inside = value
+    elif isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, functools.partial):
+        inside = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, MethodType):
+        inside = (value.__self__,)
+    elif isinstance(value, FunctionType):
+        cells = value.__closure__ or ()
+        inside = [cell.cell_contents for cell in cells if cell != _NOTHING]
+    for each in inside:
+        yield from _kept(each)
 
 
 def _is_list(module: nn.Module) -> bool:
@@ -285,32 +323,61 @@ def _methods(kind: type) -> dict[str, list[ast.FunctionDef]]:
 
 
 def _keeps_to_itself(child: nn.Module, name: str) -> bool:
-    """Whether an attribute is data, or a method that names no child: it may call the whole."""
+    """Whether an attribute is data, or reads no more than data: it may call the whole child."""
     if name in child._modules or name in _EVERY:
         return False
-    value = inspect.getattr_static(child, name, None)
-    if not inspect.isfunction(value):
-        return not callable(value)
-    if value.__module__.startswith("torch.nn."):
-        return name in ("eval", "train", "forward", "__call__")
+    if name in vars(child):
+        return not any(_kept(vars(child)[name]))
+    value = inspect.getattr_static(type(child), name, None)
+    function = _function(value)
+    if function is None:
+        return not callable(value) and not hasattr(type(value), "__get__")
+    if function.__module__.startswith("torch.nn."):
+        return name in _HARMLESS
     try:
-        (method,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+        (method,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     except (OSError, TypeError, SyntaxError, ValueError):
         return False
-    if not isinstance(method, ast.FunctionDef):
+    if not isinstance(method, ast.FunctionDef) or method.name != name:
         return False
-    me, names = _first(method), set(child._modules) | set(_EVERY)
+    me = _first(method)
     parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
-    for node in ast.walk(method):
-        if isinstance(node, ast.Attribute) and node.attr in names:
-            return False
-        if isinstance(node, ast.Name) and node.id == me:
-            up = parent[node]
-            if not isinstance(up, ast.Attribute) and not (
-                isinstance(up, ast.Call) and up.func is node
-            ):
-                return False
-    return True
+    return all(
+        _only_data(child, parent[node], node)
+        for node in ast.walk(method)
+        if isinstance(node, ast.Name) and node.id == me
+    )
+
+
+def _only_data(child: nn.Module, up: ast.AST, me: ast.AST) -> bool:
+    if isinstance(up, ast.Call):
+        return up.func is me
+    if not isinstance(up, ast.Attribute) or up.attr in child._modules or up.attr in _EVERY:
+        return False
+    if up.attr in vars(child):
+        return not any(_kept(vars(child)[up.attr]))
+    value = inspect.getattr_static(type(child), up.attr, None)
+    if value is inspect.getattr_static(nn.Module, up.attr, _NOTHING):
+        return up.attr in _HARMLESS
+    return not callable(value) and not hasattr(type(value), "__get__")
+
+
+def _function(value: Any) -> FunctionType | None:
+    """That of a method, a property or the like."""
+    for name in ("fget", "__func__", "func"):
+        value = getattr(value, name, value) if not isinstance(value, FunctionType) else value
+    return value if isinstance(value, FunctionType) else None
+
+
+def _runs_as_written(module: nn.Module) -> bool:
+    """Whether a call runs `forward` of the class, and attributes are found where they are held."""
+    kind = type(module)
+    own = ("__call__", "__getattr__", "__getattribute__")
+    same = all(
+        inspect.getattr_static(kind, name) is inspect.getattr_static(nn.Module, name)
+        for name in own
+    )
+    return same and "forward" not in vars(module)
 
 
 def _first(method: ast.FunctionDef) -> str:

@@ -6,7 +6,7 @@ rounding, however much a batch norm of few values makes of that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ Numbers = dict[str, list[Tensor]]
 def kept(model: nn.Module) -> Iterator[None]:
     """Run the model within as you like: modes, buffers, attributes, random states are put back."""
     attributes = [Attributes(module) for module in model.modules()]
+    contents = [_restoring(held) for module in model.modules() for held in _own(module)]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
@@ -48,12 +49,41 @@ def kept(model: nn.Module) -> Iterator[None]:
             put_back(states)
             for each in attributes:
                 each.put_back()
+            for restore in contents:
+                restore()
             for module, name, buffer, saved in buffers:
                 module._buffers[name] = buffer
                 if buffer is not None and saved is not None:
                     buffer.copy_(saved)
             for module, training in modes:
                 module.training = training
+
+
+def _own(module: nn.Module) -> list[Any]:
+    """What it holds beside parameters, buffers and modules."""
+    return [value for name, value in vars(module).items() if name not in _OF_TORCH]
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _restoring(value: Any) -> Callable[[], object]:
+    """How to make a tensor, a list or a dict, and what is in it, what it is now."""
+    if isinstance(value, Tensor) and not is_lazy(value):
+        saved = value.detach().clone()
+        return lambda: value.data.copy_(saved)
+    if not isinstance(value, list | dict):
+        return lambda: None
+    contents = list(value.items()) if isinstance(value, dict) else list(value)
+    inside = [_restoring(v) for v in (value.values() if isinstance(value, dict) else value)]
+
+    def restore() -> None:
+        value.clear()
+        value.update(contents) if isinstance(value, dict) else value.extend(contents)
+        for each in inside:
+            each()
+
+    return restore
 
 
 def run(model: nn.Module, example: Any) -> Any:
