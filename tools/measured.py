@@ -147,6 +147,7 @@ def rest(norms: Any) -> str:
     )
     least = worst["modes"]["forward+backward"]["ratios"]["eager"]["value"]
     slowest = f"{worst['shape']}{', with add' * worst['add']}"
+    first = norms["first_step"]["seconds"].values()
     return WHERE.format(
         eager=eager,
         quarter=eager / 4,
@@ -154,6 +155,7 @@ def rest(norms: Any) -> str:
         small=f"{min(small):.2f} to {max(small):.2f}",
         slowest=slowest,
         least=least,
+        own=" and ".join(f"{each['torch']['added']:.1f}" for each in first),
     ).strip()
 
 
@@ -172,13 +174,12 @@ beside eager is {slowest}: {least:.2f}×. Each is the faster of our two layouts.
 - *One call a layer.* All passes are one call into C, on torch's own threads; the first design made
   four, on Numba's.
 - *Four rows at a time* in channels-last: sums are read and written once for four numbers.
-- *No difference*: writing past the cache in steps of whole networks.
+- *The first step, warm*: torch's own layers take {own} s of it; the rest is mostly to import Numba
+  and to load kernels.
+- *Small layers.* Python, autograd and the call are a larger share there. Below 65,536 numbers a
+  layer is left to torch.
 - *Not tried*: groups of channels kept in cache in channels-last, and autograd's part in C.
-- *The first step, warm*: half of it is torch's own; the rest is to import Numba and load kernels.
-- *Steps of MobileNetV2* vary by a tenth from run to run here; what is left is in the convolutions.
-- *Small layers.* Python, autograd and the call take 0.1 to 0.2 ms a layer each way, the more when
-  the layer before has filled the caches. Below 65,536 numbers a layer is left to torch.
-- *Steps of ResNet-18.* The convolutions, which are torch's, decide.
+- *Steps of whole networks*: the convolutions are torch's, and stay as they are.
 """
 
 

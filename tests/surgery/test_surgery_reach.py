@@ -461,6 +461,20 @@ def test_parts_that_are_looked_into_are_not(kind, with_example):
     torch.testing.assert_close(model.state_dict(), twin.state_dict(), **CLOSE)
 
 
+def test_what_holds_itself_is_gone_through_once():
+    model, x = Calls().double(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+
+    def again(n):
+        return again(n - 1) if n else None
+
+    model.again, model.ring = again, [1]
+    model.ring.append({"ring": model.ring})
+    for example in (None, x):
+        fused = copy.deepcopy(model)
+        sl.fuse(fused, example)
+        assert type(fused.f[1]) is batch.BatchNormAct2d
+
+
 def test_a_function_that_was_made_of_a_part_may_look_into_it():
     model = KeepsAFunction()
     sl.fuse(model)

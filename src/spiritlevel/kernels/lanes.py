@@ -3,6 +3,8 @@
 Channels-last tensors are such rows of C lanes, and (N, C) too; where C is small, `fold` pixels make
 one row. Contiguous ones with few pixels are rows of C times `spread` lanes. Sums run down the rows,
 four at a time: each is then read and written once for four numbers.
+
+`applying` and `descending` are yet to be told how they write: into the cache or past it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend
 from spiritlevel.kernels.compiled import finite, jit
 
-__all__ = ["passes"]
+__all__ = ["applying", "collecting", "descending", "reducing"]
 
 _BLOCK = 16384
 """Elements that are still in the second cache when they are looked at again."""
@@ -29,20 +31,7 @@ def cut(work, part, first, last):
     return lanes, width, first * work.spread, begin, end
 
 
-def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[Any, ...]:
-    """`collect`, `apply`, `reduce` and `descend`, which `cpu` describes.
-
-    The second and the last are yet to be told how they write: into the cache or past it.
-    """
-    return (
-        _collecting(read),
-        _applying(read, act_of, add),
-        _reducing(read, back_of, add),
-        _descending(read, back_of, add),
-    )
-
-
-def _collecting(read: SimpleNamespace) -> Any:
+def collecting(read: SimpleNamespace) -> Any:
     size, number_size, x_at = read.size, read.number_size, read.x
     first_at, second_at, centre_at = read.first, read.second, read.centre
     sum_at, put_sum, product_at, put_product = read.sums
@@ -161,12 +150,12 @@ def _deviations(read: SimpleNamespace) -> Any:
     return deviations
 
 
-def _applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
+def applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
     number, size, coefficients = read.number, read.size, read.coefficients
     centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
     x_at, residual_at, adds = read.x, read.residual, add == "add"
 
-    def applying(write):
+    def apply_by(write):
         @jit
         def apply(work, part, first, last):
             lanes, width, at, begin, end = cut(work, part, first, last)
@@ -185,7 +174,7 @@ def _applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
 
         return apply
 
-    return applying
+    return apply_by
 
 
 def _through(read: SimpleNamespace, back_of: Any, add: str) -> Any:
@@ -207,7 +196,7 @@ def _through(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     return one
 
 
-def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+def reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     number, size, coefficients = read.number, read.size, read.coefficients
     number_size, zero, one = read.number_size, read.number(0), _through(read, back_of, add)
     centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
@@ -261,13 +250,13 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     return reduce
 
 
-def _descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+def descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     number, size, coefficients = read.number, read.size, read.coefficients
     x_at, grad_at, grad_residual_at = read.x, read.grad, read.grad_residual
     centre_at, scale_at, shift_at = read.centre, read.scale, read.shift
     k1_at, k2_at, added = read.k1, read.k2, add != ""
 
-    def descending(write):
+    def descend_by(write):
         @jit
         def descend(work, part, first, last):
             lanes, width, at, begin, end = cut(work, part, first, last)
@@ -290,4 +279,4 @@ def _descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
 
         return descend
 
-    return descending
+    return descend_by

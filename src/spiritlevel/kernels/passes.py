@@ -49,12 +49,13 @@ def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     act_of, back_of = formulas(act, read.number)
     module = planes if layout == "planes" else lanes
     with naming(layout, kind, act, add):
-        collect, applying, reduce, descending = module.passes(read, act_of, back_of, add)
-        found = {"collect": collect, "reduce": reduce}
-        found |= {"apply": applying(read.put), "descend": descending(read.put)}
+        apply_by = module.applying(read, act_of, add)
+        descend_by = module.descending(read, back_of, add)
+        found = {"collect": module.collecting(read), "reduce": module.reducing(read, back_of, add)}
+        found |= {"apply": apply_by(read.put), "descend": descend_by(read.put)}
     with naming(layout, kind, act, add, "past the cache"):
-        found["apply past the cache"] = applying(read.stream)
-        found["descend past the cache"] = descending(read.stream)
+        found["apply past the cache"] = apply_by(read.stream)
+        found["descend past the cache"] = descend_by(read.stream)
     return found
 
 

@@ -1,4 +1,7 @@
-"""The passes over planes: contiguous (N, C, S), where a stretch of S numbers shares one channel."""
+"""The passes over planes: contiguous (N, C, S), where a stretch of S numbers shares one channel.
+
+`applying` and `descending` are yet to be told how they write: into the cache or past it.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,14 @@ from typing import Any
 from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend
 from spiritlevel.kernels.compiled import finite, jit
 
-__all__ = ["passes"]
+__all__ = ["applying", "collecting", "descending", "reducing"]
 
 _BLOCK = 4096
 """Elements that are still in the first cache when they are looked at again."""
 
 
-def passes(read: SimpleNamespace, act_of: Any, back_of: Any, add: str) -> tuple[Any, ...]:
-    """`collect`, `apply`, `reduce` and `descend`, which `cpu` describes.
-
-    The second and the last are yet to be told how they write: into the cache or past it.
-    """
-    return (
-        _collecting(read),
-        _applying(read, act_of, add),
-        _reducing(read, back_of, add),
-        _descending(read, back_of, add),
-    )
-
-
-def _collecting(read: SimpleNamespace) -> Any:
+def _blocks(read: SimpleNamespace) -> Any:
     number, size, x_at = read.number, read.size, read.x
-    sum_at, put_sum, product_at, put_product = read.sums
 
     @jit
     def exactly(work, n, stop, c, offset, width):
@@ -67,6 +56,13 @@ def _collecting(read: SimpleNamespace) -> Any:
         rest64 = float(rest) / count
         return float(centre) + rest64, float(square) - rest64 * rest64 * count
 
+    return block
+
+
+def collecting(read: SimpleNamespace) -> Any:
+    sum_at, put_sum, product_at, put_product = read.sums
+    block = _blocks(read)
+
     @jit
     def collect(work, part, first, last):
         C, S = work.C, work.S
@@ -95,11 +91,11 @@ def _collecting(read: SimpleNamespace) -> Any:
     return collect
 
 
-def _applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
+def applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
     number, size, coefficient = read.number, read.size, read.coefficient
     x_at, residual_at, adds = read.x, read.residual, add == "add"
 
-    def applying(write):
+    def apply_by(write):
         @jit
         def apply(work, part, first, last):
             C, S, slope = work.C, work.S, number(work.slope)
@@ -117,10 +113,10 @@ def _applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
 
         return apply
 
-    return applying
+    return apply_by
 
 
-def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+def reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     number, size, coefficient = read.number, read.size, read.coefficient
     x_at, grad_at, residual_at = read.x, read.grad, read.residual
     put_grad_residual, adds, masks = read.put_grad_residual, add == "add", add == "mask"
@@ -159,12 +155,12 @@ def _reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     return reduce
 
 
-def _descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
+def descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
     number, size, coefficient = read.number, read.size, read.coefficient
     x_at, grad_at, grad_residual_at = read.x, read.grad, read.grad_residual
     added = add != ""
 
-    def descending(write):
+    def descend_by(write):
         @jit
         def descend(work, part, first, last):
             C, S, slope, training = work.C, work.S, number(work.slope), work.training != 0
@@ -186,4 +182,4 @@ def _descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
 
         return descend
 
-    return descending
+    return descend_by

@@ -10,31 +10,31 @@ method of the module: a function that is given it, or that has kept it.
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
-import textwrap
-from collections.abc import Iterable, Iterator
-from types import CellType, FunctionType, MethodType
-from typing import Any
+from collections.abc import Iterator
+from types import FunctionType
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from spiritlevel.surgery.kept import kept_by
+from spiritlevel.surgery.source import (
+    EVERY,
+    HARMLESS,
+    called,
+    first_argument,
+    function_of,
+    is_data,
+    is_torchs,
+    keeps_to_itself,
+    methods_of,
+    runs_as_written,
+)
 from spiritlevel.surgery.tracer import hooked
 
-__all__ = ["kept_by", "looked_into"]
+__all__ = ["looked_into"]
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
-_EVERY = (
-    *("children", "modules", "named_children", "named_modules", "_modules", "get_submodule"),
-    *("__dict__", "__getattr__", "__getattribute__", "apply"),
-)
-_HARMLESS = (
-    *("training", "forward", "__call__", "__class__", "parameters", "named_parameters", "buffers"),
-    *("named_buffers", "register_buffer", "register_parameter", "state_dict", "zero_grad", "to"),
-    *("_parameters", "_buffers", "_get_name", "extra_repr", "requires_grad_", "train", "eval"),
-)
-"""Attributes of nn.Module that give no child."""
 
 
 def looked_into(module: nn.Module) -> dict[nn.Module, str]:
@@ -71,8 +71,8 @@ class _Reader:
         }
         self.names: set[str] = set()
         self.module, self.kind = module, type(module)
-        self.all = any(kept_by(module)) or hooked(module) or not _runs_as_written(module)
-        self.methods = _methods(self.kind)
+        self.all = any(kept_by(module)) or hooked(module) or not runs_as_written(module)
+        self.methods = methods_of(self.kind)
         if "forward" not in self.methods:
             raise TypeError
         self.todo, done = ["forward"], set[str]()
@@ -94,12 +94,12 @@ class _Reader:
             or name in {**module._parameters, **module._buffers}
         ):
             return True
+        if is_torchs(self.kind, name):
+            return name in HARMLESS
         value = inspect.getattr_static(self.kind, name, None)
-        if value is inspect.getattr_static(nn.Module, name, _NOTHING):
-            return name in _HARMLESS
-        function = _function(value)
+        function = function_of(value)
         if function is None:
-            return not callable(value) and not hasattr(type(value), "__get__")
+            return is_data(value)
         written = inspect.unwrap(function).__qualname__
         return name in self.methods and any(
             written.endswith(f"{kind.__name__}.{name}") for kind in self.kind.__mro__
@@ -107,7 +107,7 @@ class _Reader:
 
     def _read(self, method: ast.FunctionDef) -> None:
         self.parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
-        self.me = _first(method)
+        self.me = first_argument(method)
         self.local = {n.arg for n in ast.walk(method) if isinstance(n, ast.arg)}
         self.local |= {
             n.id
@@ -188,7 +188,7 @@ class _Reader:
     def _look(self, node: ast.AST) -> None:
         if node in self.walked:
             return
-        if isinstance(node, ast.Attribute) and node.attr in _EVERY and self._mine(node.value):
+        if isinstance(node, ast.Attribute) and node.attr in EVERY and self._mine(node.value):
             self.all = True
         elif isinstance(node, ast.Attribute) and node.attr in self.lists:
             place: ast.AST = node
@@ -203,7 +203,7 @@ class _Reader:
                 place = up
             if not self._harmless(place, found):
                 self.names |= found
-        elif isinstance(node, ast.Call) and _called(node) == "getattr":
+        elif isinstance(node, ast.Call) and called(node) == "getattr":
             found = self._got(node)
             if found and not self._harmless(node, found):
                 self.names |= found
@@ -212,7 +212,7 @@ class _Reader:
 
     def _got(self, call: ast.Call) -> set[str]:
         """Which children getattr(self, name) may give."""
-        if _called(call) != "getattr" or not self._is_me(call.args[0]):
+        if called(call) != "getattr" or not self._is_me(call.args[0]):
             return set()
         name = call.args[1]
         if isinstance(name, ast.Constant):
@@ -225,7 +225,7 @@ class _Reader:
         """Whether no more is made of these children here than calls, or a look at what they are."""
         up = self.parent.get(node)
         if isinstance(up, ast.Attribute):
-            return all(_keeps_to_itself(self.held[name], up.attr) for name in which)
+            return all(keeps_to_itself(self.held[name], up.attr) for name in which)
         if isinstance(up, ast.Call):
             if up.func is node:
                 return True
@@ -252,7 +252,7 @@ class _Reader:
     def _wrapped(self, name: str) -> bool:
         """Whether what is wrapped around a method names a child."""
         function = inspect.getattr_static(self.kind, name, None)
-        seen = {*self.held, *_EVERY}
+        seen = {*self.held, *EVERY}
         while isinstance(function, FunctionType):
             inner, code = getattr(function, "__wrapped__", None), function.__code__
             if inner is None:
@@ -264,130 +264,18 @@ class _Reader:
         return False
 
     def _mine(self, node: ast.AST) -> bool:
-        return self._is_me(node) or _called(node) == "super"
+        return self._is_me(node) or called(node) == "super"
 
     def _plain(self, me: ast.AST) -> bool:
         """Whether `self` is read for an attribute of a known name."""
         up = self.parent.get(me)
         if isinstance(up, ast.Call):
-            return _called(up) in ("super", "getattr", "hasattr", "isinstance", "type", "setattr")
+            return called(up) in ("super", "getattr", "hasattr", "isinstance", "type", "setattr")
         return isinstance(up, ast.Attribute)
 
     def _is_me(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id == self.me and bool(self.me)
 
 
-_OF_TORCH = frozenset(vars(nn.Module()))
-_NOTHING = CellType()
-
-
-def kept_by(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules that it keeps beside its children, in lists, functions and methods."""
-    for name, value in vars(module).items():
-        if name not in _OF_TORCH:
-            yield from _kept(value)
-
-
-def _kept(value: Any) -> Iterator[nn.Module]:
-    inside: Iterable[Any] = ()
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, list | tuple | set | frozenset):
-        inside = value
-    elif isinstance(value, dict):
-        inside = value.values()
-    elif isinstance(value, functools.partial):
-        inside = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, MethodType):
-        inside = (value.__self__,)
-    elif isinstance(value, FunctionType):
-        cells = value.__closure__ or ()
-        inside = [cell.cell_contents for cell in cells if cell != _NOTHING]
-    for each in inside:
-        yield from _kept(each)
-
-
 def _is_list(module: nn.Module) -> bool:
     return type(module) in _LISTS
-
-
-def _methods(kind: type) -> dict[str, list[ast.FunctionDef]]:
-    """By name, those of all classes it is made of, but for torch's."""
-    found: dict[str, list[ast.FunctionDef]] = {}
-    for each in kind.__mro__:
-        if each is not object and not each.__module__.startswith(("torch.nn.", "typing")):
-            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(each)))):
-                if isinstance(node, ast.FunctionDef):
-                    found.setdefault(node.name, []).append(node)
-    return found
-
-
-def _keeps_to_itself(child: nn.Module, name: str) -> bool:
-    """Whether an attribute is data, or reads no more than data: it may call the whole child."""
-    if name in child._modules or name in _EVERY:
-        return False
-    if name in vars(child):
-        return not any(_kept(vars(child)[name]))
-    value = inspect.getattr_static(type(child), name, None)
-    function = _function(value)
-    if function is None:
-        return not callable(value) and not hasattr(type(value), "__get__")
-    if function.__module__.startswith("torch.nn."):
-        return name in _HARMLESS
-    try:
-        (method,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return False
-    if not isinstance(method, ast.FunctionDef) or method.name != name:
-        return False
-    me = _first(method)
-    parent = {c: p for p in ast.walk(method) for c in ast.iter_child_nodes(p)}
-    return all(
-        _only_data(child, parent[node], node)
-        for node in ast.walk(method)
-        if isinstance(node, ast.Name) and node.id == me
-    )
-
-
-def _only_data(child: nn.Module, up: ast.AST, me: ast.AST) -> bool:
-    if isinstance(up, ast.Call):
-        return up.func is me
-    if not isinstance(up, ast.Attribute) or up.attr in child._modules or up.attr in _EVERY:
-        return False
-    if up.attr in vars(child):
-        return not any(_kept(vars(child)[up.attr]))
-    value = inspect.getattr_static(type(child), up.attr, None)
-    if value is inspect.getattr_static(nn.Module, up.attr, _NOTHING):
-        return up.attr in _HARMLESS
-    return not callable(value) and not hasattr(type(value), "__get__")
-
-
-def _function(value: Any) -> FunctionType | None:
-    """That of a method, a property or the like."""
-    for name in ("fget", "__func__", "func"):
-        value = getattr(value, name, value) if not isinstance(value, FunctionType) else value
-    return value if isinstance(value, FunctionType) else None
-
-
-def _runs_as_written(module: nn.Module) -> bool:
-    """Whether a call runs `forward` of the class, and attributes are found where they are held."""
-    kind = type(module)
-    own = ("__call__", "__getattr__", "__getattribute__")
-    same = all(
-        inspect.getattr_static(kind, name) is inspect.getattr_static(nn.Module, name)
-        for name in own
-    )
-    return same and "forward" not in vars(module)
-
-
-def _first(method: ast.FunctionDef) -> str:
-    """What a method calls its module."""
-    if any(getattr(each, "id", "") == "staticmethod" for each in method.decorator_list):
-        return ""
-    return method.args.args[0].arg if method.args.args else ""
-
-
-def _called(node: ast.AST) -> str | None:
-    if not isinstance(node, ast.Call):
-        return None
-    return getattr(node.func, "id", getattr(node.func, "attr", None))

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.surgery.eligible import FUSED
+from spiritlevel.surgery.kept import own
 from spiritlevel.surgery.tracer import Attributes, choices, put_back
 
 __all__ = ["Numbers", "differs", "kept", "numbers", "run", "unlike"]
@@ -33,7 +34,7 @@ Numbers = dict[str, list[Tensor]]
 def kept(model: nn.Module) -> Iterator[None]:
     """Run the model within as you like: modes, buffers, attributes, random states are put back."""
     attributes = [Attributes(module) for module in model.modules()]
-    contents = [_restoring(held) for module in model.modules() for held in _own(module)]
+    contents = [_restoring(held) for module in model.modules() for held in own(module)]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
@@ -59,23 +60,16 @@ def kept(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def _own(module: nn.Module) -> list[Any]:
-    """What it holds beside parameters, buffers and modules."""
-    return [value for name, value in vars(module).items() if name not in _OF_TORCH]
-
-
-_OF_TORCH = frozenset(vars(nn.Module()))
-
-
-def _restoring(value: Any) -> Callable[[], object]:
+def _restoring(value: Any, around: tuple[int, ...] = ()) -> Callable[[], object]:
     """How to make a tensor, a list or a dict, and what is in it, what it is now."""
     if isinstance(value, Tensor) and not is_lazy(value):
         saved = value.detach().clone()
         return lambda: value.data.copy_(saved)
-    if not isinstance(value, list | dict):
+    if not isinstance(value, list | dict) or id(value) in around:  # it may hold itself
         return lambda: None
     contents = list(value.items()) if isinstance(value, dict) else list(value)
-    inside = [_restoring(v) for v in (value.values() if isinstance(value, dict) else value)]
+    held = value.values() if isinstance(value, dict) else value
+    inside = [_restoring(each, (*around, id(value))) for each in held]
 
     def restore() -> None:
         value.clear()

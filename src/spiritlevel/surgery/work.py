@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.surgery import eligible
+from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.log import Entry, Journal
-from spiritlevel.surgery.reach import kept_by
 from spiritlevel.surgery.tracer import Slot, hooked, layer
 
 __all__ = ["Work", "wraps"]
