@@ -20,7 +20,7 @@ from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import ACTIVATIONS, activation
 from spiritlevel.nn import BatchRenorm2d, GhostBatchNorm2d, NoisyBatchNorm2d
 from spiritlevel.nn import batch as snn
-from spiritlevel.nn.observe import observing
+from spiritlevel.nn.observe import observing, tells
 
 pytestmark = pytest.mark.slow  # kernels are compiled
 SHAPES = {1: (6, 5), 2: (4, 5, 3, 6), 3: (2, 5, 3, 4, 2)}
@@ -446,10 +446,14 @@ def test_who_listens_is_told_what_the_layer_took():
         layer(x)
         layer.eval()(x)
     layer.train()(x)
-    ((who, mean, var, count),) = told
+    assert tells(layer)
+    (who, given, y, statistics), (_, _, y_eval, none) = told
     assert who is layer
-    assert count == x.numel() // 5
+    assert given is x
+    assert none is None
+    mean, var = statistics()
     assert not mean.requires_grad
+    assert y.min() == y_eval.min() == 0
     expected_var, expected_mean = torch.var_mean(x, (0, 2, 3), correction=0)
     torch.testing.assert_close(mean.float(), expected_mean, **CLOSE)
     torch.testing.assert_close(var.float(), expected_var, **CLOSE)

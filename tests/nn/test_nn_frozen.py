@@ -3,6 +3,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from spiritlevel.nn import FrozenBatchNorm
+from spiritlevel.nn.observe import observing, tells
 
 
 def trained_norm():
@@ -60,3 +61,11 @@ def test_device_and_dtype():
     frozen = FrozenBatchNorm(4, device="meta", dtype=torch.float64)
     assert {b.device.type for b in frozen.buffers()} == {"meta"}
     assert frozen.running_mean.dtype is frozen.weight.dtype is torch.float64
+
+
+def test_who_listens_is_told_of_its_passes():
+    frozen, x, told = FrozenBatchNorm(4), torch.randn(2, 4, 3, 3), []
+    with observing(lambda *numbers: told.append(numbers)):
+        y = frozen(x)
+    assert told == [(frozen, x, y, None)]
+    assert tells(frozen)

@@ -47,6 +47,7 @@ _IDENTITY = Activation("identity")
 
 class _Fused(_BatchNorm):
     act: Activation = _IDENTITY
+    tells_observers = True
 
     def _beyond_torchs(self) -> str:
         """What torch's own class of this name does not do."""
@@ -95,8 +96,7 @@ class _Fused(_BatchNorm):
         follows = self._follows(*running) if track and running[0] is not None else None
         act, eps = self.act, self.eps
         y, mean, var = ops.run(chosen, x, weight, bias, residual, act, eps, taken, follows)
-        if training and not torch.compiler.is_compiling():
-            tell(self, lambda: (mean, var), x.numel() // x.shape[1])
+        tell(self, x, y, (lambda: (mean, var)) if training else None)
         return y
 
     def _affine(
@@ -120,9 +120,10 @@ class _Fused(_BatchNorm):
         given = not self.training or self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if given else (None, None)
         y = F.batch_norm(x, mean, var, weight, bias, training, momentum, self.eps)
-        if training and x.numel() and not torch.compiler.is_compiling():
-            tell(self, lambda: ops.statistics_of(x), x.numel() // x.shape[1])
-        return self.act(y if residual is None else y + residual)
+        y = self.act(y if residual is None else y + residual)
+        taken = training and x.numel() > 0
+        tell(self, x, y, (lambda: ops.statistics_of(x)) if taken else None)
+        return y
 
     def _follows(self, mean: Tensor, var: Tensor) -> ops.Running | None:
         """The running statistics, and the share of this batch in them."""

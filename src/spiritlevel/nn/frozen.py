@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spiritlevel.nn.observe import tell
+
 __all__ = ["FrozenBatchNorm"]
 
 
@@ -31,6 +33,7 @@ class FrozenBatchNorm(nn.Module):
     num_batches_tracked: Tensor
 
     _version = 2
+    tells_observers = True
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, device: Any = None, dtype: Any = None
@@ -53,7 +56,9 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        tell(self, x, y)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

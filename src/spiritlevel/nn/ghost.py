@@ -68,7 +68,7 @@ class _GhostBatchNorm(_Fused):
             last_output, *last_moments = self._normalize(last, 1)
             output = torch.cat([output, last_output])
             moments = [torch.cat(pair) for pair in zip(moments, last_moments, strict=True)]
-        self._conclude(input, *moments)
+        self._conclude(input, output, *moments)
         return output
 
     def _normalize(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +104,7 @@ class _GhostBatchNorm(_Fused):
         return whole.movedim(-1, 1), torch.stack(mean), torch.stack(var)
 
     @torch.no_grad()
-    def _conclude(self, x: Tensor, means: Tensor, variances: Tensor) -> None:
+    def _conclude(self, x: Tensor, y: Tensor, means: Tensor, variances: Tensor) -> None:
         """One step of the running statistics; then who listens is told."""
         values, (whole, rest) = x.numel() // x.shape[1], divmod(len(x), self.group_size)
         shares = [size / len(x) for size in [self.group_size] * whole + [rest] * (rest > 0)]
@@ -116,8 +116,7 @@ class _GhostBatchNorm(_Fused):
             # Autograd is not told, nor does torch tell it of its own layers.
             here = running if torch.compiler.is_compiling() else running.data
             here.lerp_(batch.to(running.dtype), momentum)
-        if not torch.compiler.is_compiling():
-            tell(self, lambda: _whole(means, variances, of_groups[0]), values)
+        tell(self, x, y, lambda: _whole(means, variances, of_groups[0]))
 
     def _momentum(self) -> Any:
         """The weight of this batch; momentum None asks for the average of all batches."""

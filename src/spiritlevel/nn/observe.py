@@ -1,4 +1,4 @@
-"""Where our layers tell the statistics that they have computed anyway.
+"""Where our layers tell what passes through them, and the statistics they have computed anyway.
 
 A layer here normalizes and activates in one pass, so a hook on a child, or on its input, would read
 the batch once more. Who wants the numbers subscribes; without a subscriber nothing is done.
@@ -9,22 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Observer", "observing", "tell"]
+__all__ = ["Observer", "Statistics", "observing", "tell", "tells"]
 
-Observer = Callable[[nn.Module, Tensor, Tensor, int], None]
-"""Called with a layer, the mean (C,) and biased variance (C,) of its batch, and values a channel.
+Statistics = Callable[[], tuple[Tensor, Tensor]]
+"""Mean (C,) and biased variance (C,) of a training batch, as the layer took them.
 
-The tensors are the layer's own and are not to be changed; they are on its device, without grad.
+They are the layer's own, without grad, on its device, and not to be changed.
 """
+
+Observer = Callable[[nn.Module, Tensor, Tensor, Statistics | None], None]
+"""Called after each pass in eager mode with layer, input, output and, in training, statistics."""
 
 _observers: list[Observer] = []
 
 
+def tells(layer: nn.Module) -> bool:
+    """Whether the layer tells of its passes itself, so that it needs no hook."""
+    return getattr(type(layer), "tells_observers", False)
+
+
 @contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """Within the block each training pass of our layers, in eager mode, is told to `observer`."""
+    """Within the block each pass of our layers, in eager mode, is told to `observer`."""
     _observers.append(observer)
     try:
         yield
@@ -32,9 +41,8 @@ def observing(observer: Observer) -> Iterator[None]:
         _observers.remove(observer)
 
 
-def tell(layer: nn.Module, statistics: Callable[[], tuple[Tensor, Tensor]], count: int) -> None:
-    """For layers: `statistics` is called only where somebody listens."""
-    if _observers:
-        mean, var = statistics()
+def tell(layer: nn.Module, x: Tensor, y: Tensor, statistics: Statistics | None = None) -> None:
+    """For layers, after a pass. A graph in the making asks nothing, so that it has no guard here."""
+    if not torch.compiler.is_compiling() and _observers:
         for observer in tuple(_observers):
-            observer(layer, mean, var, count)
+            observer(layer, x, y, statistics)
