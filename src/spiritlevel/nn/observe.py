@@ -42,7 +42,7 @@ def observing(observer: Observer) -> Iterator[None]:
 
 
 def tell(layer: nn.Module, x: Tensor, y: Tensor, statistics: Statistics | None = None) -> None:
-    """For layers, after a pass. A graph in the making asks for no observer: it has no guard here."""
+    """For layers, after a pass. A graph that is being made asks for no observer: no guard on it."""
     if not torch.compiler.is_compiling() and _observers:
         for observer in tuple(_observers):
             observer(layer, x, y, statistics)
