@@ -10,8 +10,8 @@ from spiritlevel.errors import UsageError
 __all__ = ["refuse_unwritable", "write_whole"]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """UTF-8, by a temporary file beside it, fsync and rename. Raises UsageError.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Text in UTF-8; by a temporary file beside it, fsync and rename. Raises UsageError.
 
     What UTF-8 cannot hold, such as a file name that was not valid Unicode, is written as a question
     mark.
@@ -19,7 +19,9 @@ def write_whole(path: Path, text: str) -> None:
     draft = _draft(path)
     try:
         with draft.open("xb") as file:
-            file.write(text.encode("utf-8", errors="replace"))
+            if isinstance(content, str):
+                content = content.encode("utf-8", errors="replace")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
