@@ -1,8 +1,9 @@
 """Every sentence that a reader meets on the page or from `explain`, by key.
 
 A language is one file, `catalogue_<language>.toml`. `[page]`, `[reader]`, `[claims]`, `[examples]`,
-`[networks]`, `[labels]` and `[arms]` go to the page and may carry inline HTML; the report escapes
-what is filled in, never the sentence. `[explain]` and `[terminal]` are plain text.
+`[networks]`, `[labels]`, `[arms]`, `[probe_page]` and `[diagnosis_page]` go to a page and may carry
+inline HTML; the report escapes what is filled in, never the sentence. `[explain]` and `[terminal]`
+are plain text.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
 class View:
     """One page, opened, and what went wrong with it."""
 
-    def __init__(self, browser, path, size, *, clock=False):
+    def __init__(self, browser, path, size, *, clock=False, ready="html[data-drawn=yes]"):
         width, height = SIZES[size]
         self.context = browser.new_context(
             viewport={"width": width, "height": height},
@@ -28,7 +28,7 @@ class View:
         if clock:
             self.page.clock.install()
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-drawn=yes]")
+        self.page.wait_for_selector(ready)
 
     def in_scheme(self, scheme, media="screen"):
         self.page.emulate_media(color_scheme=scheme, media=media)

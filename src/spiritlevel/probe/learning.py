@@ -54,8 +54,10 @@ class Learning:
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return torch.linalg.vector_norm(values.detach(), dtype=torch.float32)
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    found: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+    return found
 
 
 @torch.no_grad()

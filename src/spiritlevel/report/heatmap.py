@@ -38,6 +38,8 @@ DIVERGING = [
     "#6e2a01",
 ]
 ROWS_NAMED = 24
+# In pixels, and of a map that may take most of a screen.
+MOST, TALL = 520, 760
 NAME_LENGTH = 21
 
 
@@ -75,13 +77,15 @@ def heatmap_in_common(frames: Sequence[Heatmap]) -> dict[str, Any]:
 
 def map_height(frames: Sequence[Heatmap]) -> int:
     """In pixels: a line for each row, within bounds."""
-    return min(max(220, 60 + 18 * max(len(panel["rows"]) for panel in frames)), 520)
+    most = TALL if frames[0].get("tall") else MOST
+    return min(max(220, 60 + 18 * max(len(panel["rows"]) for panel in frames)), most)
 
 
 def frame_of_heatmap(panel: Heatmap) -> dict[str, Any]:
     """One frame: its values, to four significant figures, first row at the top."""
     names = panel["rows"]
-    named = range(0, len(names), math.ceil(len(names) / ROWS_NAMED) or 1)
+    most = ROWS_NAMED * (TALL if panel.get("tall") else MOST) // MOST
+    named = range(0, len(names), math.ceil(len(names) / most) or 1)
     return {
         "columns": list(panel["columns"]),
         "rows": list(names),

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spiritlevel.catalogue import keys, sentence
 from spiritlevel.errors import require
 from spiritlevel.files import write_whole
-from spiritlevel.report import figures, heatmap
+from spiritlevel.report import figures, heatmap, shell
 from spiritlevel.report.check import check
 from spiritlevel.report.story import Figure, Story
 from spiritlevel.report.summary import chart_name, summary
 from spiritlevel.report.thin import fitted
-from spiritlevel.report.words import plain, say
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,41 +54,31 @@ def write(story: Mapping[str, Any], path: Path) -> Path:
 
 
 def _fill(environment: Environment, story: Story, drawn: Mapping[str, Any]) -> str:
-    script, plotly = _script(), _plotly()
+    script, plotly = shell.script(SCRIPTS), shell.plotly()
     page = environment.get_template("page.html.j2").render(
         story=story,
         drawn=drawn,
-        css=_file("page.css"),
+        css=shell.file("page.css"),
         script=script,
         plotly=plotly["deflated"],
-        policy=_policy([plotly["hash"], _hash(script)]),
-        words=_texts("reader"),
-        widget={"texts": _texts("widget"), "bell": figures.bell()},
+        policy=shell.policy([plotly["hash"], shell.hash_of(script)]),
+        words=shell.texts("reader"),
+        widget={"texts": shell.texts("widget"), "bell": figures.bell()},
     )
     # Above the page itself the template has only macros.
     return page.lstrip()
 
 
 def _environment() -> Environment:
-    jinja2 = require("jinja2", extra="study")
-    environment: Environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return shell.environment(
+        {
+            "legend": figures.legend,
+            "summary": summary,
+            "chart_name": chart_name,
+            "duration": _duration,
+            "ranges": _ranges,
+        }
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {
-        "say": say,
-        "plain": plain,
-        "legend": figures.legend,
-        "summary": summary,
-        "chart_name": chart_name,
-        "duration": _duration,
-        "ranges": _ranges,
-    }
-    return environment
 
 
 def _drawn(figure: Figure, data: str, step: int) -> dict[str, Any]:
@@ -117,44 +100,6 @@ def _figure_json(figure: Figure) -> str:
     dumps = require("jinja2.utils", extra="study").htmlsafe_json_dumps
     compact = {"allow_nan": False, "separators": (",", ":")}
     return str(dumps(figures.drawing(figure), json.dumps, **compact))
-
-
-@cache
-def _file(name: str) -> str:
-    return resources.files("spiritlevel.report").joinpath("web", name).read_text(encoding="utf-8")
-
-
-@cache
-def _script() -> str:
-    parts = "\n".join(_file(f"{name}.js") for name in SCRIPTS)
-    return f'"use strict";\n(() => {{\n{parts}}})();\n'
-
-
-@cache
-def _plotly() -> dict[str, str]:
-    """Plotly's script, deflated and in base64, and the hash of it whole."""
-    whole = require("plotly.offline", extra="study").get_plotlyjs()
-    deflated = zlib.compress(whole.encode(), level=9)
-    return {"deflated": base64.b64encode(deflated).decode(), "hash": _hash(whole)}
-
-
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _policy(hashes: Sequence[str]) -> str:
-    """A content security policy: these scripts run, no other does, and nothing is fetched."""
-    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _texts(table: str) -> dict[str, str]:
-    """A table's sentences with their placeholders unfilled: the scripts fill them."""
-    start = f"{table}."
-    return {key.removeprefix(start): sentence(key) for key in keys() if key.startswith(start)}
 
 
 def _ranges(indices: Sequence[int]) -> str:

@@ -128,7 +128,8 @@ class Colour(TypedDict):
 
 
 class Heatmap(TypedDict):
-    """`z[row][column]`; the first row is drawn at the top."""
+    """`z[row][column]`; the first row is drawn at the top. `tall`: it is all there is to look at,
+    and may take most of a screen."""
 
     kind: Literal["heatmap"]
     title: Text
@@ -138,6 +139,7 @@ class Heatmap(TypedDict):
     rows: list[str]
     z: list[Numbers]
     colour: Colour
+    tall: NotRequired[bool]
 
 
 Panel = Lines | Heatmap
