@@ -1,0 +1,46 @@
+"""Which rules are asked, by ids and the beginnings of ids, as `SL203` and `SL3`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from spiritlevel.doctor.rule import RULES, Rule
+from spiritlevel.errors import UsageError
+
+__all__ = ["chosen", "known"]
+
+
+def chosen(select: str | Iterable[str] = (), ignore: str | Iterable[str] = ()) -> list[Rule]:
+    """The rules that `select` names (none: all) and `ignore` does not, in the order of their ids.
+
+    Where both name a rule, the longer name counts: `select="SL203", ignore="SL2"` asks SL203.
+    Raises UsageError for a name that no rule begins with.
+    """
+    wanted, unwanted = known("select", select), known("ignore", ignore)
+    return [
+        rule
+        for id, rule in sorted(RULES.items())
+        if _longest(id, wanted or [""]) > _longest(id, unwanted)
+    ]
+
+
+def _longest(id: str, beginnings: list[str]) -> int:
+    return max((len(each) for each in beginnings if id.startswith(each)), default=-1)
+
+
+def known(what: str, names: str | Iterable[str]) -> list[str]:
+    """`names`, of which a str may hold several with commas between. Raises UsageError."""
+    parts = names.split(",") if isinstance(names, str) else list(names)
+    found = []
+    for part in parts:
+        name = part.strip().upper() if isinstance(part, str) else ""
+        if not name or not any(id.startswith(name) for id in RULES):
+            near = difflib.get_close_matches(name, RULES, n=3) if name else []
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(
+                f"got {part!r} in {what}; wanted the id of a rule, as SL203, or its beginning, as "
+                f"SL2.{hint} `spiritlevel check --list-rules` lists them"
+            )
+        found.append(name)
+    return found

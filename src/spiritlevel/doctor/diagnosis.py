@@ -1,0 +1,195 @@
+"""What a check found, and what can be done with it."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from spiritlevel import __version__
+from spiritlevel.doctor.baseline import fingerprints
+from spiritlevel.doctor.finding import SEVERITIES, Finding, Severity
+from spiritlevel.doctor.rule import RULES
+from spiritlevel.doctor.sarif import sarif
+from spiritlevel.report.diagnosis_page import render
+
+__all__ = ["Diagnosis", "told"]
+
+_WIDTH = 88
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis:
+    """The findings of one check: the gravest first, then by rule, then as the model has them."""
+
+    model: str
+    """Its class, or the name that the command line was given."""
+    findings: tuple[Finding, ...]
+    asked: tuple[str, ...] = ()
+    """The ids of the rules that were asked."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Rule -> what it needs and was not given."""
+    gap: Any = None
+    """`probe.gap.Gap`: how much of the gap between training and eval is BN; None: no targets."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of how it was measured, and what `apply` did."""
+    accepted: tuple[Finding, ...] = ()
+    """Findings that a baseline has accepted; they count for nothing."""
+    _fix: Callable[[Diagnosis], Diagnosis] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error and no warning."""
+        return not self.reaches("warning")
+
+    @property
+    def worst(self) -> Severity | None:
+        """The gravest severity that was found."""
+        found = {finding.severity for finding in self.findings}
+        return next((severity for severity in SEVERITIES if severity in found), None)
+
+    def reaches(self, severity: Severity) -> bool:
+        """Whether there is a finding of this severity, or of a graver one."""
+        return self.worst in SEVERITIES[: SEVERITIES.index(severity) + 1]
+
+    def apply(self) -> Diagnosis:
+        """Do what can be done mechanically, in place on the model, and check it again.
+
+        `model.spiritlevel_log` and the new diagnosis' notes tell what was done, and which findings
+        are left to you.
+        """
+        if self._fix is None:
+            raise AssertionError("made without a model")
+        return self._fix(self)
+
+    def accept(self, known: Collection[str]) -> Diagnosis:
+        """The same, with the findings of these fingerprints accepted."""
+        marked = list(zip(self.findings, fingerprints(self.findings), strict=True))
+        new = tuple(finding for finding, mark in marked if mark not in known)
+        old = tuple(finding for finding, mark in marked if mark in known)
+        return replace(self, findings=new, accepted=(*self.accepted, *old))
+
+    # ---- as text ---------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """Such as: 1 error, 2 warnings; 41 rules asked, 12 not: they need data or a probe."""
+        counts = [
+            f"{n} {severity}{'s' if n != 1 and severity != 'info' else ''}"
+            for severity in SEVERITIES
+            if (n := sum(finding.severity == severity for finding in self.findings))
+        ]
+        parts = [", ".join(counts) or "nothing found"]
+        if self.accepted:
+            parts[0] += f" ({len(self.accepted)} accepted by the baseline)"
+        parts.append(f"{len(self.asked)} {'rule' if len(self.asked) == 1 else 'rules'} asked")
+        if self.skipped:
+            parts[-1] += f", {len(self.skipped)} not: they need {self.lacking()}"
+        return "; ".join(parts)
+
+    def lacking(self) -> str:
+        """What the rules that were not asked need, such as: data, targets or a probe."""
+        needs = list(dict.fromkeys(self.skipped.values()))
+        return " or ".join([", ".join(needs[:-1]), needs[-1]] if len(needs) > 1 else needs)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.gap is not None:
+            yield from self.gap.lines()
+            yield ""
+        for finding in self.findings:
+            yield from told(finding)
+            yield ""
+        for note in self.notes:
+            yield from textwrap.wrap(note, _WIDTH) or [""]
+        yield f"{self.model}: {self.summary()}"
+
+    def __repr__(self) -> str:
+        return f"<Diagnosis of {self.model}: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    # ---- as files --------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts; what is not finite is a text, as JSON has no word for it."""
+        parts = {
+            "version": 1,
+            "model": self.model,
+            "spiritlevel": __version__,
+            "ok": self.ok,
+            "gap": None if self.gap is None else self.gap.to_dict(),
+            "findings": [_as_dict(finding) for finding in self.findings],
+            "accepted": [_as_dict(finding) for finding in self.accepted],
+            "asked": list(self.asked),
+            "skipped": dict(self.skipped),
+            "notes": list(self.notes),
+        }
+        plain: dict[str, Any] = _plain(parts)
+        return plain
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_sarif(self, source: tuple[Path, int] | None = None) -> str:
+        """SARIF 2.1.0; `source` is the file and line of the code that builds the model."""
+        log = sarif(self.model, self.findings, self.accepted, asked=self.asked, source=source)
+        return json.dumps(log, indent=2, allow_nan=False)
+
+    def to_html(self) -> str:
+        """One page that needs nothing else."""
+        return render(self.to_dict())
+
+
+def told(finding: Finding) -> Iterator[str]:
+    """In lines: what and where, the message, what to do."""
+    name = RULES[finding.rule].name
+    yield f"{finding.severity:<7}  {finding.rule} {name}, at {finding.module or 'the model'}"
+    for text in (finding.message, f"Fix: {finding.fix}" if finding.fix else ""):
+        yield from _wrapped(text)
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    """Line by line, for a fix may be a snippet."""
+    for line in text.splitlines():
+        indent = " " * (9 + len(line) - len(line.lstrip()))
+        yield from textwrap.wrap(
+            line.strip(),
+            _WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+def _as_dict(finding: Finding) -> dict[str, Any]:
+    return {
+        "rule": finding.rule,
+        "name": RULES[finding.rule].name,
+        "severity": finding.severity,
+        "module": finding.module,
+        "message": finding.message,
+        "evidence": dict(finding.evidence),
+        "fix": finding.fix,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Made of what JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(each) for each in value]
+    if hasattr(value, "tolist"):  # tensors, arrays and their numbers
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
