@@ -13,16 +13,31 @@ if TYPE_CHECKING:
     from spiritlevel import errors as errors
     from spiritlevel import kernels as kernels
     from spiritlevel import nn as nn
+    from spiritlevel.doctor.check import check as check
     from spiritlevel.models import create_model as create_model
     from spiritlevel.models import list_models as list_models
+    from spiritlevel.probe.watch import Probe as Probe
     from spiritlevel.study import study as study
     from spiritlevel.surgery import convert as convert
     from spiritlevel.surgery import fuse as fuse
 
 __version__ = "0.1.0"
-__all__ = ["convert", "create_model", "errors", "fuse", "kernels", "list_models", "nn", "study"]
+__all__ = [
+    "Probe",
+    "check",
+    "convert",
+    "create_model",
+    "errors",
+    "fuse",
+    "kernels",
+    "list_models",
+    "nn",
+    "study",
+]
 
 _HOME = {
+    "Probe": "spiritlevel.probe.watch",
+    "check": "spiritlevel.doctor.check",
     "convert": "spiritlevel.surgery",
     "create_model": "spiritlevel.models",
     "fuse": "spiritlevel.surgery",

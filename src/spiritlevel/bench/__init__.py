@@ -5,5 +5,6 @@ from spiritlevel.bench.allocator import allocator
 from spiritlevel.bench.first_step import first_step
 from spiritlevel.bench.fuse import fuse
 from spiritlevel.bench.norms import SHAPES, norms
+from spiritlevel.bench.probe import SIZES, probe
 
-__all__ = ["SHAPES", "Mismatch", "allocator", "first_step", "fuse", "norms"]
+__all__ = ["SHAPES", "SIZES", "Mismatch", "allocator", "first_step", "fuse", "norms", "probe"]

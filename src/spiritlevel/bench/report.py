@@ -27,6 +27,7 @@ def tables(found: _Found) -> Iterator[Table | str]:
         "bench norms": _norms,
         "bench fuse": _fuse,
         "bench allocator": _allocator,
+        "bench probe": _probe,
     }[found["command"]](found)
 
 
@@ -106,6 +107,29 @@ def _allocator(found: _Found) -> Iterator[Table | str]:
     yield table
     key = "how_allocator" if found["took_effect"] else "no_allocator"
     yield say(f"terminal.bench.{key}", **found["settings"])
+
+
+def _probe(found: _Found) -> Iterator[Table | str]:
+    title = say("terminal.bench.probed", **found["settings"])
+    table = _table(title, "images", "a_step", "counts", "reads", "probe_cost", "peer_cost")
+    for row in found["cases"]:
+        alone = row["seconds"]["alone"]["median"]
+        more = [
+            f"+{1e3 * (row['seconds'][f'probe, {kind}']['median'] - alone):.1f} ms"
+            for kind in ("cheap", "dear")
+        ]
+        costs = [_percent(row["cost"].get(name)) for name in ("probe", "histograms")]
+        images = f"{row['batch']}×3×{row['size']}×{row['size']}"
+        table.add_row(images, f"{1e3 * alone:.0f} ms", *more, *costs)
+    yield table
+    yield say("terminal.bench.how_probe", **found["settings"])
+
+
+def _percent(one: _Found | None) -> str:
+    if one is None:
+        return "–"
+    value, low, high = (100 * (one[key] - 1) for key in ("value", "low", "high"))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _table(title: str, first: str, *others: str) -> Table:

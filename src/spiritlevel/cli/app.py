@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import bench, env, explain, study
+from spiritlevel.cli import bench, check, env, explain, study
 
 __all__ = ["app"]
 
@@ -30,6 +30,8 @@ def _options(
 
 
 app.command("explain", context_settings=explain.CONTEXT)(explain.explain)
+app.command("check")(check.check)
+app.command("rule")(check.rule)
 app.command("study")(study.study)
 app.command("report")(study.report)
 app.command("env")(env.env)

@@ -1,4 +1,4 @@
-"""`spiritlevel bench`: norms, fuse and allocator."""
+"""`spiritlevel bench`: norms, fuse, allocator and probe."""
 
 from __future__ import annotations
 
@@ -118,6 +118,37 @@ def allocator(
         from spiritlevel import bench
 
         return bench.allocator(shape=shape, rounds=rounds, threads=threads, progress=tell)
+
+    return _run(measure, out)
+
+
+@app.command("probe")
+def probe(
+    out: Out = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Height and width of images; may be repeated. (default: 32 and 224)"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images of a step. (default: 64 at 32, 32 at 224)")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps from sample to sample.")] = 50,
+    rounds: Annotated[int, typer.Option(help="Steps of each subject.")] = 20,
+    threads: Threads = None,
+) -> int:
+    """What the probe costs a GhostNet's training, beside a logger of histograms."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+
+        return bench.probe(
+            sizes=tuple(size or bench.SIZES),
+            batch=batch,
+            every=every,
+            rounds=rounds,
+            threads=threads,
+            progress=tell,
+        )
 
     return _run(measure, out)
 

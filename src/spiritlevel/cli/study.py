@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -15,12 +13,13 @@ import typer
 
 from spiritlevel.catalogue import say
 from spiritlevel.cli import ended
+from spiritlevel.cli.aside import told_aside
 from spiritlevel.errors import UsageError
 
 if TYPE_CHECKING:
     from spiritlevel.study import Progress, Study
 
-__all__ = ["report", "study"]
+__all__ = ["numbers", "report", "study"]
 
 _IMAGES, _GRID, _RUN = "Images", "Grid", "Run"
 
@@ -112,7 +111,7 @@ def study(
     from spiritlevel.study import study as run_study
     from spiritlevel.study.factory import load_factory, told_in
 
-    with _told_aside() if as_json else nullcontext(), Bar() as bar:
+    with told_aside() if as_json else nullcontext(), Bar() as bar:
         if model is not None:
             bar.say(load_factory(model).told())
 
@@ -130,13 +129,13 @@ def study(
                 model=model,
                 data=data,
                 image_size=image_size,
-                mean=_numbers("--mean", mean, float),
-                std=_numbers("--std", std, float),
+                mean=numbers("--mean", mean, float),
+                std=numbers("--std", std, float),
                 augment=augment or None,
                 norms=_split(norms),
-                lrs=_numbers("--lrs", lrs, float),
+                lrs=numbers("--lrs", lrs, float),
                 epochs=epochs,
-                seeds=_numbers("--seeds", seeds, int),
+                seeds=numbers("--seeds", seeds, int),
                 seed=seed,
                 out=out,
                 resume=resume,
@@ -152,20 +151,6 @@ def study(
                 bar.say(say("terminal.interrupted", folder=bar.folder))
             raise
     return _finish(found, _draw(found, None), as_json)
-
-
-@contextmanager
-def _told_aside() -> Iterator[None]:
-    """What the user's own code prints, in workers too, goes to stderr: not into the JSON."""
-    sys.stdout.flush()
-    ours = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(ours, 1)
-        os.close(ours)
 
 
 def report(
@@ -190,7 +175,8 @@ def _split(text: str | None) -> list[str] | None:
 Number = TypeVar("Number", int, float)
 
 
-def _numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] | None:
+def numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] | None:
+    """From text with commas between. Raises UsageError."""
     try:
         return None if text is None else [kind(part) for part in text.split(",")]
     except ValueError:

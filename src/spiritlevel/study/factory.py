@@ -8,13 +8,8 @@ Whatever goes wrong in the user's code is told as theirs, with the line of their
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import os
-import pkgutil
-import re
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +26,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.nn import norm_layer
 from spiritlevel.study import theirs
 from spiritlevel.study.imports import own_files
+from spiritlevel.study.named import named
 from spiritlevel.study.records import read_json
 from spiritlevel.study.trial import Asked, Source, passing, try_out
 
@@ -133,24 +129,14 @@ def load_factory(spec: str, folder: str | os.PathLike[str] | None = None) -> Fac
     `folder` (default: the current one) goes before all else that Python imports from, and stays
     there. A dot after the colon reaches into a class. Raises UsageError.
     """
-    module_name, _, path = spec.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
-        raise UsageError(f"got model {spec!r}; wanted pkg.module:factory, {_example(spec)}")
-    root = os.path.abspath(folder or ".")
-    if root not in map(os.path.abspath, sys.path):
-        sys.path.insert(0, root)
-    found = _import(spec, module_name, root)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise _no_such_name(spec, found, name)
-        found = getattr(found, name)
+    found, root = named(spec, folder)
     if not callable(found):
         raise UsageError(
             f"got model {spec}, which is {theirs.a(found)}; wanted a function there that builds a "
             "network"
         )
     factory = as_factory(found)
-    travels = None if module_name == "__main__" else root
+    travels = None if spec.startswith("__main__:") else root
     return Factory(spec, factory.function, factory.file, factory.line, travels)
 
 
@@ -162,21 +148,6 @@ def told_in(run: Path) -> list[str]:
             with suppress(UsageError):  # a function in hand may have no name to find it by
                 told.append(load_factory(network).told())
     return told
-
-
-def _no_such_name(spec: str, holder: Any, name: str) -> UsageError:
-    module, _, path = spec.partition(":")
-    if module == "__main__":
-        return UsageError(
-            f"got model {spec}, a function of a notebook or script that this is not; "
-            f"wanted it itself. Go on from there, by model={path}"
-        )
-    near = difflib.get_close_matches(name, [n for n in dir(holder) if n[0] != "_"])
-    file = theirs.shown(getattr(sys.modules[module], "__file__", None) or module)
-    return UsageError(
-        f"got model {spec}, but {file} has no {path}{theirs.did_you_mean(near)}; "
-        "wanted a function there that builds a network"
-    )
 
 
 def as_factory(model: str | Callable[..., Any] | Factory) -> Factory:
@@ -201,47 +172,6 @@ def as_factory(model: str | Callable[..., Any] | Factory) -> Factory:
     module = getattr(inner, "__module__", None) or "__main__"
     file, line = theirs.source(inner)
     return Factory(f"{module}:{name}", model, file, line, theirs.folder(module, name, model))
-
-
-def _import(spec: str, name: str, root: str) -> Any:
-    try:
-        importlib.invalidate_caches()  # the module may have been written a moment ago
-        module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is None or not f"{name}.".startswith(f"{missing}."):
-            raise UsageError(
-                f"got {theirs.told(error)} from the module of model {spec}"
-                f"{theirs.where(error, root)}, as it is imported; "
-                "wanted a module that imports. Put that right and run again"
-            ) from error
-        raise UsageError(
-            f"got model {spec}, but there is no module {missing} in {root} or among what is "
-            f"installed{theirs.did_you_mean(_near(missing, root))}; "
-            "wanted one that can be imported from here. Go to its folder, or mend the name"
-        ) from None
-    if getattr(module.__spec__, "_initializing", False):
-        raise UsageError(
-            f"got model {spec} while {name} is being imported: it starts the study itself; "
-            'wanted that call under: if __name__ == "__main__":'
-        )
-    return module
-
-
-def _near(name: str, root: str) -> list[str]:
-    """Modules whose names are like it, beside where it was looked for."""
-    package, _, last = name.rpartition(".")
-    paths = list(getattr(sys.modules.get(package), "__path__", [])) if package else [root]
-    near = difflib.get_close_matches(last, [found.name for found in pkgutil.iter_modules(paths)])
-    return [f"{package}.{one}" if package else one for one in near]
-
-
-def _example(spec: str) -> str:
-    """What was probably meant: here my.models:build, for my/models.py:build."""
-    module, _, name = spec.partition(":")
-    dotted = re.sub(r"\.py$", "", module).replace("\\", "/").removeprefix("./").replace("/", ".")
-    meant = [*dotted.split("."), *name.split(".")]
-    return f"here {dotted}:{name}" if all(map(str.isidentifier, meant)) else "as my.models:build"
 
 
 # ---- calling -------------------------------------------------------------------------------------
