@@ -25,6 +25,8 @@ def sorter(shift: float = 0.0, norms: int = 1) -> nn.Sequential:
         head.bias.zero_()
     model = nn.Sequential(*layers, head)
     model[0].running_mean.fill_(5 + shift)
+    for layer in layers:
+        layer.num_batches_tracked.fill_(100)
     return model.eval()
 
 
@@ -51,6 +53,16 @@ def test_running_statistics_that_are_off_are_the_gap():
     assert got.layers[0].closed == pytest.approx(1)
     assert got.lines()[0].endswith("after recalibrating a copy: batch normalization is the gap")
     assert got.lines()[1].startswith("0 alone on batch statistics: 0.9")
+
+
+def test_statistics_as_built_are_no_gap():
+    model = sorter(shift=3)
+    model[0].num_batches_tracked.zero_()
+    got = found(model, data())
+    assert got.batch.value - got.eval.value > 0.3
+    assert (got.blames, got.layers) == (False, ())
+    assert got.lines()[0].endswith("as built; train the model, then ask again")
+    assert got.to_dict()["untrained"]
 
 
 def test_each_score_beside_one_by_hand():
@@ -89,6 +101,7 @@ def test_a_few_samples_that_change_alike_prove_nothing():
 def test_floats_give_the_squared_error():
     model = nn.Sequential(nn.BatchNorm1d(1, affine=False)).eval()
     model[0].running_mean.fill_(2.0)
+    model[0].num_batches_tracked.fill_(100)
     x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
     batches = list(zip(x.split(16), x.split(16), strict=True))
     got = found(model, batches)

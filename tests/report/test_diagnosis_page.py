@@ -192,6 +192,7 @@ SAME = scored(0.78, 0.73, 0.83)
         ({"recalibrated": None}, "The running statistics cost 20.0 points of accuracy"),
         ({"eval": SAME}, "No gap is shown. With 512 samples the intervals"),
         ({"eval": scored(0.9, 0.88, 0.92)}, "None. The model is better in eval mode (90.0 %)"),
+        ({"untrained": True}, "It is too early to tell. No batch norm has seen a training batch"),
         ({"batch": None}, "Nothing. No batch normalization takes part"),
         ({"eval": scored("nan", "nan", "nan")}, "It cannot be told. Eval mode gives nan %"),
         # Sample by sample a difference may be sure where the intervals overlap, and too small.

@@ -26,7 +26,7 @@ __all__: list[str] = []
         "pytorch/pytorch#75252",
         "pytorch/pytorch#52867",
         "pytorch/pytorch#49229",
-        "openvinotoolkit/anomalib#2909",
+        "open-edge-platform/anomalib#2909",
         "microsoft/onnxruntime#26584",
         "microsoft/onnxscript#1791",
     ),

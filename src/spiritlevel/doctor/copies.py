@@ -103,7 +103,7 @@ def _far(pair: Pair) -> float:
     "frozen-recalibrated",
     "warning",
     needs=("reference",),
-    threads=("quic/aimet#1749",),
+    threads=("qualcomm/aimet#1749",),
 )
 def frozen_recalibrated(rule: Rule, case: Case) -> Iterator[Finding]:
     """A batch norm that is frozen in the reference has other running statistics now.

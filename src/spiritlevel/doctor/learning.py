@@ -75,7 +75,7 @@ def passes_of_different_kinds(rule: Rule, case: Case) -> Iterator[Finding]:
     "tiny-batches",
     "error",
     needs=("probe",),
-    threads=("open-mmlab/SCNet#8", "fxia22/pointnet.pytorch#18", "fastai/fastai#1352"),
+    threads=("MCG-NKU/SCNet#8", "VinAIResearch/ISBNet#12", "fastai/fastai#1352"),
 )
 def tiny_batches(rule: Rule, case: Case) -> Iterator[Finding]:
     """A norm trained on very few values a channel, so that its statistics are mostly noise.

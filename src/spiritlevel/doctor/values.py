@@ -22,7 +22,8 @@ FEW_VALUES = 16
     "error",
     needs=("data",),
     threads=(
-        "charlesq34/pointnet#18",
+        "MCG-NKU/SCNet#8",
+        "VinAIResearch/ISBNet#12",
         "fastai/fastai#1352",
         "https://discuss.pytorch.org/t/26274",
     ),
@@ -82,7 +83,7 @@ _LARGER = "larger batches; or a norm without batch statistics there, as GroupNor
     "last-batch-of-one",
     "error",
     needs=("data",),
-    threads=("charlesq34/pointnet#18", "fastai/fastai#1352", "https://discuss.pytorch.org/t/26274"),
+    threads=("fastai/fastai#1352", "https://discuss.pytorch.org/t/26274"),
 )
 def last_batch_of_one(rule: Rule, case: Case) -> Iterator[Finding]:
     """The last batch of an epoch holds one sample, and a layer takes one value a sample.

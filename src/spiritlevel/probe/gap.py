@@ -66,11 +66,13 @@ class Gap:
     layers: tuple[LayerGap, ...]
     """The largest share first; empty where there is no gap."""
     notes: tuple[str, ...]
+    untrained: bool = False
+    """Whether no batch norm has ever seen a training batch: its statistics are as built."""
 
     @property
     def blames(self) -> bool:
         """Whether eval mode does worse than batch statistics, beyond chance and by a matter."""
-        if self.gain is None:
+        if self.gain is None or self.untrained:
             return False
         scale = 1.0 if self.metric == "accuracy" else max(abs(self.eval.value), 1e-30)
         return self.gain.low > 0 and self.gain.value >= LEAST_GAP[self.metric] * scale
@@ -95,7 +97,10 @@ class Gap:
         layers = [vars(each).copy() for each in self.layers]
         notes = list(self.notes)
         head = {"metric": self.metric, "samples": self.samples}
-        return {**head, **found, "blames": self.blames, "layers": layers, "notes": notes}
+        return {**head, **found, "blames": self.blames, "untrained": self.untrained} | {
+            "layers": layers,
+            "notes": notes,
+        }
 
     def lines(self) -> list[str]:
         """In English: the verdict first, then the layers."""
@@ -108,6 +113,8 @@ class Gap:
         return [f"{shown}: {self._verdict()}", *map(self._line, self.layers[:5])]
 
     def _verdict(self) -> str:
+        if self.untrained:
+            return "the running statistics are as built; train the model, then ask again"
         if not self.blames:
             worse = self.gain is not None and self.gain.high < 0
             return "batch normalization is not to blame" + (
@@ -176,6 +183,8 @@ class _Scoring:
         layers = evidence.layers.items()
         self.order = [path for path, layer in layers if layer.called and not layer.frozen]
         self.notes = list(taken.notes)
+        counts = {evidence.layers[path].batches_tracked for path in self.order}
+        self.untrained = counts == {0}
         refused = set(evidence.dropped)
         batches = enumerate(taken.batches)
         self.batches = [b for i, b in batches if i not in refused and size_of(b)]
@@ -209,6 +218,7 @@ class _Scoring:
             gain,
             (),
             tuple(self.notes),
+            self.untrained,
         )
         if not found.blames:
             return found

@@ -57,6 +57,8 @@ def answer(gap: Mapping[str, Any]) -> Text:
     lost = _better(metric) * (batch.value - running.value)
     if not math.isfinite(lost):
         return ["diagnosis_page.gap_not_finite", values]
+    if gap.get("untrained"):
+        return ["diagnosis_page.gap_untrained", values]
     gain = _score(gap.get("gain"))
     if not gap.get("blames", _apart(running, batch, gain) and lost > 0):
         if lost < 0 and _apart(running, batch, gain):

@@ -1,0 +1,65 @@
+"""docs/probe.md and docs/check.md: their code runs, and they name what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from spiritlevel.cli import main
+from spiritlevel.doctor.config import settings
+from spiritlevel.probe.table import MOST_STEPS
+from spiritlevel.probe.watch import METRICS
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "probe.md").read_text(encoding="utf-8")
+CHECK = (DOCS / "check.md").read_text(encoding="utf-8")
+
+
+def run(text, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(code, "example", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_the_example_of_the_probe_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "3 steps, 1 read; overhead" in run(TEXT, capsys)
+    assert (tmp_path / "probe.html").stat().st_size > 100_000
+
+
+def test_the_example_of_the_check_runs(capsys):
+    assert "rules asked" in run(CHECK, capsys)
+
+
+def test_the_settings_shown_are_settings(tmp_path):
+    (toml,) = re.findall(r"```toml\n(.*?)```", CHECK, flags=re.DOTALL)
+    (tmp_path / "pyproject.toml").write_text(toml)
+    found = settings(tmp_path)
+    assert (found.ignore, found.fail_on) == (("SL106",), "warning")
+
+
+def test_the_options_named_are_options(capsys):
+    assert main(["check", "--help"]) == 0
+    told = capsys.readouterr().out
+    for option in set(re.findall(r"(?<!-)--[a-z][a-z-]+", CHECK)):
+        assert option in told, option
+
+
+def test_each_column_is_explained():
+    rows = re.findall(r"^\| (`.*?) \|", TEXT, flags=re.MULTILINE)
+    named = {name.strip("`") for row in rows for name in row.split(", ")}
+    ends = {name.removeprefix("output_") for name in METRICS if name.startswith("output_")}
+    for metric in METRICS:
+        shortened = re.sub(r"^(gamma|beta)_(mean|max)$", "…_\\2", metric)
+        shortened = shortened.replace("log_var_ratio_worst", "…_worst")
+        if metric.startswith("output_"):
+            assert metric.removeprefix("output_") in ends
+            assert "output_…" in named
+        elif metric.startswith("beta_"):
+            assert "beta_…" in named
+        else:
+            assert metric in named or shortened in named, metric
+
+
+def test_its_numbers_are_the_codes():
+    assert f"At most {MOST_STEPS} sampled steps are kept" in TEXT
