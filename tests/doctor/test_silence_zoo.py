@@ -11,7 +11,7 @@ import pytest
 import torch
 from quiet import aloud, changed, snapshot
 
-sys.path.append(str(Path(__file__).parents[1] / "surgery"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "surgery"))  # before tools/zoo.py
 from zoo import PACKAGES, architectures
 
 pytestmark = pytest.mark.slow

@@ -335,6 +335,7 @@ def test_a_big_study_stays_within_the_bound_and_says_what_that_cost(big):
     assert {len(one["frames"]["value"]) for one in played} == {315}
 
 
+@pytest.mark.slow
 def test_what_is_larger_still_is_drawn_at_the_start(big, monkeypatch):
     monkeypatch.setattr("spiritlevel.report.page.LIMIT", 3_000_000)
     html = report.render(big)

@@ -165,6 +165,7 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="r
 
 
 @needs_proc
+@pytest.mark.slow  # three runs, a minute
 def test_kill_9_and_resume_loses_nothing(whole, tmp_path):
     folder = tmp_path / "killed"
     process = start(folder, records=5)

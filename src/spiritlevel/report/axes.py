@@ -109,7 +109,7 @@ def _even(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / 8))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / 8)
     first, last = math.ceil(low / step), math.floor(high / step)
-    return [float(f"{n * step:.6g}") for n in range(first, last + 1)]
+    return sorted({float(f"{n * step:.6g}") for n in range(first, last + 1)})
 
 
 def placed(values: Iterable[float], *, log: bool, what: str) -> list[float]:
