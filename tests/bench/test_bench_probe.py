@@ -35,6 +35,11 @@ def test_the_command_prints_costs_and_saves_all_of_it(tmp_path, capsys):
         assert cost["value"] == pytest.approx(average / medians["alone"])
         assert cost["low"] <= cost["value"] <= cost["high"]
         assert f"{100 * (cost['value'] - 1):.1f} %" in told
+        inside = row["inside"][name]
+        average = (9 * inside["cheap"] + inside["dear"]) / 10
+        assert inside["share"] == pytest.approx(average / medians["alone"])
+        assert 0 < inside["cheap"] < inside["dear"] < medians[f"{name}, dear"]
+        assert f"{100 * inside['share']:.2f} %" in told
     for text in ("2×3×32×32", "one step in 10", "add_histogram"):
         assert text in told
     assert "{" not in told

@@ -111,23 +111,20 @@ def _allocator(found: _Found) -> Iterator[Table | str]:
 
 def _probe(found: _Found) -> Iterator[Table | str]:
     title = say("terminal.bench.probed", **found["settings"])
-    table = _table(title, "images", "a_step", "counts", "reads", "probe_cost", "peer_cost")
+    table = _table(title, "images", "looks", "cheap", "dear", "by_clock", "by_wall")
     for row in found["cases"]:
         alone = row["seconds"]["alone"]["median"]
-        more = [
-            f"+{1e3 * (row['seconds'][f'probe, {kind}']['median'] - alone):.1f} ms"
-            for kind in ("cheap", "dear")
-        ]
-        costs = [_percent(row["cost"].get(name)) for name in ("probe", "histograms")]
-        images = f"{row['batch']}×3×{row['size']}×{row['size']}"
-        table.add_row(images, f"{1e3 * alone:.0f} ms", *more, *costs)
+        images = f"{row['batch']}×3×{row['size']}×{row['size']}, {1e3 * alone:.0f} ms"
+        for name, inside in row["inside"].items():
+            times = [f"{1e3 * inside[kind]:.1f} ms" for kind in ("cheap", "dear")]
+            clock, wall = f"{100 * inside['share']:.2f} %", _percent(row["cost"][name])
+            table.add_row(images, say(f"terminal.bench.{name}"), *times, clock, wall)
+            images = ""
     yield table
     yield say("terminal.bench.how_probe", **found["settings"])
 
 
-def _percent(one: _Found | None) -> str:
-    if one is None:
-        return "–"
+def _percent(one: _Found) -> str:
     value, low, high = (100 * (one[key] - 1) for key in ("value", "low", "high"))
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 

@@ -8,17 +8,22 @@ one of validation in train(), a step that the scaler skipped.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Counts", "LayerCounts", "Mode", "in_backward"]
+__all__ = ["OTHER", "Counts", "LayerCounts", "Mode", "in_backward"]
 
-_KINDS = 64
-"""Different sizes that are told apart; all others are counted as one, OTHER."""
+_KINDS = 1024
+"""Different shapes that are told apart; all others are counted as one."""
 OTHER = -1
+"""What sizes of those are counted as."""
+_OTHER = torch.Size((0, 0, 0, 0, 0, 0, 0))
+_MANY = 64
+"""Passes a step that are told apart."""
 
 
 class Mode(NamedTuple):
@@ -28,73 +33,111 @@ class Mode(NamedTuple):
     grad: bool
 
 
+MODES = tuple(Mode(training, grad) for training in (False, True) for grad in (False, True))
+"""By 2 * training + grad."""
+
+in_backward_task = torch._C._current_graph_task_id
+"""-1, unless autograd is walking back."""
+
+
 def in_backward() -> bool:
     """Whether autograd is walking back: what runs forward now, a checkpoint runs again."""
-    return torch._C._current_graph_task_id() != -1
+    return in_backward_task() != -1
 
 
-@dataclass
 class LayerCounts:
-    """Of one normalization layer, since the probe began."""
+    """Of one normalization layer, since the probe began.
 
-    forwards: Counter[Mode] = field(default_factory=Counter)
-    """Without those run again."""
-    writes: Counter[Mode] = field(default_factory=Counter)
-    """Forward passes that changed its running statistics, without those run again."""
-    recomputed: int = 0
-    """Forward passes within a backward pass, as a checkpoint runs them."""
-    recomputed_writes: int = 0
-    """Those of them that changed its running statistics once more."""
-    per_step: Counter[int] = field(default_factory=Counter)
-    """Optimizer steps by the number of training passes with gradients in them."""
-    batch_sizes: Counter[int] = field(default_factory=Counter)
-    """Training passes by the samples they had."""
-    values: Counter[int] = field(default_factory=Counter)
-    """Training passes by the values that a channel had."""
-    _in_step: int = 0
-    _stamp: Any = None
+    `saw` runs for each layer at every step, where Python is slow since the step's own data have
+    driven it out of the caches. So it adds to plain lists, and Counters are made when asked for.
+    """
+
+    def __init__(self) -> None:
+        self.recomputed = 0
+        """Forward passes within a backward pass, as a checkpoint runs them."""
+        self.recomputed_writes = 0
+        """Those of them that changed its running statistics once more."""
+        self.per_step: Counter[int] = Counter()
+        """Optimizer steps by the number of training passes with gradients in them."""
+        self._forwards, self._writes = [0, 0, 0, 0], [0, 0, 0, 0]
+        self._shapes: dict[torch.Size, int] = {}
+        self._in_step = 0
+        self._tracked: Tensor | None = None
+        self._version = 0
+
+    @property
+    def forwards(self) -> Counter[Mode]:
+        """Passes by mode, without those run again."""
+        return Counter({mode: n for mode, n in zip(MODES, self._forwards, strict=True) if n})
+
+    @property
+    def writes(self) -> Counter[Mode]:
+        """Passes that changed its running statistics, without those run again."""
+        return Counter({mode: n for mode, n in zip(MODES, self._writes, strict=True) if n})
+
+    @property
+    def batch_sizes(self) -> Counter[int]:
+        """Training passes by the samples they had."""
+        return _by(self._shapes, lambda shape: shape[0])
+
+    @property
+    def values(self) -> Counter[int]:
+        """Training passes by the values that a channel had."""
+        return _by(self._shapes, lambda shape: shape.numel() // max(shape[1], 1))
 
     def begin(self, module: nn.Module) -> None:
-        self._stamp, self._in_step = _stamp(module), 0
+        self._tracked, self._version = _tracked(module)
+        self._in_step = 0
 
-    def saw(self, module: nn.Module, x: Tensor, mode: Mode) -> None:
+    def saw(self, module: nn.Module, x: Tensor, training: bool, grad: bool) -> None:
         """A forward pass of the layer has ended."""
-        stamp = _stamp(module)
-        wrote = mode.training if stamp is None else stamp != self._stamp
-        wrote = wrote and getattr(module, "momentum", None) != 0  # a write that leaves all as it is
-        self._stamp = stamp
-        if in_backward():
+        tracked = module._buffers.get("num_batches_tracked")
+        if tracked is self._tracked and tracked is not None:
+            # Autograd's version costs no look at the number, which may lie on a device.
+            version = tracked._version
+            wrote, self._version = version != self._version, version
+            wrote = wrote and module.__dict__.get("momentum") != 0  # then all stays as it is
+        else:
+            wrote = self._wrote_unseen(module, training)
+        if in_backward_task() != -1:
             self.recomputed += 1
             self.recomputed_writes += wrote
             return
-        self.forwards[mode] += 1
-        self.writes[mode] += wrote
-        if mode.training and x.dim() > 1:
-            self._in_step += mode.grad
-            _count(self.batch_sizes, len(x))
-            _count(self.values, x.numel() // max(x.shape[1], 1))
+        mode = 2 * training + grad
+        self._forwards[mode] += 1
+        self._writes[mode] += wrote
+        if training:
+            self._in_step += grad
+            shape = x.shape if x.shape in self._shapes or len(self._shapes) < _KINDS else _OTHER
+            self._shapes[shape] = self._shapes.get(shape, 0) + 1
+
+    def _wrote_unseen(self, module: nn.Module, training: bool) -> bool:
+        """Where there is no count of batches, or it was put there anew."""
+        anew, (self._tracked, self._version) = self._tracked is not None, _tracked(module)
+        keeps = module._buffers.get("running_mean") is not None
+        if self._tracked is not None and not anew:
+            anew = self._version > 0  # a lazy layer, just made
+        return (anew or training) and keeps and getattr(module, "momentum", None) != 0
 
     def step(self) -> None:
         """The optimizer has stepped."""
-        _count(self.per_step, self._in_step)
+        self.per_step[self._in_step if self._in_step < _MANY else _MANY] += 1
         self._in_step = 0
 
 
-def _count(counter: Counter[int], value: int) -> None:
-    counter[value if value in counter or len(counter) < _KINDS else OTHER] += 1
+def _tracked(module: nn.Module) -> tuple[Tensor | None, int]:
+    tracked = module._buffers.get("num_batches_tracked")
+    if tracked is None or tracked.is_inference():
+        return None, 0
+    return tracked, tracked._version
 
 
-def _stamp(module: nn.Module) -> Any:
-    """Changes with each write of its count of batches; None without one, 0 without statistics.
-
-    Autograd's version counter costs no look at the number, which may lie on a device.
-    """
-    if getattr(module, "running_mean", None) is None:
-        return 0
-    tracked = getattr(module, "num_batches_tracked", None)
-    if not isinstance(tracked, Tensor) or tracked.is_inference():
-        return None
-    return id(tracked), tracked._version
+def _by(shapes: dict[torch.Size, int], number: Callable[[torch.Size], int]) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for shape, passes in shapes.items():
+        if len(shape) > 1:
+            found[OTHER if shape == _OTHER else number(shape)] += passes
+    return found
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["MOST_SORTED", "MOST_VALUES", "Merged", "Sample", "moments_within"]
 
-MOST_VALUES = 2**16
+MOST_VALUES = 2**15
 """More of them do not move a layer's mean by a hundredth of its deviation."""
 MOST_SORTED = 2048
 """The 5th percentile of a normal distribution is known to 0.05 deviations from so many."""
@@ -85,7 +85,7 @@ class Sample:
             y = y.detach()
             self.output.add(_values(y, self.axis), *_moments(_thinned(y), self.axis))
             self.outputs.append(spread(y))
-            alive = _channels_first(y, self.axis).amax(list(range(1, y.dim()))) > 0
+            alive = _largest(y, self.axis) > 0
             self.alive = alive if self.alive is None else self.alive | alive
 
     @torch.no_grad()
@@ -167,18 +167,28 @@ def _thinned(x: Tensor) -> Tensor:
     return x[:: max(1, min(len(x), x.numel() // MOST_VALUES))]
 
 
-def _channels_first(x: Tensor, axis: int) -> Tensor:
-    return x.movedim(axis, 0) if x.dim() > 1 else x[None].expand(1, -1)
+def _largest(x: Tensor, axis: int) -> Tensor:
+    """Of each channel; first over positions, then over samples, which is the fastest order."""
+    if x.dim() < 2:
+        return x.amax()[None]
+    if axis != 1:
+        return x.flatten(0, -2).amax(0)
+    return (
+        x.flatten(2).amax(2).amax(0)
+        if x.dim() > 2 and x.is_contiguous()
+        else x.amax([i for i in range(x.dim()) if i != 1])
+    )
 
 
 def _moments(x: Tensor, axis: int) -> Moments:
-    kind = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    """In two passes in float64, which takes half the time of var_mean on a CPU."""
+    x = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
     if x.dim() < 2:
-        var, mean = torch.var_mean(kind, correction=0)
-        return mean[None], var[None]
+        x = x[None]
     axis %= x.dim()
-    var, mean = torch.var_mean(kind, [i for i in range(x.dim()) if i != axis], correction=0)
-    return mean, var
+    others = [i for i in range(x.dim()) if i != axis]
+    mean = x.mean(others, keepdim=True)
+    return mean.flatten(), (x - mean).square_().mean(others)
 
 
 def _values(x: Tensor, axis: int) -> int:

@@ -44,6 +44,8 @@ class Steps:
         self.optimizer = _innermost(optimizer)
         """The one given; else the last that stepped."""
         self._given = optimizer is not None
+        learning = [p for p in model.parameters() if p.requires_grad and not is_lazy(p)]
+        self._sentinels = learning[:: max(1, len(learning) // _SENTINELS)][:_SENTINELS]
         self._depth = 0
         self._stepped = False
         """Whether an optimizer of torch's was ever seen to step."""
@@ -72,7 +74,7 @@ class Steps:
             (optim.register_optimizer_step_post_hook, self._post),
         ):
             stack.callback(register(hook).remove)
-        for parameter in self._sentinels():
+        for parameter in self._sentinels:
             for handle in (
                 parameter.register_hook(self._before_gradient),  # type: ignore[no-untyped-call]
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -117,8 +119,8 @@ class Steps:
         """Gradients of a backward pass that are gone, and no parameter moved: a skipped step."""
         if not self._backward_open or self._depth or self._version() != self._at_backward:
             return
-        gradients = [p.grad for p in self._sentinels()]
-        if all(g is None or not g.any() for g in gradients):
+        gradients = [p.grad for p in self._sentinels if p.requires_grad]
+        if gradients and all(g is None or not g.any() for g in gradients):
             self.counts.skipped += 1
             self._backward_open = False
             self._in_step = 0
@@ -175,12 +177,8 @@ class Steps:
             self._owned[key] = any(id(p) in ours for p in _parameters_of(optimizer))
         return self._owned[key]
 
-    def _sentinels(self) -> list[nn.Parameter]:
-        learning = [p for p in self.model.parameters() if p.requires_grad and not is_lazy(p)]
-        return learning[:: max(1, len(learning) // _SENTINELS)][:_SENTINELS]
-
     def _version(self) -> tuple[int, ...]:
-        return tuple(p._version for p in self._sentinels())
+        return tuple(p._version for p in self._sentinels)
 
 
 def _innermost(optimizer: Any) -> Any:

@@ -57,7 +57,6 @@ METRICS = (
 )
 """The columns of `Probe.readings`, beside step, layer, kind and type."""
 _COLUMN = {metric: column for column, metric in enumerate(METRICS)}
-_MODES = tuple(tuple(Mode(training, grad) for grad in (False, True)) for training in (False, True))
 _LOGGED = ("z_median", "log_var_ratio_median", "grad_norm", "update_ratio", "dead_share")
 
 
@@ -184,7 +183,7 @@ class Probe:
         start = perf_counter_ns()
         if isinstance(x, Tensor):
             grad = self._grad if self._inside else torch.is_grad_enabled()
-            self.counts.layers[path].saw(layer, x, _MODES[layer.training][grad])
+            self.counts.layers[path].saw(layer, x, layer.training, grad)
             if self._sampling and self._reads():
                 with self._careful(path):
                     self._read(path, layer, x, y[0] if isinstance(y, tuple) else y, known)
