@@ -264,6 +264,9 @@ def test_docs_are_what_the_tool_writes_and_call_missed_what_is_missed():
     page = (ROOT / "docs/bench.md").read_text()
     assert tool.page(page) == page
     assert tool.quoted(README) == README
+    probe = (ROOT / "docs/probe.md").read_text()
+    assert tool.cost(probe) == probe
+    assert "| probe |" in probe
     _, aims = page.split("## What was aimed at")
     rows = re.findall(r"^\| (.+) \| (at most )?([\d.]+) \| ([\d.]+) \| (\w+) \|$", aims, re.M)
     assert len(rows) == 16
