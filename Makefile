@@ -40,7 +40,7 @@ test: .venv/.dev browser
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
 slow: .venv/.dev browser
-	$(PYTEST) -m slow
+	$(PYTEST) -n 2 --dist loadfile -m slow
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -40,6 +40,15 @@ LEFT_OUT = {
     "by itself, and says what to do",
     "A gap of n/(n-1), of biased and unbiased variance (pytorch/pytorch#19902)": "it is as it "
     "should be, and no rule fires on it",
+    "The variance of eval mode's loss from one batch of training to the next, as a share of the "
+    "new batch that is too large makes it": "SL101 tells it from the momentum alone",
+    "The share of time that synchronised norms take": "a time is noise in a checker, and needs "
+    "the cluster; `spiritlevel bench norms` measures a layer",
+    "zip(parameters()), load_state_dict(strict=False) and averaging code, as text": "no source "
+    "is read: SL211 and SL504 see the buffers that it leaves behind, SL210 the counters that it "
+    "averages",
+    "Dropout that is on while statistics are taken anew": "nothing of it is left in the model; "
+    "SL505 sees frozen norms that were taken anew with the rest",
 }
 PARTLY = {
     "Counters that are missing from files, or averaged into fractions (pytorch/pytorch#8430, "

@@ -20,6 +20,8 @@ class Entry:
     clean: Build | None = None
     ranks: int = 1
     """Processes of torch.distributed that it is run in; two are run by test_ranks.py alone."""
+    severity: str | None = None
+    """Of the finding, where it is not the rule's own."""
 
     @property
     def name(self) -> str:
@@ -34,11 +36,16 @@ class Entry:
 CASES: list[Entry] = []
 
 
-def case(rule: str, module: str, *, ranks: int = 1) -> Callable[[Build], Entry]:
-    """Enter a function that builds what `check` is given; the finding must name `module`."""
+def case(
+    rule: str, module: str, *, ranks: int = 1, severity: str | None = None
+) -> Callable[[Build], Entry]:
+    """Enter a function that builds what `check` is given; the finding must name `module`.
+
+    It must be of the rule's severity, or of the one that is given.
+    """
 
     def enter(bug: Build) -> Entry:
-        entry = Entry(rule, module, bug, ranks=ranks)
+        entry = Entry(rule, module, bug, ranks=ranks, severity=severity)
         CASES.append(entry)
         return entry
 

@@ -20,7 +20,7 @@ def conv_net(norm=nn.BatchNorm2d, bias=False):
 
 
 # ---- SL101
-@case("SL101", "1")
+@case("SL101", "1", severity="warning")
 def momentum_as_keras_counts_it():
     return dict(model=conv_net(partial(nn.BatchNorm2d, momentum=0.99)))
 
@@ -59,7 +59,7 @@ def _():
     return dict(model=model)
 
 
-@case("SL102", "1")
+@case("SL102", "1", severity="info")
 def no_momentum_but_statistics():
     model = train(conv_net(), batches(*blobs()), epochs=1)
     model[1].momentum = 0.0
@@ -181,7 +181,7 @@ class Tokens(nn.Module):
         return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
 
-@case("SL107", "1")
+@case("SL107", "1", severity="info")
 def channels_taken_from_time():
     model = nn.Sequential(nn.Linear(6, 16, bias=False), nn.BatchNorm1d(10), nn.ReLU())
     return dict(model=model, batches=[torch.randn(32, 10, 6) for _ in range(4)])
@@ -195,6 +195,32 @@ def _():
     for x in 16 * given:
         model(x)
     return dict(model=model, batches=given)
+
+
+class Words(nn.Module):
+    """(N, 10 words) -> (N, 10, 16 features), which the norm takes as they come or transposed."""
+
+    def __init__(self, norm):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.linear = nn.Embedding(50, 6), nn.Linear(6, 16, bias=False)
+        self.norm = norm
+
+    def forward(self, x):
+        x = self.linear(self.embed(x))
+        if self.norm.num_features == 10:
+            return self.norm(x)
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+@case("SL107", "norm")
+def words_taken_for_channels():
+    return dict(model=Words(nn.BatchNorm1d(10)))
+
+
+@words_taken_for_channels.twin
+def _():
+    return dict(model=Words(nn.BatchNorm1d(16)))
 
 
 # ---- SL108

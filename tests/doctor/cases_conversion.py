@@ -103,6 +103,22 @@ def _():
     return dict(model=folded(before, transpose=True), reference=before, batches=[(x, y)])
 
 
+@case("SL502", "4")
+def folded_but_the_norm_is_still_there():
+    before = trained().eval()
+    after = copy.deepcopy(before)
+    after[3] = fuse_conv_bn_eval(after[3], after[4])
+    return dict(model=after, reference=before, example=blobs()[0][:32])
+
+
+@folded_but_the_norm_is_still_there.twin
+def _():
+    before = trained().eval()
+    after = copy.deepcopy(before)
+    after[3], after[4] = fuse_conv_bn_eval(after[3], after[4]), nn.Identity()
+    return dict(model=after, reference=before, example=blobs()[0][:32])
+
+
 # ---- SL503
 def ported(eps):
     before = trained()

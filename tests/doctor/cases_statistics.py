@@ -31,7 +31,7 @@ def _():
     return dict(model=settled(), batches=few())
 
 
-@case("SL301", "4")
+@case("SL301", "4", severity="info")
 def momentum_of_tensorflow():
     model = small_net()
     model[4].momentum = 0.001  # written for a framework where this is the share of the old
@@ -44,7 +44,7 @@ def _():
 
 
 # ---- SL302
-@case("SL302", "1")
+@case("SL302", "1", severity="warning")
 def statistics_of_the_batch_at_test_time():
     model = settled()
     model[1].track_running_stats = False
@@ -57,6 +57,25 @@ def _():
     return dict(model=settled(), batches=few())
 
 
+class AlwaysTraining(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@case("SL302", "1")
+def norm_that_eval_does_not_reach():
+    model = small_net()
+    model[1] = AlwaysTraining(8)
+    return dict(model=train(model, few()), batches=few())
+
+
+@norm_that_eval_does_not_reach.twin
+def _():
+    model = small_net()
+    model[1] = nn.BatchNorm2d(8)
+    return dict(model=train(model, few()), batches=few())
+
+
 class Whitening(nn.Module):
     """A norm of one's own that knows no eval mode."""
 
@@ -64,7 +83,7 @@ class Whitening(nn.Module):
         return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
 
 
-@case("SL302", "1")
+@case("SL302", "1", severity="info")
 def norm_of_ones_own_without_eval():
     model = small_net()
     model[1] = Whitening()
@@ -205,12 +224,13 @@ def _():
 
 # ---- SL309
 class Tokens(nn.Module):
-    """(N, 8 steps, 4) -> 8 features; the norm wants them on axis 1."""
+    """(N, 8 steps, 4) -> 8 features of unlike scales; the norm wants them on axis 1."""
 
     def __init__(self, transpose: bool):
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.act, self.norm = nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8)
+        self.embed.weight.data *= torch.logspace(-1, 1, 8)[:, None]
         self.transpose = transpose
 
     def forward(self, x):
@@ -319,7 +339,7 @@ def synchronized() -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(small_net())
 
 
-@case("SL314", "1")
+@case("SL314", "1", severity="info")
 def loader_that_may_end_unevenly():
     data = TensorDataset(*blobs(250))
     return dict(model=synchronized(), batches=DataLoader(data, batch_size=16, shuffle=True))

@@ -42,10 +42,32 @@ def test_a_frozen_model_is_only_told():
 
 def test_what_had_a_gradient_is_only_told():
     model = train(small_net(), batches(*blobs()), epochs=1)
-    model[:6].requires_grad_(False)
-    assert told("SL203", model) == [("info", "1")]
+    model[3:6].requires_grad_(False)
+    assert told("SL203", model) == [("info", "4")]
     model.zero_grad()
+    assert told("SL203", model) == [("warning", "4")]
+
+
+def test_a_backbone_frozen_in_the_process_that_trained_it():
+    model = train(small_net(), batches(*blobs()), epochs=1)
+    model[:6].requires_grad_(False)
+    assert model[1].weight.grad is not None
     assert told("SL203", model) == [("warning", "1")]
+
+
+def test_a_discriminator_before_its_generator_is_no_backbone():
+    class Gan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.discriminator, self.generator = small_net(), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.discriminator(self.generator(x))
+
+    model = Gan()
+    model(blobs()[0]).mean().backward()
+    model.discriminator.requires_grad_(False)
+    assert told("SL203", model) == [("info", "discriminator.1")]
 
 
 def test_a_norm_before_all_weights_goes_with_those_after_it():

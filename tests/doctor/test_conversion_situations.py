@@ -17,6 +17,7 @@ from cases_conversion import (
     with_activations,
 )
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import spiritlevel as sl
@@ -89,6 +90,14 @@ def convolutions_folded():
 def convolutions_folded_wrongly():
     model = train(upsampling(), batches(*blobs()), epochs=1)
     return folded(model, transpose=False), model
+
+
+@situation("SL502 error")
+def folded_but_the_norm_has_stayed():
+    model = trained().eval()
+    after = copy.deepcopy(model)
+    after[3] = fuse_conv_bn_eval(after[3], after[4])
+    return after, model
 
 
 @situation()

@@ -36,7 +36,8 @@ def test_select_and_ignore_take_ids_and_beginnings():
     assert ids(select="sl203, SL205") == ["SL203", "SL205"]
     assert ids(select=["SL2"]) == [id for id in sorted(RULES) if id.startswith("SL2")]
     assert ids(ignore=("SL2",)) == [id for id in sorted(RULES) if not id.startswith("SL2")]
-    assert ids(select="SL203", ignore="SL203") == []
+    with pytest.raises(UsageError, match="leave no rule to ask"):
+        ids(select="SL203", ignore="SL203")
 
 
 def test_the_longer_name_counts():
@@ -301,3 +302,44 @@ def test_only_as_many_batches_as_asked_for_are_read():
 
     check(small_net(), stream(), most_batches=3)
     assert len(read) == 3
+
+
+def test_a_loss_may_be_walked_back_after_a_check():
+    for training in (True, False):
+        model = small_net().train(training)
+        loss = nn.functional.cross_entropy(model(PAIRS[0][0]), PAIRS[0][1])
+        before = dict(model.named_buffers())
+        check(model, PAIRS)
+        loss.backward()
+        assert all(b is before[name] for name, b in model.named_buffers())
+
+
+def test_batches_that_break_off_are_the_users():
+    def stream():
+        yield PAIRS[0]
+        raise OSError("disk gone")
+
+    with pytest.raises(UsageError, match="got OSError: disk gone from the batches, after 1 of"):
+        check(small_net(), stream())
+
+
+def test_targets_in_a_column_or_a_list_are_targets():
+    for shaped in (lambda y: y[:, None], lambda y: y.tolist()):
+        found = check(small_net(), [(x, shaped(y)) for x, y in PAIRS])
+        assert found.gap is not None
+        assert found.gap.metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"most_batches": "x"}, "got most_batches='x'"),
+        ({"most_batches": 2.5}, "got most_batches=2.5"),
+        ({"ignore": 7}, "got ignore=7"),
+        ({"ignore": "SL"}, "leave no rule to ask"),
+        ({"forward": 3}, "got int as forward"),
+    ],
+)
+def test_arguments_of_other_kinds(given, told):
+    with pytest.raises(UsageError, match=told):
+        check(small_net(), PAIRS, **given)

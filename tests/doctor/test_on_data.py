@@ -9,7 +9,8 @@ from cases_statistics import few, pooled_first, seasons, settled, synchronized
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
-from spiritlevel.doctor.check import check
+from spiritlevel.doctor.case import Case
+from spiritlevel.doctor.check import RULES, check
 from spiritlevel.doctor.loader import Loader
 from spiritlevel.nn import GhostBatchNorm1d
 
@@ -83,7 +84,7 @@ def test_an_ordered_test_set_of_a_model_that_trained_shuffled_is_info():
     order = y.argsort(stable=True)
     (found,) = told(model, batches(x[order], y[order]), "SL305")
     assert found.severity == "info"
-    assert "training drew them otherwise" in found.message
+    assert "if training draws such batches, shuffle them" in found.message
 
 
 def test_two_classes_that_take_turns_are_told_once():
@@ -163,6 +164,13 @@ def test_calls_on_the_same_distribution_are_no_finding():
 def test_synchronized_norms_with_even_batches_are_no_finding(options):
     loader = DataLoader(TensorDataset(*blobs(250)), batch_size=16, **options)
     assert told(synchronized(), loader, "SL314") == []
+
+
+def test_uneven_batches_are_a_warning_where_several_processes_run(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    case = Case(synchronized(), loader=Loader.of(DataLoader(TensorDataset(*blobs(250)), 16)))
+    assert [each.severity for each in RULES["SL314"](case)] == ["warning"]
 
 
 # ---- what a loader tells -------------------------------------------------------------------------

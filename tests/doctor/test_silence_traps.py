@@ -7,11 +7,14 @@ import copy
 import pytest
 import torch
 from case_book import batches, blobs, small_net, train
+from cases_conversion import averaged
 from quiet import aloud
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import spiritlevel as sl
+from spiritlevel.doctor.check import check
 from spiritlevel.models import zero_branches_
 from spiritlevel.probe.watch import Probe
 
@@ -412,3 +415,100 @@ def test_our_own_fused_and_converted_models():
     assert aloud(sl.fuse(small_net())) == []
     for norm in ("ghost:16", "renorm", "group:4", "frozen"):
         assert aloud(sl.convert(trained(small_net()), norm=norm)) == []
+
+
+# data that is only used to validate
+def test_a_validation_loader_in_order_of_class():
+    """40 classes, of which the batches that are read show the first ten."""
+    x, y = blobs(1000, classes=40)
+    torch.manual_seed(0)
+    model = train(small_net(classes=40), batches(x, y, 50), epochs=3)
+    order = y.argsort(stable=True)
+    loader = DataLoader(TensorDataset(x[order], y[order]), batch_size=8)
+    found = check(model.eval(), loader, select="SL305,SL306").findings
+    assert [(each.rule, each.severity) for each in found] == [("SL305", "info")]
+    assert "if training draws such batches" in found[0].message
+    assert aloud(model, loader, ignore="SL301,SL316") == []
+
+
+def pooled_net() -> nn.Sequential:
+    """A norm with one value a sample."""
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *pool, nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(("n", "size"), [(65, 32), (16, 2), (16, 1)])
+def test_small_batches_of_a_model_that_is_only_validated(n, size):
+    model = trained(pooled_net(), epochs=10).eval()
+    assert aloud(model, DataLoader(TensorDataset(*blobs(n)), batch_size=size)) == []
+    model.train()
+    assert aloud(model, DataLoader(TensorDataset(*blobs(n)), batch_size=size)) != []
+
+
+# series
+class Mixer(nn.Module):
+    """(N, 6 channels, 12 steps): a Linear layer over the steps, then a norm of the channels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.time, self.norm, self.head = nn.Linear(12, 16), nn.BatchNorm1d(6), nn.Linear(96, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.time(x).relu()).flatten(1))
+
+
+def test_a_layer_that_mixes_the_steps_of_a_series():
+    x = torch.randn(256, 6, 12, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    x = x * torch.tensor([1.0, 2, 4, 8, 16, 32]).view(6, 1) + torch.arange(6.0).view(6, 1)
+    model = train(Mixer(), batches(x, torch.arange(256) % 3), epochs=3)
+    assert aloud(model) == []
+    assert aloud(model, batches(x, torch.arange(256) % 3), ignore="SL301,SL316") == []
+    assert aloud(nn.Sequential(nn.Conv1d(4, 10, 3), nn.Linear(12, 16), nn.BatchNorm1d(10))) == []
+
+
+# zero scales at the end of a branch
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, y: torch.stack([x, y]).sum(0),
+        lambda x, y: torch.stack([x, y], -1).mean(-1),
+        lambda x, y: torch.lerp(x, y, 0.5),
+        lambda x, y: torch.addcmul(x, x.sigmoid(), y),
+        lambda x, y: x * (1 + y),
+        lambda x, y: x + y.relu(),
+        lambda x, y: x + F.gelu(y),
+        lambda x, y: sum([y, x]),
+        lambda x, y: x + torch.cumsum(y, 1),
+    ],
+    ids=["stack sum", "stack mean", "lerp", "addcmul", "scale", "relu", "gelu", "sum", "unknown"],
+)
+def test_zero_scales_at_what_is_a_sum_in_other_words(add):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, x):
+            return add(x, self.norm(self.conv(x)))
+
+    assert aloud(with_body(Branch(), nn.ReLU())) == []
+
+
+def test_an_average_whose_statistics_lose_nothing():
+    """They are its source's very numbers, and targets show that eval() is as good."""
+    average, net = averaged()
+    assert [each[:13] for each in aloud(average, reference=net)] == ["SL506 warning"]
+    assert aloud(average, batches(*blobs()), reference=net, ignore="SL301") == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_of_a_series_that_hardly_moves(seed):
+    """Standardized channels, alike as steps are; what mixes them gives outputs of unlike scales."""
+    torch.manual_seed(seed)
+    x = torch.randn(128, 6, 1) + 0.05 * torch.randn(128, 6, 12)
+    model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(6))
+    found = check(model, list(x.split(16)), select="SL309").findings
+    assert [each.severity for each in found] == ["info"]

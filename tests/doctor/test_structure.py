@@ -71,7 +71,7 @@ def test_what_ends_in_a_sum():
     assert found["last"] is True
     assert found["scaled"] is True
     assert found["dropped"] is True
-    assert found["rectified"] is False
+    assert found["rectified"] is None
     assert found["given"] is False
 
 

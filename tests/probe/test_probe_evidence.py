@@ -462,7 +462,7 @@ def test_a_tensor_with_features_last_is_followed_through_activations():
             return self.norm(x.transpose(1, 2) if self.transpose else x)
 
     x = [torch.randn(4, 5, 3)]
-    assert measure(Wrong(False), x).layers["norm"].features_last == "linear"
+    assert measure(Wrong(False), x).layers["norm"].features_last.source == "linear"
     assert measure(Wrong(True), x).layers["norm"].features_last is None
 
 

@@ -57,12 +57,24 @@ def test_running_statistics_that_are_off_are_the_gap():
 
 def test_statistics_as_built_are_no_gap():
     model = sorter(shift=3)
-    model[0].num_batches_tracked.zero_()
+    model[0].reset_running_stats()
     got = found(model, data())
     assert got.batch.value - got.eval.value > 0.3
     assert (got.blames, got.layers) == (False, ())
     assert got.lines()[0].endswith("as built; train the model, then ask again")
     assert got.to_dict()["untrained"]
+
+
+def test_statistics_that_a_trained_model_has_lost_are_one():
+    model = sorter(norms=2)
+    with torch.no_grad():
+        for norm in model[:2]:
+            norm.weight.fill_(1.5)
+            norm.bias[:] = 0.0
+    model[1] = nn.BatchNorm1d(1).eval()
+    model[0].reset_running_stats()
+    model[0].running_mean.fill_(8.0)  # not as built, though none was counted, as in old files
+    assert found(model, data()).blames
 
 
 def test_each_score_beside_one_by_hand():

@@ -463,7 +463,7 @@ def test_what_torch_compile_runs_is_left_alone_and_told(how):
         assert torch.equal(a, b)
     assert probe.counts.steps == 4
     (told,) = probe.unseen
-    assert "2 of 2 normalization layers ran only within graphs of torch.compile" in told
+    assert "2 of 2 normalization layers trained only within graphs of torch.compile" in told
     path = "1" if how == "in place" else "_orig_mod.1"
     assert probe.readings.of(path, "grad_norm")[0] > 0
     assert math.isnan(probe.readings.of(path, "input_mean")[0])

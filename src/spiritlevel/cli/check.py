@@ -146,6 +146,7 @@ def check(
     own = settings(Path.cwd())
     chosen = {"select": select or own.select, "ignore": ignore or own.ignore}
     accepted = None if write_baseline else baseline or own.baseline
+    _refuse_choice(chosen, accepted)
     with told_aside(), _progress(model) as progress:
         subject, fed = _built(model, weights, map_location, images)
         found = _diagnosed(subject, fed, batches, chosen, accepted, progress)
@@ -222,15 +223,17 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
         )
         _say(say("terminal.check.fed", name=read.name, fed=read.fed, batch_size=batch_size))
     built = builder.build(read)
-    if weights is not None:
-        load_into(built.model, weights, device)
     try:
+        if device == "meta":
+            raise RuntimeError("nothing is computed there")
         built.model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise UsageError(
             f"got --map-location {device}, where the model cannot go ({error}); wanted a device "
             "that is here, as cpu"
         ) from error
+    if weights is not None:
+        load_into(built.model, weights, device)
     if images.loader is None:
         return built, read
     loader, place = subject.named_loader(images.loader)
@@ -250,6 +253,17 @@ def _diagnosed(
 
     found = diagnose(subject.model, fed, most_batches=most, progress=progress, **chosen)
     return _accept(replace(found, model=subject.spec), accepted)
+
+
+def _refuse_choice(chosen: dict[str, Any], accepted: Path | None) -> None:
+    """What is wrong of these is told before anything of the user's runs."""
+    from spiritlevel.doctor import check as _rules  # noqa: F401
+    from spiritlevel.doctor.baseline import read
+    from spiritlevel.doctor.choice import chosen as choose
+
+    choose(**chosen)
+    if accepted is not None:
+        read(accepted)
 
 
 def _accept(found: Diagnosis, path: Path | None) -> Diagnosis:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ _MOST = 5
 
 def load_into(model: nn.Module, path: Path, device: str) -> None:
     """Give the model the file's weights and buffers. Raises UsageError."""
-    state = _state(path, device)
     own = model.state_dict()
+    state = _state(path, device, own)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     # Files from before torch 0.4.1 have no counters, and torch does without them.
@@ -54,7 +54,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MOST]) + more
 
 
-def _state(path: Path, device: str) -> dict[str, Tensor]:
+def _state(path: Path, device: str, names: Collection[str]) -> dict[str, Tensor]:
     """The tensors by name, without wrappers and prefixes."""
     refuse_suffix(path)
     try:
@@ -65,7 +65,7 @@ def _state(path: Path, device: str) -> dict[str, Tensor]:
             f"got {error.strerror or error} while reading weights {path}; wanted a file. Check "
             "the path"
         ) from error
-    return _unwrapped(path, told)
+    return _unwrapped(path, told, names)
 
 
 def refuse_suffix(path: Path) -> None:
@@ -128,7 +128,8 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
     return found
 
 
-def _unwrapped(path: Path, told: Any) -> dict[str, Tensor]:
+def _unwrapped(path: Path, told: Any, names: Collection[str]) -> dict[str, Tensor]:
+    """Without the prefixes of wrappers, unless the model's own names begin so."""
     from torch import Tensor
 
     while isinstance(told, Mapping) and not _is_state(told):
@@ -144,7 +145,8 @@ def _unwrapped(path: Path, told: Any) -> dict[str, Tensor]:
         )
     state = {name: value for name, value in told.items() if isinstance(value, Tensor)}
     for prefix in _PREFIXES * 2:
-        if all(name.startswith(prefix) for name in state):
+        theirs = any(name.startswith(prefix) for name in names)
+        if not theirs and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 

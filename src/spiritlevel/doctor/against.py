@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spiritlevel.doctor.running import local, running
+from spiritlevel.doctor.running import held, local, running
 from spiritlevel.probe.compare import unwrapped
 from spiritlevel.probe.layers import norm_places
 
@@ -95,6 +95,19 @@ class Against:
         return bool(holders & norms) or len(holders) > len(self.gone)
 
     @cached_property
+    def folded_and_kept(self) -> list[tuple[str, Pair]]:
+        """Layers that have become what folding a norm makes of them, though the norm has stayed."""
+        mine, theirs = (dict(unwrapped(m)[0].named_modules()) for m in (self.model, self.reference))
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in self.changed)
+        return [
+            (layer, pair)
+            for pair in self.pairs
+            if kind(pair.norm) == "batch norm" and pair not in self.other_statistics
+            for layer in layers
+            if layer in mine and layer in theirs and folds(theirs[layer], pair.before, mine[layer])
+        ]
+
+    @cached_property
     def other_statistics(self) -> list[Pair]:
         """Norms whose running statistics are not those of the norm in their place."""
         found = []
@@ -117,6 +130,29 @@ def kind(norm: nn.Module) -> str:
             return called
     keeps = hasattr(norm, "running_mean") and hasattr(norm, "running_var")
     return "batch norm" if keeps else type(norm).__name__
+
+
+def folds(before: nn.Module, norm: nn.Module, after: nn.Module) -> bool:
+    """Whether `after` computes what `before` and the norm did, up to rounding."""
+    statistics, was, now = running(norm), held(before, "weight"), held(after, "weight")
+    if statistics is None or was is None or now is None or was.shape != now.shape:
+        return False
+    mean, var = statistics
+    axis = int(isinstance(before, nn.modules.conv._ConvTransposeNd))
+    if was.dim() < 2 or was.shape[axis] != len(mean):
+        return False
+    gamma, beta = held(norm, "weight"), held(norm, "bias")
+    scale = (1.0 if gamma is None else gamma.double()) / (var + float(norm.eps)).sqrt()  # type: ignore[arg-type]
+    expected = was.double().transpose(0, axis) * scale.view(-1, *[1] * (was.dim() - 1))
+    bias_before, bias = held(before, "bias"), held(after, "bias")
+    shift = (-mean if bias_before is None else bias_before.double() - mean) * scale
+    shift = shift if beta is None else shift + beta.double()
+    near = _near(now.double().transpose(0, axis), expected, now.dtype)
+    return near and (bias is None or _near(bias.double(), shift, bias.dtype))
+
+
+def _near(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    return float((a - b).abs().max()) <= 64 * torch.finfo(dtype).eps * float(b.abs().max())
 
 
 def moved(a: Tensor, b: Tensor) -> bool:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 
 from spiritlevel.doctor.case import Case
-from spiritlevel.doctor.drift import fits, middle
+from spiritlevel.doctor.drift import fits, middle, misses
 from spiritlevel.doctor.finding import Finding, Severity
 from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.probe.independence import Spread
@@ -91,9 +91,11 @@ def ordered_batches(rule: Rule, case: Case) -> Iterator[Finding]:
     by chance, the variance between batches over that within follows Fisher's F. Told is a layer
     with a chance below one in a million over all channels and layers, and over a tenth of the
     variance between batches in the middle channel; with fewer than 8 batches as info, with how many
-    more would decide. Info, too, where the running statistics of a trained model fit all batches
-    together: then it was not trained on these batches in this order. Targets decide nothing here,
-    since batch statistics do badly on such batches themselves.
+    more would decide. Info, too, where it is not shown that training draws such batches: where the
+    running statistics of a trained model fit all batches together; where a loader in the order of
+    its data set has more batches than were read; and where the model is in eval(), unless all
+    batches were read and its running statistics are half a deviation from them. Targets decide
+    nothing here, since batch statistics do badly on such batches themselves.
     """
     found = _gathered(case)
     if found is None:
@@ -191,8 +193,16 @@ def _drawn(case: Case, spread: Spread) -> tuple[Severity, str]:
     if lacking > 0:
         return "info", f"; {lacking} more batches would decide"
     if fits(case):
-        return "info", "; the running statistics fit all of them, so training drew them otherwise"
+        return "info", f"; the running statistics fit all of them together; {_IF_TRAINED}"
+    part = case.loader is not None and case.loader.in_order and not case.data.exhausted
+    if part:
+        return "info", f"; the loader goes on in the order of its data set; {_IF_TRAINED}"
+    if not case.model.training and not (case.data.exhausted and misses(case)):
+        return "info", f"; the model is in eval(), where the order does nothing; {_IF_TRAINED}"
     return "warning", ""
+
+
+_IF_TRAINED = "if training draws such batches, shuffle them"
 
 
 def _largest_class(case: Case) -> float | None:

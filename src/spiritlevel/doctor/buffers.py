@@ -52,6 +52,7 @@ def no_running_statistics(rule: Rule, case: Case) -> Iterator[Finding]:
             f"has no running statistics{more}: in eval() it takes the batch's, so an output "
             "depends on the samples beside it",
             fix="build it with track_running_stats=True; else keep the batch size of training",
+            norms=len(without),
             layers=without,
         )
 
@@ -166,6 +167,8 @@ def batches_uncounted(rule: Rule, case: Case) -> Iterator[Finding]:
             fix='norm.register_buffer("num_batches_tracked", torch.tensor(0))',
             severity="error" if missing or norm.momentum is None else "info",
             momentum=norm.momentum,
+            counters=0,
+            threshold=1,
         )
 
 

@@ -46,6 +46,7 @@ from spiritlevel.probe.compare import compare
 from spiritlevel.probe.evidence import measure
 from spiritlevel.probe.feeding import Progress, take
 from spiritlevel.probe.gap import gap
+from spiritlevel.probe.guard import lent_buffers
 from spiritlevel.probe.population import Population, population
 from spiritlevel.probe.watch import Probe
 from spiritlevel.surgery.verify import kept, run
@@ -128,6 +129,10 @@ def check(
     """
     rules = tuple(chosen(select, ignore))
     _refuse(model, batches, probe, reference, example)
+    if forward is not None and not callable(forward):
+        raise UsageError(
+            f"got {type(forward).__name__} as forward; wanted a function of a model and a batch"
+        )
     loader = None if batches is None else Loader.of(batches)
     asked = _Asked(
         model,
@@ -254,6 +259,7 @@ def _as_found(asked: _Asked) -> Iterator[None]:
     with ExitStack() as stack:
         for model in (asked.model, asked.reference):
             if model is not None:
+                stack.enter_context(lent_buffers(model))
                 stack.enter_context(kept(model))
         try:
             yield

@@ -15,14 +15,20 @@ def chosen(select: str | Iterable[str] = (), ignore: str | Iterable[str] = ()) -
     """The rules that `select` names (none: all) and `ignore` does not, in the order of their ids.
 
     Where both name a rule, the longer name counts: `select="SL203", ignore="SL2"` asks SL203.
-    Raises UsageError for a name that no rule begins with.
+    Raises UsageError for a name that no rule begins with, and where none is left.
     """
     wanted, unwanted = known("select", select), known("ignore", ignore)
-    return [
+    left = [
         rule
         for id, rule in sorted(RULES.items())
         if _longest(id, wanted or [""]) > _longest(id, unwanted)
     ]
+    if not left:
+        raise UsageError(
+            f"got select={select!r} and ignore={ignore!r}, which leave no rule to ask; wanted at "
+            "least one"
+        )
+    return left
 
 
 def _longest(id: str, beginnings: list[str]) -> int:
@@ -31,6 +37,8 @@ def _longest(id: str, beginnings: list[str]) -> int:
 
 def known(what: str, names: str | Iterable[str]) -> list[str]:
     """`names`, of which a str may hold several with commas between. Raises UsageError."""
+    if not isinstance(names, Iterable):
+        raise UsageError(f"got {what}={names!r}; wanted ids of rules, as SL203 or ['SL2', 'SL301']")
     parts = names.split(",") if isinstance(names, str) else list(names)
     found = []
     for part in parts:

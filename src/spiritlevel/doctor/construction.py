@@ -230,6 +230,7 @@ def sync_norm_on_cpu(rule: Rule, case: Case) -> Iterator[Finding]:
             "convert only where the run is distributed over accelerators",
             severity="info" if waits else "warning",
             device="cpu",
+            norms=len(paths),
             layers=paths,
         )
 

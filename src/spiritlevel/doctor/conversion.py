@@ -97,10 +97,26 @@ def outputs_differ(rule: Rule, case: Case) -> Iterator[Finding]:
     warning. Info where
     the two are to differ: norms of another kind, norms taken out by spiritlevel.convert, quantized
     layers. Silent where weights differ by more than a fold explains (training, averages), and where
-    running statistics do, of which SL504 to SL506 speak.
+    running statistics do, of which SL504 to SL506 speak. A norm that was folded and has stayed is
+    told by its numbers: the layer before it has exactly the weights that folding makes.
     """
     both, against = case.comparison, case.against
-    if both is None or both.agrees or against.other_weights:
+    if both is None or both.agrees:
+        return
+    if against.folded_and_kept:
+        layer, pair = against.folded_and_kept[0]
+        yield rule.found(
+            pair.path,
+            f"normalizes twice{listed([p.path for _, p in against.folded_and_kept])[1]}: {layer} "
+            "has the weights that folding this norm makes, and the norm is still there; outputs "
+            f"differ by {both.relative:.2g} of the largest, wanted {both.tolerance:g} at most",
+            fix=f"put nn.Identity() in the place of {pair.path}",
+            relative=both.relative,
+            threshold=both.tolerance,
+            folded=layer,
+        )
+        return
+    if against.other_weights:
         return
     if against.other_statistics and not against.gone:
         return
@@ -268,7 +284,8 @@ def _shared_output(case: Case, norm: nn.Module) -> str:
 
 def _features_last(case: Case, path: str, norm: Any) -> str:
     layer = case.data.layers.get(path) if case.data is not None else None
-    before = None if layer is None else layer.features_last
+    fed = None if layer is None else layer.features_last
+    before = None if fed is None else fed.source
     linear = None if before is None else dict(case.model.named_modules()).get(before)
     if not isinstance(linear, nn.Linear) or linear.out_features != norm.num_features:
         return ""

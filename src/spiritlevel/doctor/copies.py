@@ -9,6 +9,7 @@ from torch import nn
 
 from spiritlevel.doctor.against import Pair, kind
 from spiritlevel.doctor.case import Case
+from spiritlevel.doctor.drift import harmless
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.doctor.running import at_init, counted, listed, running
@@ -170,8 +171,9 @@ def statistics_of_other_weights(rule: Rule, case: Case) -> Iterator[Finding]:
     statistics are still those of the weights they were copied with. A warning where the layer is in
     train() or the model is an average: training would have moved the statistics with the weights.
     Info where all is in eval(), since the norms may have been kept in eval() while their scales
-    were trained, and where the weights are within 2 % of the reference's. Silent on norms whose own
-    scale and bias are unchanged, or that are in eval() in a model that trains: they are frozen.
+    were trained, where the weights are within 2 % of the reference's, and where targets show that
+    eval() loses nothing by its statistics. Silent on norms whose own scale and bias are unchanged,
+    or that are in eval() in a model that trains: they are frozen.
     """
     against = case.against
     names = set(against.changed)
@@ -189,7 +191,7 @@ def statistics_of_other_weights(rule: Rule, case: Case) -> Iterator[Finding]:
     path, more = listed([pair.path for pair in found])
     averaged = any(name in type(case.model).__name__ for name in ("Average", "EMA", "Ema", "SWA"))
     certain = averaged or all(pair.norm.training for pair in found)
-    grave = certain and against.distance > AVERAGED
+    grave = certain and against.distance > AVERAGED and not harmless(case)
     yield rule.found(
         path,
         f"the weights are {against.distance:.1%} from the reference's, but the running "

@@ -22,6 +22,7 @@ __all__ = [
     "harmless",
     "is_young",
     "middle",
+    "misses",
     "shift_between_calls",
 ]
 
@@ -79,7 +80,7 @@ def drift_of(layer: Layer) -> Drift | None:
     mean, var = layer.running_mean, layer.running_var
     if layer.train is None or mean is None or var is None or layer.frozen:
         return None
-    if layer.batches_tracked == 0 or not bool((mean + var).isfinite().all() & (var >= 0).all()):
+    if layer.as_built or not bool((mean + var).isfinite().all() & (var >= 0).all()):
         return None
     left = _left(layer)
     raw = _off(layer, layer.train.pooled)
@@ -92,7 +93,8 @@ def drift_of(layer: Layer) -> Drift | None:
 
 
 def _left(layer: Layer) -> float:
-    if layer.batches_tracked is None or layer.momentum is None or layer.momentum == 0:
+    # A count of 0 beside statistics that are not as built: it was lost, as in old files.
+    if not layer.batches_tracked or not layer.momentum:
         return 0.0
     return float(max(0.0, 1 - layer.momentum) ** layer.batches_tracked)
 
@@ -122,7 +124,7 @@ def _noise(layer: Layer) -> tuple[float, float]:
 
 def is_young(layer: Layer) -> bool:
     """Whether the moving average has seen fewer than `YOUNG` of its memories, and than `GROWN`."""
-    if layer.batches_tracked is None:
+    if not layer.batches_tracked:
         return False
     momentum = layer.momentum if layer.momentum else 0.1
     return layer.batches_tracked < min(YOUNG / momentum, GROWN)
@@ -133,12 +135,21 @@ def fits(case: Case) -> bool:
 
     In eval mode: in training, layers behind the first see what batches in order make of the data.
     """
-    off = [
+    off = _off_in_eval(case)
+    return bool(off) and max(off) < FIT
+
+
+def misses(case: Case) -> bool:
+    """Whether some layer's running statistics are far from those of all batches together."""
+    return max(_off_in_eval(case), default=0.0) > FAR_MEAN
+
+
+def _off_in_eval(case: Case) -> list[float]:
+    return [
         max(_off(layer, layer.eval.pooled))
         for layer in case.data.layers.values()
         if layer.eval is not None and drift_of(layer) is not None
     ]
-    return bool(off) and max(off) < FIT
 
 
 def shift_between_calls(layer: Layer) -> float | None:

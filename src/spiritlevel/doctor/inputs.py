@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spiritlevel.doctor.case import Case
@@ -13,11 +14,18 @@ from spiritlevel.doctor.drift import harmless, middle
 from spiritlevel.doctor.finding import Finding, Severity
 from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.probe.evidence import Layer
+from spiritlevel.probe.pooled import Pooled
 
 __all__: list[str] = []
 
 PAD_MEAN, PAD_VAR = 0.25, math.log(1.5)
 """What padding may move: a quarter of a deviation, or half of the variance."""
+APART, APART_RATIO = 0.5, 20.0
+"""Of features whose steps were normalized: a share of variance, a ratio of deviations. Normalized
+features have 0 and 1; those of a random Linear layer 0.24 and 3.7, and steps of a
+nearly constant series, mixed by one, up to 0.1 and 13."""
+ALIKE, ALIKE_RATIO = 0.1, 2.0
+"""Of the steps of a sequence, before the norm: they are of one kind, as channels are not."""
 EPS_SHARE = 0.1
 """eps over variance: the output has 5 % less deviation than one."""
 EPS_MUCH = 1.0
@@ -94,23 +102,45 @@ def norm_over_time_axis_seen(rule: Rule, case: Case) -> Iterator[Finding]:
     sequence has its own mean removed.
 
     Told where the very output of a Linear, Embedding, LayerNorm, attention or recurrent layer, of
-    three axes, arrives at a batch norm, activations and dropout in between. Silent behind a
+    three axes, arrives at a batch norm, activations and dropout in between. A Linear may as well
+    mix the steps of (N, channels, L), and the norm is right; so it is a warning only where steps
+    are alike before the norm, while features come out of it apart: half of the variance is between
+    their means, or their deviations have a ratio of 20. Info otherwise. Silent behind a
     transposition.
     """
     for path, layer in case.data.layers.items():
-        if layer.features_last is None:
+        fed = layer.features_last
+        if fed is None:
             continue
-        reading = layer.train or layer.eval
-        steps = reading.mean.shape[1] if reading is not None else 0
+        steps = len(fed.steps.mean)
+        (between, ratio), (by_step, step_ratio) = map(_apart, (fed.features, fed.steps))
+        off = between > APART or ratio > APART_RATIO
+        alike = by_step < ALIKE and step_ratio < ALIKE_RATIO
         yield rule.found(
             path,
-            f"gets the output of {layer.features_last}, which has its features on the last axis: "
-            f"it normalizes {steps} steps (expected: its features on axis 1)",
-            fix="norm(x.transpose(1, 2)).transpose(1, 2), num_features = features; or LayerNorm",
-            steps=steps,
-            source=layer.features_last,
-            threshold=0,
+            f"gets (N, {steps}, {len(fed.features.mean)}) from {fed.source} and normalizes the "
+            f"{steps} of axis 1; after it {between:.0%} of the variance is between the means on "
+            f"the last axis (at most {APART:.0%}), and deviations there a ratio of {ratio:.1f} "
+            f"(at most {APART_RATIO:g}); on axis 1, before it, {by_step:.0%} and {step_ratio:.1f}",
+            fix="norm(x.transpose(1, 2)).transpose(1, 2), num_features = features; or LayerNorm"
+            + ("" if off and alike else "; nothing, if axis 1 holds the channels"),
+            severity="warning" if off and alike else "info",
+            between=between,
+            threshold=APART,
+            ratio=ratio,
+            ratio_threshold=APART_RATIO,
+            between_steps=by_step,
+            ratio_of_steps=step_ratio,
+            source=fed.source,
         )
+
+
+def _apart(each: Pooled) -> tuple[float, float]:
+    """The share of the variance that is between means, and the ratio of deviations, tails cut."""
+    between, within = float(each.mean.var(correction=0)), float(each.var.mean())
+    low, high = each.std.quantile(torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+    share = between / (between + within) if between + within else 0.0
+    return share, high / low if low else (1.0 if not high else math.inf)
 
 
 # ---- whether it is sound -------------------------------------------------------------------------

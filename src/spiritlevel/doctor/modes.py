@@ -36,6 +36,8 @@ def eval_keeps_training(rule: Rule, case: Case) -> Iterator[Finding]:
             f"is in training after model.eval(){more}{by}",
             fix="in that train(mode), call super().train(mode) first, and return self; set modes "
             "of parts only after it, and only where mode is True",
+            norms=len(left),
+            threshold=0,
             layers=left,
         )
 
@@ -70,7 +72,8 @@ def frozen_but_training(rule: Rule, case: Case) -> Iterator[Finding]:
     before the norm are frozen as well and other parameters learn. Info where nothing in the model
     learns (a recalibration looks like this), where the weights before the norm do learn, which then
     wants running statistics that follow, and where the norm has a gradient: it was frozen only for
-    this step, as a GAN's discriminator is. Silent on a twin of a part that learns: momentum
+    this step, as a GAN's discriminator is; but not where all layers before it are frozen, too, and
+    it feeds layers that learn, as a backbone does. Silent on a twin of a part that learns: momentum
     networks (MoCo, BYOL) are in train() on purpose.
     """
     norms = {path: norm for path, norm in case.batch_norms.items() if _drifts(norm)}
@@ -83,7 +86,8 @@ def frozen_but_training(rule: Rule, case: Case) -> Iterator[Finding]:
     for path, norm in norms.items():
         if any(path.startswith(f"{top}.") for top in momentum_nets):
             continue
-        still = learning and path in weights_frozen and not _had_gradient(norm)
+        still = learning and path in weights_frozen
+        still = still and (not _had_gradient(norm) or _in_backbone(case, path, norm))
         (frozen.with_weights if still else frozen.alone).append(path)
     fix = "norm.eval() on these after each model.train() (or in a train() of your own), or "
     fix += 'spiritlevel.convert(part, norm="frozen")'
@@ -121,6 +125,18 @@ def _drifts(norm: nn.Module) -> bool:
 
 def _had_gradient(norm: nn.Module) -> bool:
     return any(parameter.grad is not None for parameter in norm.parameters(recurse=False))
+
+
+def _in_backbone(case: Case, path: str, norm: nn.Module) -> bool:
+    """Whether all that is registered before it is frozen, and what learns is fed by it."""
+    for name, module in case.model.named_modules():
+        if name == path:
+            break
+        if any(p.requires_grad for p in module.parameters(recurse=False)):
+            return False
+    return case.structure.feeds(
+        norm, lambda part: any(p.requires_grad for p in part.parameters(recurse=False))
+    )
 
 
 def _with_frozen_weights(model: nn.Module, norms: Collection[str]) -> set[str]:

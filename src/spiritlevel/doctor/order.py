@@ -53,6 +53,7 @@ def dropout_before_norm(rule: Rule, case: Case) -> Iterator[Finding]:
             "dropout on, and eval() feeds it less",
             fix="put the dropout after the last batch norm, or recalibrate with dropout off",
             dropout=where,
+            norms=len(found),
             layers=list(found),
         )
 
@@ -115,9 +116,11 @@ def norm_over_time_axis(rule: Rule, case: Case) -> Iterator[Finding]:
     """A BatchNorm1d after a Linear layer has another number of channels than that has features.
 
     This runs only on inputs (N, L, features) with L = num_features: torch takes axis 1 for the
-    channels, so each time step is normalised over all features, and no feature on its own. Info
-    where code that is no graph lies around the two. SL309 sees the same on data, also where the two
-    numbers happen to agree.
+    channels, so each time step is normalised over all features, and no feature on its own. A
+    warning where an embedding, a recurrent layer or an attention, whose last axis is features, has
+    fed the Linear layer with nothing but Linear layers, activations and LayerNorm between. Info
+    otherwise: the layer may mix the steps of (N, channels, L), and the norm is right. SL309 sees
+    the same on data, also where the two numbers happen to agree.
     """
     for path, norm in case.batch_norms.items():
         if not isinstance(norm, nn.BatchNorm1d) or not norm.num_features:
@@ -130,13 +133,19 @@ def norm_over_time_axis(rule: Rule, case: Case) -> Iterator[Finding]:
             if linear.out_features == norm.num_features:
                 continue
             features = linear.out_features
+            source = _features_from(chain[chain.index(step) + 1 :])
+            sure = source is not None and case.structure.sure(linear)
             yield rule.found(
                 path,
                 f"BatchNorm1d({norm.num_features}) reads {step.path}, whose last axis is the "
-                f"{features} features, so it takes axis 1, of length {norm.num_features}, for the "
-                f"channels; wanted num_features={features}",
-                fix=f"BatchNorm1d({features}), called as norm(x.transpose(1, 2)).transpose(1, 2)",
-                severity="warning" if case.structure.sure(linear) else "info",
+                f"{features} it gives, so it takes axis 1, of length {norm.num_features}, for the "
+                "channels; "
+                + (f"the features of {source} are on the last axis; " if source else "")
+                + f"wanted num_features={features}"
+                + ("" if sure else f", unless {step.path} mixes steps of (N, channels, steps)"),
+                fix=f"BatchNorm1d({features}), called as norm(x.transpose(1, 2)).transpose(1, 2)"
+                + ("" if sure else "; nothing, if axis 1 holds the channels"),
+                severity="warning" if sure else "info",
                 num_features=norm.num_features,
                 features=features,
                 linear=step.path,
@@ -211,6 +220,22 @@ def _given(step: Step) -> Any:
 def _share(step: Step) -> str:
     share = _given(step) if step.module is None else getattr(step.module, "p", None)
     return f", p={share:g}" if isinstance(share, int | float) else ""
+
+
+def _features_from(chain: list[Step]) -> str | None:
+    """What is known to give features on the last axis, with no other axis taken since."""
+    for step in chain:
+        if isinstance(step.module, _FEATURES):
+            return step.path if getattr(step.module, "batch_first", True) else None
+        # A recurrent layer or an attention gives a tuple, of which the first is taken.
+        first = step.module is None and step.name == "getitem" and step.node.args[1] == 0
+        if not first and not _elementwise(step) and not isinstance(step.module, _PER_STEP):
+            return None
+    return None
+
+
+_FEATURES = (nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_PER_STEP = (nn.Linear, nn.LayerNorm)
 
 
 def _elementwise(step: Step) -> bool:

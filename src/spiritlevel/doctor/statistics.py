@@ -196,12 +196,14 @@ def eval_gap(rule: Rule, case: Case) -> Iterator[Finding]:
         return
     best = gap.layers[0] if gap.layers and gap.layers[0].closed > 0.5 else None
     trained = [layer for layer in case.data.layers.values() if layer.called and not layer.frozen]
-    if all(layer.batches_tracked == 0 for layer in trained):
+    if gap.untrained:
         return  # SL206
-    young = any(is_young(layer) for layer in trained)
+    drifts = [drift_of(layer) for layer in trained]
+    # No lag behind the weights explains statistics that are as far off as that.
+    strong = any(drift and drift.strong for drift in drifts)
+    young = any(is_young(layer) for layer in trained) and not strong
     scale = 1.0 if gap.metric == "accuracy" else max(abs(gap.eval.value), 1e-30)
     large = gap.gain.value >= MUCH[gap.metric] * scale
-    drifts = [drift_of(layer) for layer in trained]
     lags = (gap.cured or 0.0) > CURED and not any(drift and drift.far for drift in drifts)
     text = gap.lines()[0]
     if best is not None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
+from spiritlevel.doctor.sums import NOT_OF_ZERO, WEIGHING, Zero, name_of, operation
 from spiritlevel.probe.layers import WEIGHT_LAYERS, norm_places
-from spiritlevel.surgery.in_place import iadd, isub
 from spiritlevel.surgery.reach import looked_into
 from spiritlevel.surgery.tracer import hooked, layer, traced_in
 from spiritlevel.surgery.work import wraps
@@ -77,14 +77,31 @@ class Structure:
         nodes = self._calls.get(module, ())
         return [self._step(user) for node in nodes for user in node.users if not _is_number(user)]
 
-    def ends_in_sum(self, module: nn.Module) -> bool | None:
-        """Whether its output is added to other data before anything but a scale changes it.
+    def feeds(self, module: nn.Module, wanted: Callable[[nn.Module], bool]) -> bool:
+        """Whether its output is known to go, through whatever, into a module that is wanted."""
+        todo = [user for node in self._calls.get(module, ()) for user in node.users]
+        seen: set[fx.Node] = set()
+        while todo:
+            user = todo.pop()
+            if user in seen or _is_number(user):
+                continue
+            seen.add(user)
+            part = user.meta.get("module") if user.op == "call_module" else None
+            if part is not None and any(map(wanted, part.modules())):
+                return True
+            calls = (self._outside(user) or []) if user.op == "output" else [user]
+            todo += [then for call in calls for then in call.users]
+        return False
 
-        True also where it is given what it adds itself, False where an activation, a weight or
-        another norm comes first, None where that is not known.
+    def ends_in_sum(self, module: nn.Module) -> bool | None:
+        """Whether other data is left as it is by what this output is added to it as, where it is 0.
+
+        True also where it is given what it adds itself, False where a weight, another norm or what
+        is not 0 at 0 comes first, None where that is not known, as behind a ReLU, which gives 0 no
+        gradient.
         """
         nodes = self._calls.get(module, ())
-        found = [self._summed(node, frozenset()) for node in nodes]
+        found = [self._summed(node) for node in nodes]
         if any(found):
             return True
         return None if not found or None in found else False
@@ -161,7 +178,7 @@ class Structure:
         module = node.meta.get("module") if node.op == "call_module" else None
         if module is not None:
             return Step(type(module).__name__, self._paths.get(module, ""), module, node)
-        return Step(_name(node), "", None, node)
+        return Step(name_of(node), "", None, node)
 
     def _back(self, node: fx.Node) -> Iterator[Step]:
         while True:
@@ -172,77 +189,60 @@ class Structure:
             node = inputs[0]
             yield self._step(node)
 
-    def _summed(self, node: fx.Node, seen: frozenset[fx.Node]) -> bool | None:
-        if self._gives_sum(node):
-            return True
-        todo, seen_here, known = list(node.users), set(seen), True
-        while todo:
-            user = todo.pop()
-            if user in seen_here or _is_number(user):
-                continue
-            seen_here.add(user)
-            if _is_sum(user):
-                return True
-            if user.op == "output":
-                outer = self._outside(user, frozenset(seen_here))
-                if outer:
-                    return True
-                known &= outer is not None
-            elif self._gives_sum(user):
-                return True
-            elif self._ends(user):
-                continue
-            else:
-                module = user.meta.get("module")
-                known &= module is None or layer(module)
-                todo += user.users
-        return False if known else None
-
     def _gives_sum(self, node: fx.Node) -> bool:
         """A fused norm that is given what it adds."""
         return node.meta.get("module") in self._norms and len(_inputs(node)) > 1
-
-    def _outside(self, output: fx.Node, seen: frozenset[fx.Node]) -> bool | None:
-        """What becomes of a part's output where the part is called."""
-        root = self._roots[output.graph]
-        if root is self._model:
-            return False
-        nodes = self._calls.get(root, ())
-        found = [self._summed(node, seen) for node in nodes if node not in seen]
-        return True if any(found) else (None if not found or None in found else False)
 
     def _ends(self, node: fx.Node) -> bool:
         """Whether it makes something else of a constant, or of what is 0."""
         module = node.meta.get("module")
         if module is None:
-            return _name(node).rstrip("_") in _ACTIVATIONS
-        home = type(module).__module__
-        return (
-            isinstance(module, (*WEIGHT_LAYERS, nn.modules.conv._ConvTransposeNd))
-            or module in self._norms
-            or (home == "torch.nn.modules.activation" and type(module) is not nn.MultiheadAttention)
+            return operation(node) in WEIGHING
+        return module in self._norms or isinstance(
+            module, (*WEIGHT_LAYERS, nn.modules.conv._ConvTransposeNd, *NOT_OF_ZERO)
         )
 
+    def _outside(self, output: fx.Node) -> list[fx.Node] | None:
+        """Where a part is called whose output this is; None where that is not known."""
+        root = self._roots[output.graph]
+        return [] if root is self._model else (self._calls.get(root) or None)
 
-_ACTIVATIONS = frozenset(
-    (
-        *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "prelu"),
-        *("hardswish", "hardtanh", "hardsigmoid", "sigmoid", "tanh", "softplus", "rrelu"),
-        *("threshold", "clamp", "clip", "softmax", "conv1d", "conv2d", "conv3d", "linear"),
-    )
-)
-_SUMS: tuple[Any, ...] = (operator.add, operator.sub, iadd, isub, torch.add, torch.sub)
-_SUM_METHODS = frozenset(("add", "add_", "sub", "sub_", "__add__", "__radd__", "__iadd__"))
+    def _summed(self, start: fx.Node) -> bool | None:
+        """Whether what is 0 at `start` leaves as it is what it is added to.
+
+        A node is met as what it has become: `Zero`.
+        """
+        if self._gives_sum(start):
+            return True
+        todo, known = [(user, Zero()) for user in start.users], True
+        seen: set[tuple[fx.Node, Zero]] = set()
+        while todo:
+            user, zero = todo.pop()
+            if (user, zero) in seen or _is_number(user):
+                continue
+            seen.add((user, zero))
+            if self._gives_sum(user) or zero.added(user, len(_inputs(user))):
+                if not (zero.vague or zero.dead):
+                    return True
+                known = False
+            elif user.op == "output":
+                calls = self._outside(user)
+                known &= calls is not None or (zero.dead and not zero.vague)
+                todo += [(then, zero) for call in calls or () for then in call.users]
+            elif not self._ends(user):
+                changed = zero.through(user, len(_inputs(user)) > 1)
+                known &= changed is not None
+                if changed is not None:
+                    todo += [(then, changed) for then in user.users]
+        return False if known else None
+
+
 _NUMBERS: tuple[Any, ...] = (getattr, len, torch.numel)
 _NUMBER_METHODS = frozenset(("size", "dim", "ndimension", "numel", "nelement", "stride", "item"))
 _ARITHMETIC: tuple[Any, ...] = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv),
     *(operator.mod, operator.pow, operator.neg, operator.getitem),
 )
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -260,12 +260,6 @@ def _is_number(node: fx.Node) -> bool:
 def _inputs(node: fx.Node) -> list[fx.Node]:
     """The data that it reads, without numbers and the model's own tensors."""
     return [each for each in node.all_input_nodes if each.op != "get_attr" and not _is_number(each)]
-
-
-def _is_sum(node: fx.Node) -> bool:
-    function = node.op == "call_function" and node.target in _SUMS
-    method = node.op == "call_method" and node.target in _SUM_METHODS
-    return (function or method) and (len(_inputs(node)) > 1)
 
 
 def _looked_into(module: nn.Module) -> set[nn.Module]:

@@ -17,6 +17,8 @@ from spiritlevel.probe.counting import Mode
 
 __all__: list[str] = []
 
+_DEFAULT = 0.1
+"""torch's momentum."""
 _TRAIN, _NO_GRAD = Mode(True, True), Mode(True, False)
 
 
@@ -31,14 +33,27 @@ def validation_writes_statistics(rule: Rule, case: Case) -> Iterator[Finding]:
     """Forward passes without gradients wrote the running statistics, as validation in train() does.
 
     Test data leak into what the model will use in eval(), and the validation score is that of batch
-    statistics. Silent on a layer that only ever runs without gradients, such as a mean teacher's.
-    A recalibration within the probe's block looks the same: do it after the block.
+    statistics. Validation comes now and then; where most steps have such passes, they belong to the
+    step, as when a GAN makes images or a model labels its own data, and it is info. Silent on a
+    layer that only ever runs without gradients, such as a mean teacher's. A recalibration within
+    the probe's block looks like validation: do it after the block.
     """
-    found = [
-        each
-        for each in watched(case)
-        if each.counts.writes[_NO_GRAD] and each.counts.writes[_TRAIN]
-    ]
+    both = [e for e in watched(case) if e.counts.writes[_NO_GRAD] and e.counts.writes[_TRAIN]]
+    of_steps = [e for e in both if typical(e.counts.written_without_grad) > 0]
+    found = [e for e in both if e not in of_steps]
+    if of_steps:
+        path, more = listed([each.path for each in of_steps])
+        passes = typical(of_steps[0].counts.written_without_grad)
+        yield rule.found(
+            path,
+            f"in most steps {passes} passes without gradients write its running statistics{more}: "
+            "they count as much as those with gradients",
+            fix="nothing, if they are fed as in training; else call eval() for them, or .detach()",
+            severity="info",
+            writes_without_grad=of_steps[0].counts.writes[_NO_GRAD],
+            passes_per_step=passes,
+            layers=[each.path for each in of_steps],
+        )
     if found:
         path, more = listed([each.path for each in found])
         leaked, all_writes = found[0].counts.writes[_NO_GRAD], found[0].counts.writes.total()
@@ -158,8 +173,12 @@ def recomputed_twice(rule: Rule, case: Case) -> Iterator[Finding]:
 
     Each batch counts twice, so that momentum m acts as 1 - (1 - m)^2: the average is over half as
     many batches. The cure is a smaller momentum, 1 - sqrt(1 - m).
+    Silent where that has been done: where momentum acts as that of the norms outside the
+    checkpoint, or as torch's 0.1.
     """
-    found = [each for each in watched(case) if each.counts.recomputed_writes]
+    layers = watched(case)
+    meant = {_DEFAULT, *(momentum(e.norm) for e in layers if not e.counts.recomputed_writes)}
+    found = [e for e in layers if e.counts.recomputed_writes and not _acts_as(e, meant)]
     if not found:
         return
     path, more = listed([each.path for each in found])
@@ -179,6 +198,13 @@ def recomputed_twice(rule: Rule, case: Case) -> Iterator[Finding]:
         momentum=m,
         threshold=0,
         layers=[each.path for each in found],
+    )
+
+
+def _acts_as(each: Watched, meant: set[float | None]) -> bool:
+    m = momentum(each.norm)
+    return m is not None and any(
+        wanted and abs(1 - (1 - m) ** 2 - wanted) < 0.01 * wanted for wanted in meant
     )
 
 
@@ -207,7 +233,8 @@ def written_on_moved_weights(rule: Rule, case: Case) -> Iterator[Finding]:
             f"{passes} passes a step wrote its running statistics{more}, and {perturbed:,} passes "
             "of the model ran on weights that had been moved within the step; wanted writes on the "
             "weights that are kept",
-            fix="set momentum to 0 on the batch norms for the second pass, and put it back after",
+            fix="set momentum to 0 on the batch norms for all passes but one, and put it back "
+            "after; with LBFGS freeze them",
             passes_per_step=passes,
             passes_on_moved_weights=perturbed,
             threshold=1,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.drift import and_others
-from spiritlevel.doctor.finding import Finding
+from spiritlevel.doctor.finding import Finding, Severity
 from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.probe.evidence import Layer
 
@@ -35,8 +35,9 @@ def too_few_values(rule: Rule, case: Case) -> Iterator[Finding]:
     scale is lost. Below 16 the statistics of a batch are mostly noise.
 
     Counted is, in training mode, the smallest statistic of each batch: one call, one ghost group.
-    Told is the middle batch, so a short last one does not count (SL304). Silent on frozen layers
-    and on batch renormalization, which is made for small batches.
+    Told is the middle batch, so a short last one does not count (SL304). Info where the model is in
+    eval(): then nothing shows that training draws such batches. Silent on frozen layers and on
+    batch renormalization, which is made for small batches.
     """
     refused = [path for path, layer in case.data.layers.items() if layer.single]
     last = {len(case.data.sizes) - 1} if len(case.data.sizes) > 1 else set()
@@ -45,8 +46,9 @@ def too_few_values(rule: Rule, case: Case) -> Iterator[Finding]:
         yield rule.found(
             refused[0],
             f"1 value a channel in {len(middle_ones)} of {len(case.data.sizes)} batches (at least "
-            f"{FEW_VALUES}): training raises",
+            f"{FEW_VALUES}): training raises{_unless_used(case)}",
             fix=_LARGER,
+            severity=_in_training(case, "error"),
             values=1,
             threshold=FEW_VALUES,
             batches=len(middle_ones),
@@ -66,9 +68,10 @@ def too_few_values(rule: Rule, case: Case) -> Iterator[Finding]:
         yield rule.found(
             paths[0],
             f"statistics of {values} values a channel (at least {FEW_VALUES}): {what}"
-            f"{and_others([paths[0], *(path for _, path in few if path != paths[0])])}",
+            f"{and_others([paths[0], *(path for _, path in few if path != paths[0])])}"
+            f"{_unless_used(case)}",
             fix=_LARGER,
-            severity="error" if values == 2 else "warning",
+            severity=_in_training(case, "error" if values == 2 else "warning"),
             values=values,
             threshold=FEW_VALUES,
             layers=len(few),
@@ -92,7 +95,8 @@ def last_batch_of_one(rule: Rule, case: Case) -> Iterator[Finding]:
 
     The DataLoader tells the size of the last batch, or the batches themselves do where all were
     read. Where the layer has positions enough in one image, the batch is small but valid, and
-    nothing is said; a warning where a single image gives fewer than 16 values.
+    nothing is said; a warning where a single image gives fewer than 16 values, and info where the
+    model is in eval(), which takes batches of any size.
     """
     last = _last(case)
     sizes = case.data.sizes
@@ -109,14 +113,24 @@ def last_batch_of_one(rule: Rule, case: Case) -> Iterator[Finding]:
             path,
             f"the last batch holds {last} of {sizes[0]} samples, {values} "
             f"value{'s' * (values > 1)} a channel here: "
-            + ("training raises" if raises else f"too few for statistics (from {FEW_VALUES})"),
+            + ("training raises" if raises else f"too few for statistics (from {FEW_VALUES})")
+            + _unless_used(case),
             fix="DataLoader(..., drop_last=True)",
-            severity="error" if raises else "warning",
+            severity=_in_training(case, "error" if raises else "warning"),
             last=last,
             values=values,
             threshold=2 if raises else FEW_VALUES,
         )
         return
+
+
+def _in_training(case: Case, severity: Severity) -> Severity:
+    """Of a model in eval() nothing shows that it is trained on batches as these."""
+    return severity if case.model.training else "info"
+
+
+def _unless_used(case: Case) -> str:
+    return "" if case.model.training else ", if training draws such batches; eval() takes any"
 
 
 def _last(case: Case) -> int | None:

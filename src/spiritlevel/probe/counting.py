@@ -59,9 +59,12 @@ class LayerCounts:
         """Those of them that changed its running statistics once more."""
         self.per_step: Counter[int] = Counter()
         """Optimizer steps by the number of training passes with gradients in them."""
+        self._written: Counter[int] = Counter()
+        self._without_grad = 0
         self._forwards, self._writes = [0, 0, 0, 0], [0, 0, 0, 0]
         self._shapes: dict[torch.Size, int] = {}
-        self._in_step = 0
+        self._in_step = self._before_this_pass = 0
+        self._axis = 1
         self._tracked: Tensor | None = None
         self._version = 0
 
@@ -76,6 +79,12 @@ class LayerCounts:
         return Counter({mode: n for mode, n in zip(MODES, self._writes, strict=True) if n})
 
     @property
+    def written_without_grad(self) -> Counter[int]:
+        """Optimizer steps by the passes since the one before that wrote without gradients."""
+        rest = [self._without_grad] if self._without_grad else []
+        return self._written + Counter(rest)
+
+    @property
     def batch_sizes(self) -> Counter[int]:
         """Training passes by the samples they had."""
         return _by(self._shapes, lambda shape: shape[0])
@@ -83,9 +92,10 @@ class LayerCounts:
     @property
     def values(self) -> Counter[int]:
         """Training passes by the values that a channel had."""
-        return _by(self._shapes, lambda shape: shape.numel() // max(shape[1], 1))
+        return _by(self._shapes, lambda shape: shape.numel() // max(shape[self._axis], 1))
 
-    def begin(self, module: nn.Module) -> None:
+    def begin(self, module: nn.Module, axis: int) -> None:
+        self._axis = axis
         self._tracked, self._version = _tracked(module)
         self._in_step = 0
 
@@ -106,6 +116,8 @@ class LayerCounts:
         mode = 2 * training + grad
         self._forwards[mode] += 1
         self._writes[mode] += wrote
+        if wrote and not grad:
+            self._without_grad += 1
         if training:
             self._in_step += grad
             shape = x.shape if x.shape in self._shapes or len(self._shapes) < _KINDS else _OTHER
@@ -119,10 +131,18 @@ class LayerCounts:
             anew = self._version > 0  # a lazy layer, just made
         return (anew or training) and keeps and getattr(module, "momentum", None) != 0
 
+    def another_pass(self) -> None:
+        self._before_this_pass = self._in_step
+
+    def skipped(self, *, late: bool) -> None:
+        """What the step has had is forgotten; `late`: but for the pass that has just been."""
+        self._in_step -= self._before_this_pass if late else self._in_step
+
     def step(self) -> None:
         """The optimizer has stepped."""
         self.per_step[self._in_step if self._in_step < _MANY else _MANY] += 1
-        self._in_step = 0
+        self._written[self._without_grad if self._without_grad < _MANY else _MANY] += 1
+        self._in_step = self._without_grad = 0
 
 
 def _tracked(module: nn.Module) -> tuple[Tensor | None, int]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from spiritlevel.probe.as_used import active_dropouts, borrowed, frozen_norms, put_in, seeded
 from spiritlevel.probe.batches_in import Reading, Recorder, heard
-from spiritlevel.probe.features_last import fed_features_last
+from spiritlevel.probe.features_last import FeaturesLast, fed_features_last
 from spiritlevel.probe.feeding import (
     Forward,
     Progress,
@@ -62,10 +62,18 @@ class Layer:
     eval: Reading | None
     without_dropout: tuple[Pooled, Pooled] | None
     """The input in training on a few batches: as it is, and with all dropout off."""
-    features_last: str | None
-    """The module whose output (N, L, features) it was given with L as the channels, if any."""
+    features_last: FeaturesLast | None
+    """What it was given as (N, L, features), with L as the channels, if it was."""
     single: bool
     """A batch had one value a channel, which training refuses."""
+
+    @property
+    def as_built(self) -> bool:
+        """Whether its running statistics are 0 and 1, and no batch was counted."""
+        mean, var = self.running_mean, self.running_var
+        if mean is None or var is None or self.batches_tracked:
+            return False
+        return bool((mean == 0).all() and (var == 1).all())
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class _Measuring:
         self.recorders: dict[str, Recorder] = {}
         self.nonfinite: list[NonFinite] = []
         self.single: dict[int, str] = {}
-        self.features_last: dict[str, str] = {}
+        self.features_last: dict[str, FeaturesLast] = {}
         self.mates: Mates | None = None
         dropouts = active_dropouts(model) if self.batch_norms else []
         self.modes = ["eval", "train"] + ["without dropout"] * bool(dropouts)

@@ -4,24 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.activation import MultiheadAttention
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
 from spiritlevel.probe.layers import batch_norms
+from spiritlevel.probe.pooled import Pooled
 
-__all__ = ["fed_features_last"]
+__all__ = ["FeaturesLast", "fed_features_last"]
 
 _LAST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RNNBase, MultiheadAttention)
 """What gives features on the last axis; of a recurrent one with batch_first only."""
 
 
+@dataclass(frozen=True)
+class FeaturesLast:
+    """An input (N, L, features) of a batch norm, in one batch."""
+
+    source: str
+    """The module that gave it."""
+    steps: Pooled
+    """The moments of each of the L steps, which become 0 and 1."""
+    features: Pooled
+    """Of each feature, once the norm has done so, before its scale and shift."""
+
+
+def _read(source: str, x_NLC: Tensor) -> FeaturesLast:
+    x_NLC = x_NLC.detach().double().cpu()
+    var_L, mean_L = torch.var_mean(x_NLC, (0, 2), correction=0)
+    done_NLC = (x_NLC - mean_L[:, None]) / (var_L[:, None] + 1e-5).sqrt()
+    var_C, mean_C = torch.var_mean(done_NLC, (0, 1), correction=0)
+    samples, steps, features = x_NLC.shape
+    return FeaturesLast(
+        source,
+        Pooled(samples * features, mean_L, var_L),
+        Pooled(samples * steps, mean_C, var_C),
+    )
+
+
 @contextmanager
-def fed_features_last(model: nn.Module, found: dict[str, str]) -> Iterator[None]:
-    """Enter norm -> module for each batch norm that gets the module's very output, of three axes.
+def fed_features_last(model: nn.Module, found: dict[str, FeaturesLast]) -> Iterator[None]:
+    """Enter for each batch norm that gets a module's very output, of three axes, what it gets.
 
     Activations and dropout as modules in between are seen through; what comes through anything
     else, a transposition above all, is another tensor and counts as right.
@@ -44,7 +72,7 @@ def fed_features_last(model: nn.Module, found: dict[str, str]) -> Iterator[None]
     def into(path: str) -> Any:
         def hook(_module: nn.Module, given: tuple[Any, ...]) -> None:
             if given and id(given[0]) in held:
-                found.setdefault(path, held[id(given[0])][1])
+                found.setdefault(path, _read(held[id(given[0])][1], given[0]))
 
         return hook
 

@@ -70,8 +70,8 @@ def take(batches: Iterable[Any] | Taken, most_batches: int = 32) -> Taken:
     """
     if isinstance(batches, Taken):
         return batches
-    if most_batches < 1:
-        raise UsageError(f"got most_batches={most_batches}; wanted 1 or more")
+    if isinstance(most_batches, bool) or not isinstance(most_batches, int) or most_batches < 1:
+        raise UsageError(f"got most_batches={most_batches!r}; wanted a number of 1 or more")
     _refuse_one(batches)
     taken: list[Any] = []
     held, states = 0, choices()
@@ -82,6 +82,13 @@ def take(batches: Iterable[Any] | Taken, most_batches: int = 32) -> Taken:
                 held += sum(t.nbytes for t in tree_leaves(_plain(batch)) if isinstance(t, Tensor))
                 if held >= MOST_BYTES:
                     break
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"got {type(error).__name__}: {error} from the batches, after {len(taken)} of "
+                "them; wanted an iterable that can be read to its end"
+            ) from error
         finally:
             put_back(states)
     if not taken:
@@ -150,7 +157,12 @@ def targets(batch: Any) -> Tensor | None:
         found = next((batch[name] for name in _TARGETS if name in batch), None)
     elif isinstance(batch, tuple | list) and len(batch) > 1:
         found = batch[-1]
-    return found if isinstance(found, Tensor) else None
+    if isinstance(found, list | tuple) and found and all(type(each) is int for each in found):
+        found = torch.tensor(found)
+    if not isinstance(found, Tensor):
+        return None
+    column = found.dim() == 2 and found.shape[1] == 1 and not found.is_floating_point()
+    return found[:, 0] if column else found
 
 
 def size_of(batch: Any) -> int:
@@ -194,7 +206,9 @@ def _told(model: nn.Module, error: Exception, batch: Any) -> str:
         name = "the model itself" if path == "" else f"{path!r}" if path else "a module outside it"
         where = f"{name} ({type(module).__name__})"
     fed = f"given {', '.join(map(str, shapes))}" if shapes else "given no tensor"
-    text = str(error).strip() or "no text"
+    text = " ".join((str(error).strip() or "no text").split())[:400]
+    if "does not require grad" in text:
+        text += ". The check runs without gradients: take torch.enable_grad() in forward="
     return (
         f"{where} raised {type(error).__name__}, {fed}: {text}. Batches are tensors, "
         "(input, ..., target) tuples or dicts of keywords; pass forward=lambda model, batch: ... "

@@ -183,8 +183,9 @@ class _Scoring:
         layers = evidence.layers.items()
         self.order = [path for path, layer in layers if layer.called and not layer.frozen]
         self.notes = list(taken.notes)
-        counts = {evidence.layers[path].batches_tracked for path in self.order}
-        self.untrained = counts == {0}
+        self.untrained = bool(self.order) and all(
+            evidence.layers[path].as_built and _as_built(self.norms[path]) for path in self.order
+        )
         refused = set(evidence.dropped)
         batches = enumerate(taken.batches)
         self.batches = [b for i, b in batches if i not in refused and size_of(b)]
@@ -302,6 +303,12 @@ class _Scoring:
                 held = getattr(norm, name, None)
                 if isinstance(held, Tensor):
                     held.copy_(value.view_as(held))
+
+
+def _as_built(norm: nn.Module) -> bool:
+    """Whether gamma and beta are the same in all channels: training tells them apart."""
+    learned = [getattr(norm, name, None) for name in ("weight", "bias")]
+    return all(not isinstance(t, Tensor) or bool((t == t.flatten()[:1]).all()) for t in learned)
 
 
 def _drift(norm: nn.Module, reading: Reading) -> float:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["undisturbed"]
+__all__ = ["lent_buffers", "undisturbed"]
 
 
 @contextmanager
@@ -35,7 +36,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for parameter, value, gradient in parameters:
-                parameter.copy_(value)
+                if not torch.equal(parameter, value):  # a write would spoil graphs that hold it
+                    parameter.copy_(value)
                 parameter.grad = gradient
             for module, name, buffer, saved in buffers:
                 module._buffers[name] = buffer
@@ -44,3 +46,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         torch.set_rng_state(random_state)
+
+
+@contextmanager
+def lent_buffers(model: nn.Module) -> Iterator[None]:
+    """Within it the model has copies of its buffers, after it the very buffers that it had.
+
+    So nothing is ever written to those, and a graph that holds them can still be walked back.
+    """
+    lent: dict[int, Tensor] = {}
+    own = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    for module, name, buffer in own:
+        if not is_lazy(buffer):
+            module._buffers[name] = lent.setdefault(id(buffer), buffer.detach().clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in own:
+            module._buffers[name] = buffer

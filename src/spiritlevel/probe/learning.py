@@ -14,50 +14,47 @@ __all__ = ["Learning", "learned"]
 
 
 class Learning:
-    """Gradients and parameters just before an optimizer's step; `after` tells what it did.
+    """One layer's gradients and parameters just before a step; `after` tells what the step did.
 
-    The gradient is that of all of a layer's own parameters, exactly; how far they moved is taken
-    from at most 4,096 values of each, so that no model is copied whole.
+    The gradient is that of all of its own parameters, exactly; how far they moved is taken from at
+    most 2,048 values of each, so that no model is copied whole.
     """
 
     @torch.no_grad()
-    def __init__(self, layers: dict[str, nn.Module], optimizer: Any) -> None:
-        scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales by itself
-        self._parameters = {
-            path: [p for p in layer.parameters(recurse=False) if not is_lazy(p) and p.numel()]
-            for path, layer in layers.items()
-        }
-        self._before = {
-            path: [spread(p.detach()) for p in parameters]
-            for path, parameters in self._parameters.items()
-        }
-        self._gradient: dict[str, Tensor] = {}
-        for path, parameters in self._parameters.items():
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if gradients:
-                norms = torch.stack([_norm(g).double() for g in gradients]).norm()
-                self._gradient[path] = norms if scale is None else norms / scale.to(norms)
+    def __init__(self, layer: nn.Module) -> None:
+        own = layer.parameters(recurse=False)
+        self.parameters = [p for p in own if not is_lazy(p) and p.numel()]
+        self.before = [spread(p.detach()) for p in self.parameters]
+        self.gradient: Tensor | None = None
 
     @torch.no_grad()
-    def after(self) -> dict[str, dict[str, Tensor]]:
-        """By path `grad_norm` and `update_ratio`, ||dw|| / ||w||."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for path, parameters in self._parameters.items():
-            row = found.setdefault(path, {})
-            if path in self._gradient:
-                row["grad_norm"] = self._gradient[path]
-            if parameters:
-                old = torch.cat(self._before[path])
-                new = torch.cat([spread(p.detach()) for p in parameters])
-                row["update_ratio"] = ((new - old).norm() / old.norm()).nan_to_num(posinf=torch.nan)
+    def read_gradient(self, optimizer: Any) -> None:
+        if self.gradient is not None:  # a closure may run several times
+            return
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if gradients:
+            norm = torch.stack([_norm(g) for g in gradients]).norm()
+            scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales by itself
+            self.gradient = norm if scale is None else norm / scale.to(norm)
+
+    @torch.no_grad()
+    def after(self) -> dict[str, Tensor]:
+        """`grad_norm` and `update_ratio`, ||dw|| / ||w||."""
+        found = {} if self.gradient is None else {"grad_norm": self.gradient}
+        if self.parameters:
+            old = torch.cat(self.before)
+            new = torch.cat([spread(p.detach()) for p in self.parameters])
+            found["update_ratio"] = ((new - old).norm() / old.norm()).nan_to_num(posinf=torch.nan)
         return found
 
 
 def _norm(gradient: Tensor) -> Tensor:
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient)
     found: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
-    return found
+    return found.double() if found.device.type != "mps" else found
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ MOST_VALUES = 2**15
 """More of them do not move a layer's mean by a hundredth of its deviation."""
 MOST_SORTED = 2048
 """The 5th percentile of a normal distribution is known to 0.05 deviations from so many."""
+MOST_PASSES = 16
+"""Of a step, whose values are kept apart for percentiles; with more, every second is let go."""
 PERCENTILES = (0.05, 0.5, 0.95)
 
 Moments = tuple[Tensor, Tensor]
@@ -59,34 +61,72 @@ class Merged:
         return mean, self.var.mean() + (self.mean - mean).square().mean()
 
 
+class Apart:
+    """How far apart the means of passes are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.least: Tensor
+        self.largest: Tensor
+        self.within: Tensor
+
+    def add(self, moments: Moments) -> None:
+        mean, var = (each.detach().double() for each in moments)
+        if self.count:
+            self.least = torch.minimum(self.least, mean)
+            self.largest = torch.maximum(self.largest, mean)
+            self.within = self.within + var
+        else:
+            self.least, self.largest, self.within = mean, mean, var
+        self.count += 1
+
+    def shift(self) -> Tensor:
+        """At most, in deviations within a pass; the median channel."""
+        apart = (self.largest - self.least) / (self.within / self.count).sqrt()
+        return apart.nan_to_num(0.0).median()
+
+
 class Sample:
     """One layer's passes in one step; `row` makes numbers of them, on the layer's device."""
 
     def __init__(self, axis: int) -> None:
         self.axis = axis
         self.input, self.output = Merged(), Merged()
-        self.passes: list[Moments] = []
-        """Of the input, of each training pass."""
+        self.passes = Apart()
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.alive: Tensor | None = None
+        self.spoiled: Tensor | None = None
         self.saturated: list[Tensor] = []
 
     @torch.no_grad()
-    def take(self, x: Tensor | None, y: Tensor, known: Callable[[], Moments | None]) -> None:
-        """One pass. `known` gives the moments of x that the layer has taken, if it has."""
+    def take(
+        self,
+        x: Tensor | None,
+        y: Tensor,
+        known: Callable[[], Moments | None],
+        *,
+        apart: bool = True,
+    ) -> None:
+        """One pass. `known` gives the moments of x that the layer has taken, if it has.
+
+        `apart`: this pass normalised by its own moments, so it matters how they differ.
+        """
         if x is not None and x.numel() and x.dim():
             x = x.detach()
             moments = known() or _moments(_thinned(x), self.axis)
             self.input.add(_values(x, self.axis), *moments)
-            self.passes.append(moments)
-            self.inputs.append(spread(x))
+            if apart:
+                self.passes.add(moments)
+            _keep(self.inputs, spread(x))
         if y.numel() and y.dim():
             y = y.detach()
             self.output.add(_values(y, self.axis), *_moments(_thinned(y), self.axis))
-            self.outputs.append(spread(y))
-            alive = _largest(y, self.axis) > 0
+            _keep(self.outputs, spread(y))
+            least, largest = _range(y, self.axis)
+            alive, spoiled = ~(largest <= 0), ~(least.isfinite() & largest.isfinite())
             self.alive = alive if self.alive is None else self.alive | alive
+            self.spoiled = spoiled if self.spoiled is None else self.spoiled | spoiled
 
     @torch.no_grad()
     def row(self) -> dict[str, Tensor]:
@@ -105,11 +145,14 @@ class Sample:
         merged = self.input if self.input.count else self.output
         if merged.count:
             found["values"] = merged.mean.new_tensor(merged.count)
-            found["non_finite"] = (~(merged.mean + merged.squares).isfinite()).sum()
+            spoiled = ~(merged.mean + merged.squares).isfinite()
+            if self.spoiled is not None and self.spoiled.shape == spoiled.shape:
+                spoiled = spoiled | self.spoiled
+            found["non_finite"] = spoiled.sum()
         if self.alive is not None:
             found["dead_share"] = (~self.alive).float().mean()
-        if len(self.passes) > 1:
-            found["pass_shift"] = _shift(self.passes)
+        if self.passes.count > 1:
+            found["pass_shift"] = self.passes.shift()
         if self.saturated:
             found["saturated_share"] = torch.stack(self.saturated).mean()
         return found
@@ -126,14 +169,6 @@ class Sample:
             "log_var_ratio_median": ratio.median(),
             "log_var_ratio_worst": ratio[ratio.abs().argmax()],
         }
-
-
-def _shift(passes: list[Moments]) -> Tensor:
-    """How far apart the passes' means are at most, in deviations within; the median channel."""
-    means = torch.stack([mean for mean, _ in passes]).double()
-    within = torch.stack([var for _, var in passes]).double().mean(0)
-    apart = means.amax(0) - means.amin(0)
-    return (apart / within.sqrt()).nan_to_num(0.0).median()
 
 
 def moments_within(x: Tensor, y: Tensor, eps: float) -> Moments | None:
@@ -154,9 +189,11 @@ def moments_within(x: Tensor, y: Tensor, eps: float) -> Moments | None:
 
 def spread(x: Tensor) -> Tensor:
     """At most `MOST_SORTED` of its values, float32, at equal distances in memory; a copy."""
+    if x.is_complex():
+        x = torch.view_as_real(x)
     flat = x.movedim(1, -1) if x.dim() > 2 and not x.is_contiguous() else x
     flat = flat.reshape(-1) if flat.is_contiguous() else _thinned(x).reshape(-1)
-    step = -(-flat.numel() // MOST_SORTED)
+    step = max(1, -(-flat.numel() // MOST_SORTED))
     while step > 1 and math.gcd(step, flat.numel()) > 1:
         step += 1  # a step that the width is a multiple of would read one column only
     return flat[::step].to(torch.float32, copy=True)
@@ -167,17 +204,25 @@ def _thinned(x: Tensor) -> Tensor:
     return x[:: max(1, min(len(x), x.numel() // MOST_VALUES))]
 
 
-def _largest(x: Tensor, axis: int) -> Tensor:
-    """Of each channel; first over positions, then over samples, which is the fastest order."""
+def _range(x: Tensor, axis: int) -> Moments:
+    """Least and largest of each channel; first over positions, then over samples, the fastest."""
     if x.dim() < 2:
-        return x.amax()[None]
+        return x.amin()[None], x.amax()[None]
     if axis != 1:
-        return x.flatten(0, -2).amax(0)
-    return (
-        x.flatten(2).amax(2).amax(0)
-        if x.dim() > 2 and x.is_contiguous()
-        else x.amax([i for i in range(x.dim()) if i != 1])
-    )
+        x = x.flatten(0, -2)
+        return x.amin(0), x.amax(0)
+    if x.dim() > 2 and x.is_contiguous():
+        x = x.flatten(2)
+        return x.amin(2).amin(0), x.amax(2).amax(0)
+    others = [i for i in range(x.dim()) if i != 1]
+    return x.amin(others), x.amax(others)
+
+
+def _keep(values: list[Tensor], more: Tensor) -> None:
+    """Bounded, however many passes a step has: when there are many, every second goes."""
+    values.append(more)
+    if len(values) > MOST_PASSES:
+        values[:] = [torch.cat(values)[::2]]
 
 
 def _moments(x: Tensor, axis: int) -> Moments:

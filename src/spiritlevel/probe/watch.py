@@ -10,11 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
 from spiritlevel.nn.observe import Statistics, observing, tells
 from spiritlevel.probe.counting import Counts, LayerCounts, Mode, in_backward
+from spiritlevel.probe.hooks import Hook
 from spiritlevel.probe.layers import WEIGHT_LAYERS, batch_norms, norm_places
 from spiritlevel.probe.learning import Learning, learned
 from spiritlevel.probe.overhead import Overhead
@@ -76,9 +79,9 @@ class Probe:
     def __init__(self, model: nn.Module, *, optimizer: Any = None, every: int = 50) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(f"got {type(model).__name__} to probe; wanted a torch.nn.Module")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, SupportsIndex) or index(every) < 1:
             raise UsageError(f"got every={every!r}; wanted 1 or more steps from sample to sample")
-        self.model, self.every = model, every
+        self.model, self.every = model, index(every)
         self.counts = Counts()
         self.overhead = Overhead()
         modules = dict(model.named_modules())
@@ -91,12 +94,12 @@ class Probe:
         ]
         self.readings = Readings(layers, METRICS)
         """A row for each sampled step and layer."""
-        self._steps = Steps(model, optimizer, self.counts, before=self._before, after=self._after)
+        self._steps = Steps(model, optimizer, self.counts, watcher=self)
         self._path = {id(m): path for path, m in self._layers.items()}
         self._samples: dict[str, Sample] = {}
         self._running: dict[str, Moments] = {}
         self._sampling, self._inside, self._grad = True, 0, False
-        self._learning: Learning | None = None
+        self._learning: dict[str, Learning] = {}
         self._writers: list[Any] = []
         self._troubles: dict[str, str] = {}
         self._stack: ExitStack | None = None
@@ -119,25 +122,27 @@ class Probe:
         self._stack.close()
         self._steps.settle()
         self.overhead.end()
-        self._samples.clear()
-        self._running.clear()
+        self._look_for_changes()
+        self._forget()
 
     def _attach(self, stack: ExitStack) -> None:
         for path, module in self._norms.items():
             self.counts.layers[path] = counted = LayerCounts()
-            counted.begin(module)
+            counted.begin(module, self._axis(module))
         self._steps.attach(stack)
         stack.enter_context(observing(self._told))
         for path, module in self._layers.items():
             if tells(module):
                 continue
-            hook = self._norm_ran if path in self._norms else self._activation_ran
-            if not isinstance(module, WEIGHT_LAYERS):
-                handle = module.register_forward_hook(partial(hook, path), prepend=True)
+            norm = path in self._norms
+            if norm or isinstance(module, ACTIVATIONS):
+                hook = Hook(self._norm_ran if norm else self._activation_ran, path)
+                handle = module.register_forward_hook(hook, prepend=True, with_kwargs=norm)
                 stack.callback(handle.remove)
-        root = self.model.register_forward_pre_hook(self._begins)
+        root = self.model.register_forward_pre_hook(Hook(self._begins))
         stack.callback(root.remove)
-        stack.callback(self.model.register_forward_hook(self._ends, always_call=True).remove)
+        ends = self.model.register_forward_hook(Hook(self._ends), always_call=True)
+        stack.callback(ends.remove)
 
     # What the hooks call. Each takes its own time.
 
@@ -165,12 +170,14 @@ class Probe:
         if path is not None:
             self._ran(path, layer, x, y, statistics)
 
-    def _norm_ran(self, path: str, module: nn.Module, inputs: Any, y: Any) -> None:
+    def _norm_ran(self, path: str, module: nn.Module, inputs: Any, named: Any, y: Any) -> None:
         if not torch.compiler.is_compiling():
-            self._ran(path, module, inputs[0] if inputs else None, y, None)
+            self._ran(path, module, next(iter((*inputs, *named.values())), None), y, None)
 
     def _activation_ran(self, path: str, module: nn.Module, inputs: Any, y: Any) -> None:
         if not self._sampling or torch.compiler.is_compiling() or not self._reads():
+            return
+        if not isinstance(y, Tensor) or not y.numel():
             return
         with self.overhead.taking(True), self._careful(path):
             self._sample(path, 1).take(None, y, lambda: None)
@@ -193,19 +200,25 @@ class Probe:
 
     def _read(self, path: str, layer: Any, x: Tensor, y: Tensor, known: Statistics | None) -> None:
         batch = id(layer) in self._batch
-        by_channel = batch or hasattr(layer, "num_features") or hasattr(layer, "num_channels")
 
         def moments() -> Moments | None:
             if known is not None:
                 return known()
             if not batch or not layer.training:
                 return None
-            within = moments_within(x, y, layer.eps)
+            # A forward of the user's own may checkpoint within, which a look would run again.
+            plain = type(layer).__module__.startswith("torch.") and "forward" not in vars(layer)
+            within = moments_within(x, y, layer.eps) if plain else None
             return within or ops.statistics_of(x, backend.choose(x, None))
 
         overwritten = x.data_ptr() == y.data_ptr()
-        sample = self._sample(path, 1 if by_channel else -1)
-        sample.take(None if overwritten else x, y, moments)
+        sample = self._sample(path, self._axis(layer))
+        sample.take(None if overwritten else x, y, moments, apart=layer.training or not batch)
+
+    def _axis(self, layer: nn.Module) -> int:
+        """Of the channels: 1, or for layer norms the last."""
+        channels = hasattr(layer, "num_features") or hasattr(layer, "num_channels")
+        return 1 if channels or id(layer) in self._batch else -1
 
     def _reads(self) -> bool:
         """Whether this is a training pass, and none that a checkpoint runs again."""
@@ -237,14 +250,22 @@ class Probe:
             if isinstance(mean, Tensor) and isinstance(var, Tensor) and not is_lazy(mean):
                 self._running[path] = mean.detach().clone(), var.detach().clone()
 
-    # Around an optimizer's step.
+    # What `Steps` tells.
 
-    def _before(self, optimizer: Any) -> None:
+    def before_step(self, _optimizer: Any) -> None:
         if self._sampling:
             with self.overhead.taking(True):
-                self._learning = Learning(self._layers, optimizer)
+                for path, layer in self._layers.items():
+                    with self._careful(path):
+                        self._learning[path] = Learning(layer)
 
-    def _after(self) -> None:
+    def gradients_are_there(self) -> None:
+        with self.overhead.taking(True):
+            for path, learning in self._learning.items():
+                with self._careful(path):
+                    learning.read_gradient(self._steps.optimizer)
+
+    def after_step(self) -> None:
         with self.overhead.taking(self._sampling):
             for counted in self.counts.layers.values():
                 counted.step()
@@ -253,28 +274,49 @@ class Probe:
                 self._write_down()
             self._sampling = self.counts.steps % (self.every * self.readings.stride) == 0
 
+    def another_pass(self) -> None:
+        for counted in self.counts.layers.values():
+            counted.another_pass()
+
+    def step_was_skipped(self, *, late: bool) -> None:
+        for counted in self.counts.layers.values():
+            counted.skipped(late=late)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._samples.clear()
+        self._running.clear()
+        self._learning.clear()
+
     def _write_down(self) -> None:
         step = self.counts.steps - 1
-        moved = self._learning.after() if self._learning else {}
         rows: list[dict[str, Tensor]] = []
         for path, layer in self._layers.items():
             found: dict[str, Tensor] = {}
-            sample = self._samples.get(path)
-            if sample is not None:
-                with self._careful(path):
-                    found |= sample.row()
-                    if sample.input.count and path in self._running:
-                        found |= sample.against(self._running[path], layer.eps)
-            if path in self._norms:
-                found |= learned(layer)
-            rows.append(found | moved.get(path, {}))
+            with self._careful(path):
+                found |= self._row(path, layer)
+            rows.append(found)
         values = _as_table(rows)
         self.readings.add(step, values)
-        for writer in self._writers:
-            self._log(writer, step, values)
-        self._samples.clear()
-        self._running.clear()
-        self._learning = None
+        for writer in tuple(self._writers):
+            try:
+                self._log(writer, step, values)
+            except Exception as error:  # a full disk ends the log, not the training
+                self._writers.remove(writer)
+                self._trouble(f"the writer ({type(writer).__name__})", error)
+        self._forget()
+
+    def _row(self, path: str, layer: Any) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        sample = self._samples.get(path)
+        if sample is not None:
+            found |= sample.row()
+            if sample.input.count and path in self._running:
+                found |= sample.against(self._running[path], layer.eps)
+        if path in self._norms:
+            found |= learned(layer)
+        learning = self._learning.get(path)
+        return found | (learning.after() if learning else {})
 
     # What the user asks for.
 
@@ -282,10 +324,10 @@ class Probe:
     def unseen(self) -> list[str]:
         """What the probe could not see, and why."""
         found = [f"{path}: {why}" for path, why in self._troubles.items()]
-        blind = sum(not counted.forwards for counted in self.counts.layers.values())
+        blind = sum(map(self._is_blind, self.counts.layers.values()))
         if blind and self.counts.steps:
-            inside = _compiled(self.model) or not self.counts.forwards
-            where = "ran only within graphs of torch.compile" if inside else "never ran"
+            inside = self._compiled or not self._trained_in_sight
+            where = "trained only within graphs of torch.compile" if inside else "never ran"
             found.append(
                 f"{blind} of {len(self._norms)} normalization layers {where}: of these gamma, beta "
                 "and gradients are read; inputs, outputs, running statistics and passes are not"
@@ -296,6 +338,34 @@ class Probe:
                 "gradients and updates are not read"
             )
         return found
+
+    @property
+    def _trained_in_sight(self) -> bool:
+        return any(mode.grad for mode in self.counts.forwards)
+
+    @property
+    def _compiled(self) -> bool:
+        return any(
+            hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+            for module in self.model.modules()
+        )
+
+    def _is_blind(self, counted: LayerCounts) -> bool:
+        """Whether no training pass of a layer was seen, though there must have been some."""
+        if self._compiled or not self._trained_in_sight:
+            return not any(mode.grad for mode in counted.forwards)
+        return not counted.forwards
+
+    def _look_for_changes(self) -> None:
+        """Layers are those that there were at the start; by now they have their last class."""
+        now = dict(self.model.named_modules())
+        for path, module in self._layers.items():
+            if now.get(path) is not module:
+                self._troubles.setdefault(path, "it was taken away while the probe ran")
+        self.readings.layers = tuple(
+            replace(layer, type=type(self._layers[layer.path]).__name__)
+            for layer in self.readings.layers
+        )
 
     @property
     def optimizer(self) -> Any:
@@ -359,13 +429,6 @@ def _kind(module: nn.Module, norm: bool) -> str:
     if isinstance(module, ACTIVATIONS):
         return "activation"
     return "weight" if isinstance(module, WEIGHT_LAYERS) else ""
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
 
 
 def _as_table(rows: list[dict[str, Tensor]]) -> Any:
