@@ -427,3 +427,43 @@ def test_a_rule_tells_of_itself(id, capfd):
 def test_a_rule_that_is_none(id, told, capfd):
     assert main(["rule", id]) == 2
     assert told in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [-4, 12]},
+        {"data_offsets": [0, 4000]},
+        {"shape": [-1]},
+        {"dtype": "F64"},
+    ],
+)
+def test_safetensors_whose_header_lies_are_refused(tmp_path, change):
+    from spiritlevel.cli.weights import load_into, save_weights
+    from spiritlevel.errors import UsageError
+
+    model = nn.Linear(2, 2, bias=False)
+    path = tmp_path / "w.safetensors"
+    save_weights(model, path)
+    load_into(model, path, "cpu")
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["weight"] |= change
+    told = json.dumps(header).encode()
+    path.write_bytes(len(told).to_bytes(8, "little") + told + content[end:])
+    with pytest.raises(UsageError, match="which are no safetensors"):
+        load_into(model, path, "cpu")
+
+
+def test_nothing_is_computed_on_the_device_meta(capsys):
+    assert main(["check", "ghostnet_050", "--map-location", "meta"]) == 2
+    assert "got --map-location meta" in capsys.readouterr().err
+
+
+def test_a_baseline_is_no_reason_to_keep_no_weights(tmp_path):
+    out, known = tmp_path / "w.pth", tmp_path / "known.json"
+    arguments = ["check", "ghostnet_050", "--fix", "--fix-out", str(out)]
+    assert main([*arguments, "--write-baseline", str(known)]) == 0
+    assert out.is_file()
+    assert known.is_file()

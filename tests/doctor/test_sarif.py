@@ -150,3 +150,16 @@ def test_code_from_elsewhere_has_its_whole_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = log((Path("/elsewhere/net.py"), 7))["runs"][0]["results"][0]["locations"][0]
     assert place["physicalLocation"]["artifactLocation"] == {"uri": "file:///elsewhere/net.py"}
+
+
+def test_of_two_findings_at_one_place_the_new_one_has_its_own_mark():
+    from spiritlevel.doctor.baseline import fingerprints
+    from spiritlevel.doctor.diagnosis import Diagnosis
+    from spiritlevel.doctor.finding import Finding
+
+    pair = (Finding("SL205", "error", "a", "one"), Finding("SL205", "error", "a", "two"))
+    first, second = fingerprints(pair)
+    told = json.loads(Diagnosis("m", pair, asked=("SL205",)).accept({first}).to_sarif())
+    results = told["runs"][0]["results"]
+    marks = [(*each["partialFingerprints"].values(), "suppressions" in each) for each in results]
+    assert marks == [(second, False), (first, True)]

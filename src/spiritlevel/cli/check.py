@@ -152,10 +152,12 @@ def check(
         found = _diagnosed(subject, fed, batches, chosen, accepted, progress)
         if fix:
             found = _accept(found.apply(), accepted)
-    if write_baseline is not None:
-        return _write_baseline(write_baseline, found)
     if fix:
         _keep(subject, fix_out)
+    if write_baseline is not None:
+        if out is not None:
+            _write(found, form, out, subject)
+        return _write_baseline(write_baseline, found)
     _write(found, form, out, subject)
     return 1 if found.reaches(fail_on or own.fail_on or "warning") else 0
 

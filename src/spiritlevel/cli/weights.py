@@ -6,6 +6,7 @@ Nothing of a file's ever runs: pickles are read with `weights_only=True`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -113,11 +114,17 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
         end = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:end])
         header.pop("__metadata__", None)
-        found = {}
-        for name, entry in header.items():
+        found, reached = {}, 0
+        for name, entry in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
             dtype, shape = getattr(torch, _TYPES[entry["dtype"]]), entry["shape"]
-            start, stop = (end + offset for offset in entry["data_offsets"])
-            part = content[start:stop]
+            start, stop = entry["data_offsets"]
+            size = math.prod(shape) * dtype.itemsize
+            if min(shape, default=0) < 0 or not 0 <= start <= stop <= len(content) - end:
+                raise ValueError(f"{name} lies outside the file")
+            if stop - start != size or start < reached:
+                raise ValueError(f"{name} has {stop - start} bytes, or bytes of another")
+            reached = stop
+            part = content[end + start : end + stop]
             flat = torch.frombuffer(part, dtype=dtype) if part else torch.empty(0, dtype=dtype)
             found[name] = flat.view(shape).clone().to(device)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -164,7 +171,16 @@ def save_weights(model: nn.Module, path: Path) -> None:
     import torch
 
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+        for name, value in model.state_dict().items()
+    }
+    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others and path.suffix == ".safetensors":
+        raise UsageError(
+            f"got {path} for weights that hold more than tensors ({_listed(others)}); wanted a "
+            "name that ends in .pth"
+        )
     try:
         if path.suffix == ".safetensors":
             _write_safetensors(state, draft)

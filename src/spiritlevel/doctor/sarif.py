@@ -31,9 +31,9 @@ def sarif(
     both = [(finding, False) for finding in findings] + [(finding, True) for finding in accepted]
     ids = sorted({*asked, *(finding.rule for finding, _ in both)})
     results = []
-    for (finding, suppressed), mark in zip(
-        both, fingerprints(finding for finding, _ in both), strict=True
-    ):
+    marks = fingerprints([*accepted, *findings])  # of two at one place the accepted came first
+    marks = [*marks[len(accepted) :], *marks[: len(accepted)]]
+    for (finding, suppressed), mark in zip(both, marks, strict=True):
         result = {
             "ruleId": finding.rule,
             "ruleIndex": ids.index(finding.rule),
