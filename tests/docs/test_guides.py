@@ -7,8 +7,9 @@ from pathlib import Path
 
 from spiritlevel.cli import main
 from spiritlevel.doctor.config import settings
+from spiritlevel.probe.columns import METRICS
+from spiritlevel.probe.reading import MOST_SORTED, MOST_VALUES
 from spiritlevel.probe.table import MOST_STEPS
-from spiritlevel.probe.watch import METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "probe.md").read_text(encoding="utf-8")
@@ -62,4 +63,9 @@ def test_each_column_is_explained():
 
 
 def test_its_numbers_are_the_codes():
-    assert f"At most {MOST_STEPS} sampled steps are kept" in TEXT
+    told = " ".join(TEXT.split())
+    assert f"At most {MOST_STEPS} sampled steps are kept" in told
+    assert f"at most {MOST_SORTED:,} values" in told
+    assert f"with about {MOST_VALUES:,} values" in told
+    megabytes = 200 * MOST_STEPS * len(METRICS) * 8 / 1e6
+    assert f"({megabytes:.0f} MB for 200 layers)" in told

@@ -16,7 +16,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Pooled:
-    """Of `count` values a channel: mean (C,) and biased variance (C,), float64, on the CPU."""
+    """Of `count` values a channel: mean (C,) and biased variance (C,), float64, on one device."""
 
     count: int
     mean: Tensor

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_SORTED", "MOST_VALUES", "Merged", "Sample", "moments_within"]
+from spiritlevel.probe.pooled import Pooled
+
+__all__ = ["MOST_SORTED", "MOST_VALUES", "Sample", "moments_within"]
 
 MOST_VALUES = 2**15
 """More of them do not move a layer's mean by a hundredth of its deviation."""
@@ -28,37 +30,6 @@ PERCENTILES = (0.05, 0.5, 0.95)
 
 Moments = tuple[Tensor, Tensor]
 """Mean (C,) and biased variance (C,)."""
-
-
-class Merged:
-    """Count, mean and biased variance of batches that come one after the other; float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor
-        self.squares: Tensor
-
-    def add(self, count: int, mean: Tensor, var: Tensor) -> None:
-        """`count` values a channel. Raises RuntimeError for other channels than before."""
-        kind = torch.float32 if mean.device.type == "mps" else torch.float64
-        mean, squares = mean.detach().to(kind), var.detach().to(kind) * count
-        if not self.count:
-            self.count, self.mean, self.squares = count, mean, squares
-            return
-        total = self.count + count
-        delta = mean - self.mean
-        self.squares = self.squares + squares + delta.square() * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
-
-    @property
-    def var(self) -> Tensor:
-        return self.squares / self.count
-
-    def whole(self) -> Moments:
-        """Mean and variance over all channels together, 0-dim."""
-        mean = self.mean.mean()
-        return mean, self.var.mean() + (self.mean - mean).square().mean()
 
 
 class Apart:
@@ -91,7 +62,8 @@ class Sample:
 
     def __init__(self, axis: int) -> None:
         self.axis = axis
-        self.input, self.output = Merged(), Merged()
+        self.input: Pooled | None = None
+        self.output: Pooled | None = None
         self.passes = Apart()
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
@@ -115,13 +87,14 @@ class Sample:
         if x is not None and x.numel() and x.dim():
             x = x.detach()
             moments = known() or _moments(_thinned(x), self.axis)
-            self.input.add(_values(x, self.axis), *moments)
+            self.input = _joined(self.input, _values(x, self.axis), moments)
             if apart:
                 self.passes.add(moments)
             _keep(self.inputs, spread(x))
         if y.numel() and y.dim():
             y = y.detach()
-            self.output.add(_values(y, self.axis), *_moments(_thinned(y), self.axis))
+            moments = _moments(_thinned(y), self.axis)
+            self.output = _joined(self.output, _values(y, self.axis), moments)
             _keep(self.outputs, spread(y))
             least, largest = _range(y, self.axis)
             alive, spoiled = ~(largest <= 0), ~(least.isfinite() & largest.isfinite())
@@ -136,16 +109,16 @@ class Sample:
             ("input", self.input, self.inputs),
             ("output", self.output, self.outputs),
         ):
-            if merged.count:
-                found[f"{name}_mean"], found[f"{name}_var"] = merged.whole()
+            if merged is not None:
+                found[f"{name}_mean"], found[f"{name}_var"] = _whole(merged)
                 ordered = (torch.cat(values) if len(values) > 1 else values[0]).sort().values
                 for share in PERCENTILES:
                     place = round(share * (len(ordered) - 1))
                     found[f"{name}_p{round(100 * share):02}"] = ordered[place]
-        merged = self.input if self.input.count else self.output
-        if merged.count:
+        merged = self.input or self.output
+        if merged is not None:
             found["values"] = merged.mean.new_tensor(merged.count)
-            spoiled = ~(merged.mean + merged.squares).isfinite()
+            spoiled = ~(merged.mean + merged.var).isfinite()
             if self.spoiled is not None and self.spoiled.shape == spoiled.shape:
                 spoiled = spoiled | self.spoiled
             found["non_finite"] = spoiled.sum()
@@ -159,6 +132,7 @@ class Sample:
 
     def against(self, running: Moments, eps: float) -> dict[str, Tensor]:
         """How far running statistics are from the batch's: z-score and log variance ratio."""
+        assert self.input is not None
         mean, var = (each.to(self.input.mean) for each in running)
         batch = self.input.var
         z = (mean - self.input.mean).abs() / (batch + eps).sqrt()
@@ -169,6 +143,20 @@ class Sample:
             "log_var_ratio_median": ratio.median(),
             "log_var_ratio_worst": ratio[ratio.abs().argmax()],
         }
+
+
+def _joined(so_far: Pooled | None, count: int, moments: Moments) -> Pooled:
+    """`count` values a channel more. Raises RuntimeError for other channels than before."""
+    mean, var = moments
+    kind = torch.float32 if mean.device.type == "mps" else torch.float64
+    part = Pooled(count, mean.detach().to(kind), var.detach().to(kind))
+    return part if so_far is None else so_far.merged(part)
+
+
+def _whole(pooled: Pooled) -> Moments:
+    """Mean and variance over all channels together, 0-dim."""
+    mean = pooled.mean.mean()
+    return mean, pooled.var.mean() + (pooled.mean - mean).square().mean()
 
 
 def moments_within(x: Tensor, y: Tensor, eps: float) -> Moments | None:
@@ -226,7 +214,7 @@ def _keep(values: list[Tensor], more: Tensor) -> None:
 
 
 def _moments(x: Tensor, axis: int) -> Moments:
-    """In two passes in float64, which takes half the time of var_mean on a CPU."""
+    """In two passes in float64, which a CPU does sooner than var_mean."""
     x = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
     if x.dim() < 2:
         x = x[None]

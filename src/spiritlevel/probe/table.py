@@ -17,7 +17,7 @@ from spiritlevel.files import write_whole
 __all__ = ["MOST_STEPS", "Layer", "Readings"]
 
 MOST_STEPS = 512
-"""Sampled steps that are kept: wider than a screen's heat-map. With 200 layers about 25 MB."""
+"""Sampled steps that are kept: wider than a screen's heat-map. With 200 layers 23 MB."""
 
 
 @dataclass(frozen=True)

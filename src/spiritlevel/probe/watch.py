@@ -8,10 +8,9 @@ left as they are: what runs in them is not seen, and `Probe.unseen` says so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from operator import index
 from pathlib import Path
 from time import perf_counter_ns
@@ -26,6 +25,7 @@ from torch.nn.parameter import is_lazy
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
 from spiritlevel.nn.observe import Statistics, observing, tells
+from spiritlevel.probe.columns import COLUMN, LOGGED, METRICS, as_table
 from spiritlevel.probe.counting import Counts, LayerCounts, Mode, in_backward
 from spiritlevel.probe.hooks import Hook
 from spiritlevel.probe.layers import WEIGHT_LAYERS, batch_norms, norm_places
@@ -37,30 +37,6 @@ from spiritlevel.probe.steps import Steps
 from spiritlevel.probe.table import Layer, Readings
 
 __all__ = ["METRICS", "Probe"]
-
-METRICS = (
-    *(
-        f"{end}_{what}"
-        for end in ("input", "output")
-        for what in ("mean", "var", "p05", "p50", "p95")
-    ),
-    "values",
-    "z_median",
-    "z_max",
-    "log_var_ratio_median",
-    "log_var_ratio_worst",
-    "pass_shift",
-    *(f"{name}_{what}" for name in ("gamma", "beta") for what in ("min", "mean", "max")),
-    "grad_norm",
-    "update_ratio",
-    "dead_share",
-    "saturated_share",
-    "non_finite",
-    "batches_tracked",
-)
-"""The columns of `Probe.readings`, beside step, layer, kind and type."""
-_COLUMN = {metric: column for column, metric in enumerate(METRICS)}
-_LOGGED = ("z_median", "log_var_ratio_median", "grad_norm", "update_ratio", "dead_share")
 
 
 class Probe:
@@ -230,8 +206,12 @@ class Probe:
             self._samples[path] = Sample(axis)
         return self._samples[path]
 
-    def _careful(self, path: str) -> _Careful:
-        return _Careful(partial(self._trouble, path))
+    @contextmanager
+    def _careful(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._trouble(path, error)
 
     def _trouble(self, path: str, error: Exception) -> None:
         """A layer that cannot be read costs nobody a training run."""
@@ -296,7 +276,7 @@ class Probe:
             with self._careful(path):
                 found |= self._row(path, layer)
             rows.append(found)
-        values = _as_table(rows)
+        values = as_table(rows)
         self.readings.add(step, values)
         for writer in tuple(self._writers):
             try:
@@ -311,7 +291,7 @@ class Probe:
         sample = self._samples.get(path)
         if sample is not None:
             found |= sample.row()
-            if sample.input.count and path in self._running:
+            if sample.input is not None and path in self._running:
                 found |= sample.against(self._running[path], layer.eps)
         if path in self._norms:
             found |= learned(layer)
@@ -388,8 +368,8 @@ class Probe:
         self._writers.append(writer)
 
     def _log(self, writer: Any, step: int, values: Any) -> None:
-        for metric in _LOGGED:
-            column = METRICS.index(metric)
+        for metric in LOGGED:
+            column = COLUMN[metric]
             for layer, row in zip(self.readings.layers, values, strict=True):
                 if np.isfinite(row[column]):
                     writer.add_scalar(f"{metric}/{layer.path}", float(row[column]), step)
@@ -408,38 +388,9 @@ class Probe:
         return f"Probe({told}; {self.overhead}{gaps})"
 
 
-class _Careful:
-    """What fails within is handed on, not raised: the user's training goes on."""
-
-    def __init__(self, tell: Callable[[Exception], None]) -> None:
-        self.tell = tell
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.tell(error)
-        return True
-
-
 def _kind(module: nn.Module, norm: bool) -> str:
     if norm:
         return "norm"
     if isinstance(module, ACTIVATIONS):
         return "activation"
     return "weight" if isinstance(module, WEIGHT_LAYERS) else ""
-
-
-def _as_table(rows: list[dict[str, Tensor]]) -> Any:
-    """(layers, metrics) float64; each device is asked once."""
-    table = np.full((len(rows), len(METRICS)), np.nan)
-    by_device: dict[Any, list[tuple[int, int, Tensor]]] = {}
-    for i, row in enumerate(rows):
-        for name, value in row.items():
-            by_device.setdefault(value.device, []).append((i, _COLUMN[name], value))
-    for cells in by_device.values():
-        numbers = torch.stack([value for _, _, value in cells]).tolist()
-        for (i, j, _), number in zip(cells, numbers, strict=True):
-            table[i, j] = number
-    return table
