@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html.parser import HTMLParser
 from typing import Any
 
 from story import HOSTILE
@@ -99,3 +100,19 @@ def example_diagnosis() -> dict[str, Any]:
         ],
         "notes": [HOSTILE],
     }
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def tags_of(page):
+    """Each start tag with its attributes, in order."""
+    parser = _Tags()
+    parser.feed(page)
+    return parser.found

@@ -1,10 +1,9 @@
 import html
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from doctor_records import example_diagnosis, example_gap, finding
+from doctor_records import example_diagnosis, example_gap, finding, tags_of
 from story import HOSTILE
 
 from spiritlevel.errors import UsageError
@@ -20,19 +19,9 @@ def page():
     return diagnosis_page.render(example_diagnosis())
 
 
-class Parsed(HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.tags = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-
 @pytest.fixture(scope="module")
 def tags(page):
-    return Parsed(page).tags
+    return tags_of(page)
 
 
 def scored(value, low, high):

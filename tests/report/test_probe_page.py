@@ -5,11 +5,10 @@ import random
 import re
 import sys
 import zlib
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from doctor_records import NORMS, STEPS, example_record
+from doctor_records import NORMS, STEPS, example_record, tags_of
 from story import HOSTILE
 
 from spiritlevel.catalogue import keys, sentence
@@ -27,19 +26,9 @@ def page():
     return probe_page.render(example_record())
 
 
-class Parsed(HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.tags = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-
 @pytest.fixture(scope="module")
 def tags(page):
-    return Parsed(page).tags
+    return tags_of(page)
 
 
 def packed(page):

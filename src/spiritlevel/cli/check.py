@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from spiritlevel.catalogue import say
+from spiritlevel.cli import image_options
 from spiritlevel.cli.aside import told_aside
 from spiritlevel.errors import UsageError
 
@@ -46,13 +47,7 @@ def check(
     map_location: Annotated[
         str, typer.Option(help="Where the model runs, as cuda:0.", rich_help_panel=_MODEL)
     ] = "cpu",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="mnist5k, digits, mnist, fashion-mnist, cifar10, folder:PATH or hf:NAME.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    data: Annotated[str | None, image_options.data(_DATA)] = None,
     loader: Annotated[
         str | None,
         typer.Option(
@@ -61,21 +56,9 @@ def check(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Pixels a side that images are read and fed at.", rich_help_panel=_DATA),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            help="Of each channel, as 0.49,0.48,0.45, to standardise by.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="As --mean.", rich_help_panel=_DATA)
-    ] = None,
+    image_size: Annotated[int | None, image_options.image_size(_DATA)] = None,
+    mean: Annotated[str | None, image_options.mean(_DATA)] = None,
+    std: Annotated[str | None, image_options.std(_DATA)] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Images a batch of --data. (default: 64)", rich_help_panel=_DATA),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from spiritlevel.catalogue import say
-from spiritlevel.cli import ended
+from spiritlevel.cli import ended, image_options
 from spiritlevel.cli.aside import told_aside
 from spiritlevel.errors import UsageError
 
@@ -36,30 +36,10 @@ def study(
             help="A network of your own: a function of num_classes, in_chans and norm.",
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="mnist5k, digits, mnist, fashion-mnist, cifar10, folder:PATH or hf:NAME.",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Pixels a side that images are read and fed at.", rich_help_panel=_IMAGES
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBERS",
-            help="Of each channel, as 0.49,0.48,0.45, to standardise by.",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="As --mean.", rich_help_panel=_IMAGES)
-    ] = None,
+    data: Annotated[str | None, image_options.data(_IMAGES)] = None,
+    image_size: Annotated[int | None, image_options.image_size(_IMAGES)] = None,
+    mean: Annotated[str | None, image_options.mean(_IMAGES)] = None,
+    std: Annotated[str | None, image_options.std(_IMAGES)] = None,
     augment: Annotated[
         bool,
         typer.Option("--augment", help="Random crops and flips.", rich_help_panel=_IMAGES),
