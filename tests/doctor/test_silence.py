@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:norm 'group")
 
 NORMS = ("batch", "ghost:16", "renorm", "group:4", "layer", "instance", "frozen", "none")
 FLAT = ("linear_net", "mlp", "residual_mlp")
+CONTROLS = (*FLAT, "small_resnet", "small_vgg")
 SIZE = 16
 
 
@@ -24,8 +25,8 @@ def pairs_of(pattern: str) -> list[tuple[str, str]]:
     return [(name, norm) for name, norm in both if norm != "instance" or name not in FLAT]
 
 
-SMALL = [(name, norm) for name, norm in pairs_of("*") if "ghostnet" not in name]
-GHOSTNETS = pairs_of("ghostnet*")
+SMALL = [pair for name in CONTROLS for pair in pairs_of(name)]
+LARGE = [(name, norm) for name, norm in pairs_of("*") if name not in CONTROLS]
 
 
 def build(name: str, norm: str, classes: int = 3) -> nn.Module:
@@ -43,8 +44,8 @@ def test_as_built(name, norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "norm"), GHOSTNETS)
-def test_a_ghostnet_as_built(name, norm):
+@pytest.mark.parametrize(("name", "norm"), LARGE)
+def test_a_published_model_as_built(name, norm):
     model = build(name, norm)
     assert aloud(model) == []
     assert aloud(model.eval()) == []

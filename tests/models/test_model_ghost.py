@@ -3,17 +3,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spiritlevel.models.ghost import (
-    ConvNormAct,
-    GhostBottleneck,
-    GhostModule,
-    SqueezeExcite,
-    make_divisible,
-)
+from spiritlevel.models.attention import SqueezeExcite
+from spiritlevel.models.ghost import GhostBottleneck, GhostModule
+from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
+
+LAYERS = Layers(nn.BatchNorm2d)
 
 
-def bottleneck(in_chs, out_chs, *, stride=1, se=False, kernel=3):
-    return GhostBottleneck(in_chs, 16, out_chs, kernel, se, stride, nn.BatchNorm2d, False)
+def bottleneck(in_chs, out_chs, *, se=False, **options):
+    return GhostBottleneck(in_chs, 16, out_chs, LAYERS, gate="hard" if se else "", **options)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +23,7 @@ def test_make_divisible(channels, expected):
 
 
 def test_the_cheap_half_is_made_from_the_finished_first_half():
-    module = GhostModule(6, 8, nn.BatchNorm2d, False).eval()
+    module = GhostModule(6, 8, LAYERS).eval()
     with torch.no_grad():
         for norm in (module.primary_conv[1], module.cheap_operation[1]):
             norm.running_mean.normal_()
@@ -40,8 +38,8 @@ def test_the_cheap_half_is_made_from_the_finished_first_half():
 
 def test_without_relu_the_output_has_both_signs():
     x = torch.randn(4, 6, 5, 5)
-    assert (GhostModule(6, 8, nn.BatchNorm2d, False)(x) >= 0).all()
-    linear = GhostModule(6, 8, nn.BatchNorm2d, False, relu=False)(x)
+    assert (GhostModule(6, 8, LAYERS)(x) >= 0).all()
+    linear = GhostModule(6, 8, LAYERS, act=False)(x)
     assert (linear.amin((0, 2, 3)) < 0).all()
     assert (linear.amax((0, 2, 3)) > 0).all()
 
@@ -76,7 +74,7 @@ def test_the_shortcut_is_the_input_where_shapes_agree():
 
 
 def test_conv_norm_act_and_bias():
-    layer = ConvNormAct(3, 5, lambda _: nn.Identity(), True)
+    layer = ConvNormAct(3, 5, Layers(nn.Identity, bias=True))
     x = torch.randn(2, 3, 4, 4)
     expected = F.relu(F.conv2d(x, layer.conv.weight, layer.conv.bias))
     torch.testing.assert_close(layer(x), expected)

@@ -10,7 +10,8 @@ from spiritlevel.models import create_model, list_models
 
 
 def test_names():
-    assert list_models("ghostnet*") == ["ghostnet_050", "ghostnet_100", "ghostnet_130"]
+    assert list_models("ghostnet_*") == ["ghostnet_050", "ghostnet_100", "ghostnet_130"]
+    assert list_models("ghost_*") == ["ghost_resnet50", "ghost_resnet56", "ghost_vgg16"]
     assert list_models("*mlp") == ["mlp", "residual_mlp"]
     assert list_models() == sorted(list_models())
     assert list_models("vgg") == []
@@ -35,7 +36,7 @@ def test_norm_may_be_a_function():
             {},
             "got model 'ghostnet_10'; wanted one of: .*Did you mean .*ghostnet_100",
         ),
-        ("xyz", {}, "got model 'xyz'; wanted one of: .*small_vgg\\.$"),
+        ("xyz", {}, "got model 'xyz'; wanted one of: .*vgg16\\.$"),
         ("mlp", {"stem": "mnist"}, "got stem 'mnist'"),
         ("mlp", {"num_classes": 0}, "num_classes=0, in_chans=3; wanted 1 or more"),
         ("mlp", {"norm": "bn"}, "got norm 'bn'"),
@@ -45,7 +46,7 @@ def test_norm_may_be_a_function():
             "'heads' for mlp; its options: image_size, depth, width, activation$",
         ),
         ("linear_net", {"activation": "relu"}, "its options: image_size, depth, width$"),
-        ("ghostnet_100", {"width": 2}, "'width' for ghostnet_100; its options: drop_rate$"),
+        ("ghostnet_100", {"width": 2}, "'width' for ghostnet_100; its options: drop_rate, act"),
     ],
 )
 def test_what_cannot_be_made(name, arguments, text):

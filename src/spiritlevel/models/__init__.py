@@ -2,9 +2,11 @@
 
 from spiritlevel.models.init import init_he_, init_normal_, init_xavier_, zero_branches_
 from spiritlevel.models.registry import create_model, list_models
+from spiritlevel.models.reparam import deploy
 
 __all__ = [
     "create_model",
+    "deploy",
     "init_he_",
     "init_normal_",
     "init_xavier_",

@@ -1,107 +1,136 @@
-"""What GhostNet is built of (Han et al. 2020, section 3): Ghost module and Ghost bottleneck.
+"""What GhostNets are built of: Ghost module and Ghost bottleneck, for all three versions.
 
-Attribute names are those of the published weights, so `bn1` and `bn_dw` are whatever norm was
-asked for. `norm` makes it; `bias` gives the convolution before it a bias, for norms that have none.
-It starts at 0, as a norm's does, and draws nothing, so that a seed draws the same weights whatever
-the norm.
+Han et al. 2020, section 3, with the attention of GhostNetV2 (Tang et al. 2022) and the branches of
+GhostNetV3 (Liu et al. 2024) as arguments. Attribute names are those of the published weights, so
+`bn1` and `bn_dw` are whatever norm was asked for.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from spiritlevel.nn import NormFactory
+from spiritlevel.errors import UsageError
+from spiritlevel.models.attention import SqueezeExcite, dfc_attention, gated
+from spiritlevel.models.layers import Layers
+from spiritlevel.models.reparam import Reparameterised
 
-__all__ = [
-    "ConvNormAct",
-    "GhostBottleneck",
-    "GhostModule",
-    "SqueezeExcite",
-    "convolution",
-    "make_divisible",
-]
+__all__ = ["PLACEMENTS", "GhostBottleneck", "GhostModule"]
+
+PLACEMENTS = ("per-branch", "post-concat", "both", "none")
 
 
-def make_divisible(channels: float, divisor: int = 4) -> int:
-    """The nearest multiple of `divisor`, at least one of it and at least 90 % of `channels`."""
-    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return nearest + divisor if nearest < 0.9 * channels else nearest
+class GhostModule(Reparameterised):
+    """A share 1 / s of the features by a convolution, the rest from those by cheap depthwise ones.
 
+    (N, in_chs, H, W) -> (N, out_chs, H / stride, W / stride). `kernel` is the convolution's, `d`
+    the cheap ones'; `act=False` leaves every activation out.
 
-def convolution(in_chs: int, out_chs: int, kernel: int, *, bias: bool, **options: Any) -> nn.Conv2d:
-    """nn.Conv2d whose bias, if it has one, starts at 0."""
-    conv = nn.Conv2d(in_chs, out_chs, kernel, bias=False, **options)
-    if bias:
-        conv.bias = nn.Parameter(torch.zeros(out_chs))
-    return conv
+    `placement` says where norm and activation stand: "per-branch" after either convolution, as in
+    the paper, so that the cheap one is fed with finished features; "post-concat" once, after both;
+    "both"; or "none", activations alone, per branch, whose convolutions then have a bias.
 
-
-class ConvNormAct(nn.Module):
-    """1x1 convolution, norm, ReLU: (N, in_chs, H, W) -> (N, out_chs, H, W)."""
-
-    def __init__(self, in_chs: int, out_chs: int, norm: NormFactory, bias: bool) -> None:
-        super().__init__()
-        self.conv = convolution(in_chs, out_chs, 1, bias=bias)
-        self.bn1 = norm(out_chs)
-        self.act1 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act1(self.bn1(self.conv(x)))
-        return y
-
-
-class SqueezeExcite(nn.Module):
-    """x * hard_sigmoid(conv(relu(conv(mean of x)))): (N, C, H, W) -> the same."""
-
-    def __init__(self, chs: int) -> None:
-        super().__init__()
-        reduced_chs = make_divisible(chs * 0.25)
-        self.conv_reduce = nn.Conv2d(chs, reduced_chs, 1)
-        self.conv_expand = nn.Conv2d(reduced_chs, chs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        squeezed = x.mean((2, 3), keepdim=True)
-        return x * F.hardsigmoid(self.conv_expand(F.relu(self.conv_reduce(squeezed))))
-
-
-class GhostModule(nn.Module):
-    """Half of the features from a 1x1 convolution, half from those by a cheap depthwise 3x3 one.
-
-    (N, in_chs, H, W) -> (N, out_chs, H, W), out_chs even; the paper's s = 2, d = 3. The cheap half
-    is fed with the first after its norm and ReLU. `relu=False` leaves both ReLUs out.
+    `attention` multiplies by GhostNetV2's gate. With `branches` above 0 either convolution trains
+    as a sum of so many and is merged by `deploy`, as in GhostNetV3. Raises UsageError.
     """
 
     def __init__(
-        self, in_chs: int, out_chs: int, norm: NormFactory, bias: bool, relu: bool = True
+        self,
+        in_chs: int,
+        out_chs: int,
+        layers: Layers,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        s: int = 2,
+        d: int = 3,
+        act: bool = True,
+        placement: str = "per-branch",
+        attention: bool = False,
+        branches: int = 0,
     ) -> None:
         super().__init__()
-        assert out_chs % 2 == 0, out_chs
-        half = out_chs // 2
-        self.primary_conv = nn.Sequential(
-            convolution(in_chs, half, 1, bias=bias),
-            norm(half),
-            nn.ReLU() if relu else nn.Identity(),
+        _check(s, d, placement, branches)
+        self.out_chs = out_chs
+        first = math.ceil(out_chs / s)
+        cheap = first * (s - 1)
+        self.surplus = first + cheap > out_chs
+        each = Layers(nn.Identity, True, layers.act) if placement == "none" else layers
+        if branches:
+            self.primary_conv, self.cheap_operation = nn.Identity(), nn.Identity()
+            self.add_branches(
+                "primary", in_chs, first, layers, kernel, count=branches, stride=stride
+            )
+            self.primary_activation = layers.activation(act)
+            self.add_branches(
+                "cheap",
+                first,
+                cheap,
+                layers,
+                d,
+                count=branches,
+                groups=first,
+                scale=True,
+                skip=cheap == first,
+            )
+            self.cheap_activation = layers.activation(act)
+        else:
+            late = placement == "post-concat"
+            self.primary_conv = nn.Sequential(
+                each.conv(in_chs, first, kernel, stride=stride), *_after(first, each, act, late)
+            )
+            self.cheap_operation = nn.Sequential(
+                each.conv(first, cheap, d, groups=first), *_after(cheap, each, act, late)
+            )
+        joined = placement in ("post-concat", "both")
+        self.bn = layers.norm(out_chs) if joined else nn.Identity()
+        self.act = layers.activation(act and joined)
+        self.short_conv = (
+            dfc_attention(in_chs, out_chs, layers, kernel, stride) if attention else nn.Identity()
         )
-        self.cheap_operation = nn.Sequential(
-            convolution(half, half, 3, padding=1, groups=half, bias=bias),
-            norm(half),
-            nn.ReLU() if relu else nn.Identity(),
-        )
+        self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        primary = self.primary_conv(x)
-        return torch.cat([primary, self.cheap_operation(primary)], dim=1)
+        if self.branched:
+            primary = self.primary_activation(self.summed("primary", x))
+            cheap = self.cheap_activation(self.summed("cheap", primary))
+        else:
+            primary = self.primary_conv(x)
+            cheap = self.cheap_operation(primary)
+        y = torch.cat([primary, cheap], dim=1)
+        if self.surplus:
+            y = y[:, : self.out_chs]
+        y = self.act(self.bn(y))
+        return gated(y, x, self.short_conv) if self.attention else y
+
+    def deploy_(self) -> None:
+        if self.branched:
+            self.primary_conv = nn.Sequential(self.merge_("primary"), self.primary_activation)
+            self.cheap_operation = nn.Sequential(self.merge_("cheap"), self.cheap_activation)
+            del self.primary_activation, self.cheap_activation
+            self.branched = False
+
+    def ends(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The layers whose sum or concatenation is the output, each with the norm after it."""
+        if self.branched:
+            sums = [*self.branches("primary"), *self.branches("cheap")]
+            return [(getattr(b, "conv", nn.Identity()), getattr(b, "bn1", b)) for b in sums]
+        if not isinstance(self.bn, nn.Identity):
+            return [(nn.Identity(), self.bn)]
+        halves = self.primary_conv, self.cheap_operation
+        return [(half[0], half[1]) for half in halves]  # type: ignore[index]
 
 
-class GhostBottleneck(nn.Module):
-    """Expand, (stride), (squeeze-excitation), project, add the shortcut; no ReLU after the sum.
+class GhostBottleneck(Reparameterised):
+    """Expand, (stride), (squeeze-excitation), project, add the shortcut; nothing after the sum.
 
     (N, in_chs, H, W) -> (N, out_chs, ceil(H / stride), ceil(W / stride)), `mid_chs` between the two
-    Ghost modules. `kernel` is that of the strided convolution and of the shortcut's depthwise one.
+    Ghost modules. `kernel` is that of the strided convolution and of the shortcut's depthwise one;
+    `gate` that of the squeeze-excitation, "" for none. `attention` is the first module's,
+    `branches` also the strided convolution's; `s`, `d` and `placement` are both modules'.
+    Raises UsageError.
     """
 
     def __init__(
@@ -109,29 +138,88 @@ class GhostBottleneck(nn.Module):
         in_chs: int,
         mid_chs: int,
         out_chs: int,
-        kernel: int,
-        se: bool,
-        stride: int,
-        norm: NormFactory,
-        bias: bool,
+        layers: Layers,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        gate: str = "",
+        s: int = 2,
+        d: int = 3,
+        placement: str = "per-branch",
+        attention: bool = False,
+        branches: int = 0,
     ) -> None:
         super().__init__()
 
-        def depthwise(chs: int) -> nn.Conv2d:
-            options = {"stride": stride, "padding": kernel // 2, "groups": chs}
-            return convolution(chs, chs, kernel, bias=bias, **options)
+        def ghost(in_chs: int, out_chs: int, act: bool, attention: bool) -> GhostModule:
+            return GhostModule(
+                in_chs,
+                out_chs,
+                layers,
+                s=s,
+                d=d,
+                act=act,
+                placement=placement,
+                attention=attention,
+                branches=branches,
+            )
 
-        self.ghost1 = GhostModule(in_chs, mid_chs, norm, bias)
-        self.conv_dw = depthwise(mid_chs) if stride > 1 else nn.Identity()
-        self.bn_dw = norm(mid_chs) if stride > 1 else nn.Identity()
-        self.se = SqueezeExcite(mid_chs) if se else nn.Identity()
-        self.ghost2 = GhostModule(mid_chs, out_chs, norm, bias, relu=False)
+        strided = stride > 1
+        self.ghost1 = ghost(in_chs, mid_chs, act=True, attention=attention)
+        self.conv_dw: nn.Module = nn.Identity()
+        self.bn_dw: nn.Module = nn.Identity()
+        if strided and branches:
+            self.add_branches(
+                "dw",
+                mid_chs,
+                mid_chs,
+                layers,
+                kernel,
+                count=branches,
+                stride=stride,
+                groups=mid_chs,
+                scale=True,
+            )
+        elif strided:
+            self.conv_dw = layers.depthwise(mid_chs, kernel, stride=stride)
+            self.bn_dw = layers.norm(mid_chs)
+        self.se = SqueezeExcite(mid_chs, gate) if gate else nn.Identity()
+        self.ghost2 = ghost(mid_chs, out_chs, act=False, attention=False)
         self.shortcut = nn.Sequential()
-        if stride > 1 or in_chs != out_chs:
-            pointwise = convolution(in_chs, out_chs, 1, bias=bias)
-            self.shortcut.extend([depthwise(in_chs), norm(in_chs), pointwise, norm(out_chs)])
+        if strided or in_chs != out_chs:
+            self.shortcut.append(layers.depthwise(in_chs, kernel, stride=stride))
+            self.shortcut.append(layers.norm(in_chs))
+            self.shortcut.append(layers.conv(in_chs, out_chs, 1))
+            self.shortcut.append(layers.norm(out_chs))
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.bn_dw(self.conv_dw(self.ghost1(x)))
-        result: Tensor = self.ghost2(self.se(features)) + self.shortcut(x)
+        y = self.ghost1(x)
+        y = self.summed("dw", y) if self.branched else self.bn_dw(self.conv_dw(y))
+        result: Tensor = self.ghost2(self.se(y)) + self.shortcut(x)
         return result
+
+    def deploy_(self) -> None:
+        if self.branched:
+            self.conv_dw = self.merge_("dw")
+            self.branched = False
+
+
+def _after(chs: int, layers: Layers, act: bool, late: bool) -> tuple[nn.Module, nn.Module]:
+    """Norm and activation of one branch; `late`: both come after the concatenation."""
+    if late:
+        return nn.Identity(), nn.Identity()
+    return layers.norm(chs), layers.activation(act)
+
+
+def _check(s: int, d: int, placement: str, branches: int) -> None:
+    if s < 2:
+        raise UsageError(f"got {s=}; wanted 2 or more, as 1 / s of the features are not cheap")
+    if d < 1 or d % 2 == 0:
+        raise UsageError(f"got {d=}; wanted an odd kernel: 1, 3, 5, 7 ...")
+    if placement not in PLACEMENTS:
+        raise UsageError(f"got placement {placement!r}; wanted one of: {', '.join(PLACEMENTS)}")
+    if branches and placement != "per-branch":
+        raise UsageError(
+            f"got {placement=} for a module with branches, each of which has its norm; wanted "
+            "'per-branch'. Use another placement with GhostNet or GhostNetV2"
+        )

@@ -1,15 +1,22 @@
-"""GhostNet (Han et al. 2020, table 1), with any normalization or none after its convolutions.
+"""GhostNet, GhostNetV2 and GhostNetV3, with any normalization or none after their convolutions.
 
-With batch normalization the `state_dict` has the keys, order and shapes of the published weights.
+One table of layers (Han et al. 2020, table 1) serves all three. GhostNetV2 (Tang et al. 2022) adds
+attention to all bottlenecks but the first two; GhostNetV3 (Liu et al. 2024) trains GhostNetV2's
+convolutions as sums of branches, without the attention's own. With batch normalization the
+`state_dict` has the keys, order and shapes of the published weights.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.models.ghost import ConvNormAct, GhostBottleneck, convolution, make_divisible
-from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
+from spiritlevel.models.ghost import GhostBottleneck
+from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
+from spiritlevel.models.staged import Staged
+from spiritlevel.nn import NormSpec
 
 __all__ = ["GhostNet", "stem_stride"]
 
@@ -40,6 +47,8 @@ _STAGES = (
     ),
 )
 _STEM, _TAIL, _HEAD = 16, 960, 1280  # channels; the head's are the same at every width
+_WITHOUT_ATTENTION = 2  # bottlenecks at the start
+_BRANCHES = 3
 
 
 def stem_stride(stem: str) -> int:
@@ -49,13 +58,16 @@ def stem_stride(stem: str) -> int:
     return _STEM_STRIDES[stem]
 
 
-class GhostNet(nn.Module):
+class GhostNet(Staged):
     """(N, in_chans, H, W) -> logits (N, num_classes), H and W from 28 up.
 
     `stem="imagenet"` halves the image in the first convolution, "cifar" does not; four more
-    halvings follow. `width` scales all channels but the head's. `drop_rate` is the dropout before
-    the classifier. A convolution has a bias only where `norm` does not normalize, or where the
-    paper has no norm (squeeze-excitation, head). Raises UsageError.
+    halvings follow. `width` scales all channels but the head's; `version` is 1, 2 or 3.
+    `drop_rate` is the dropout before the classifier. `act` is an activation of `kernels`, `gate`
+    "hard" or "clamped" that of squeeze-excitation, `s`, `d` and `placement` are those of
+    `GhostModule`, and `checkpoint` sets `checkpointing`. A convolution has a bias only where `norm`
+    does not normalize, or where the paper has no norm (squeeze-excitation, head). Raises
+    UsageError.
     """
 
     def __init__(
@@ -66,37 +78,70 @@ class GhostNet(nn.Module):
         stem: str = "imagenet",
         *,
         width: float = 1.0,
+        version: int = 1,
         drop_rate: float = 0.2,
+        act: str = "relu",
+        gate: str = "hard",
+        s: int = 2,
+        d: int = 3,
+        placement: str = "per-branch",
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        make_norm, bias = norm_layer(norm, dim=2), not normalizes(norm)
+        layers = Layers.of(norm, act)
         chs = make_divisible(_STEM * width)
-        stride = stem_stride(stem)
-        self.conv_stem = convolution(in_chans, chs, 3, stride=stride, padding=1, bias=bias)
-        self.bn1 = make_norm(chs)
-        self.act1 = nn.ReLU()
-        self.blocks = _blocks(chs, width, make_norm, bias)
+        self.conv_stem = layers.conv(in_chans, chs, 3, stride=stem_stride(stem))
+        self.bn1 = layers.norm(chs)
+        self.act1 = layers.activation()
+        options = {"s": s, "d": d, "placement": placement}
+        self.blocks = _blocks(chs, width, layers, version, gate, options)
         self.conv_head = nn.Conv2d(make_divisible(_TAIL * width), _HEAD, 1)
-        self.act2 = nn.ReLU()
+        self.act2 = layers.activation()
         self.dropout = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(_HEAD, num_classes)
+        self.checkpointing = checkpoint
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.act1(self.bn1(self.conv_stem(x))))
+    def stem(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act1(self.bn1(self.conv_stem(x)))
+        return y
+
+    def stages(self) -> nn.Sequential:
+        return self.blocks
+
+    def halvings(self) -> tuple[int, ...]:
+        return tuple(i for i, rows in enumerate(_STAGES) if rows[0][-1] == 2)
+
+    def head(self, x: Tensor) -> Tensor:
         x = self.act2(self.conv_head(x.mean((2, 3), keepdim=True)))
         logits: Tensor = self.classifier(self.dropout(x.flatten(1)))
         return logits
 
 
-def _blocks(chs: int, width: float, norm: NormFactory, bias: bool) -> nn.Sequential:
+def _blocks(
+    chs: int, width: float, layers: Layers, version: int, gate: str, options: dict[str, Any]
+) -> nn.Sequential:
     """The stages of table 1, from `chs` channels, and the 1x1 convolution after them."""
-    stages = []
+    stages, before = [], 0
+    branches = _BRANCHES if version == 3 else 0
     for rows in _STAGES:
-        stage = []
+        stage = nn.Sequential()
         for kernel, expansion, channels, se, stride in rows:
             mid_chs, out_chs = make_divisible(expansion * width), make_divisible(channels * width)
-            stage.append(GhostBottleneck(chs, mid_chs, out_chs, kernel, se, stride, norm, bias))
-            chs = out_chs
-        stages.append(nn.Sequential(*stage))
-    tail = ConvNormAct(chs, make_divisible(_TAIL * width), norm, bias)
+            attention = version > 1 and before >= _WITHOUT_ATTENTION
+            block = GhostBottleneck(
+                chs,
+                mid_chs,
+                out_chs,
+                layers,
+                kernel=kernel,
+                stride=stride,
+                gate=gate if se else "",
+                attention=attention,
+                branches=branches,
+                **options,
+            )
+            stage.append(block)
+            chs, before = out_chs, before + 1
+        stages.append(stage)
+    tail = ConvNormAct(chs, make_divisible(_TAIL * width), layers)
     return nn.Sequential(*stages, nn.Sequential(tail))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spiritlevel.errors import UsageError
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.plain import BasicBlock, ResidualBlock
+from spiritlevel.models.resnet import ResidualUnit
 
 __all__ = ["init_he_", "init_normal_", "init_xavier_", "zero_branches_"]
 
@@ -72,8 +73,9 @@ def _fill(model: _Model, fill: Callable[[Tensor], Tensor]) -> _Model:
 def _branch_ends(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """The layers whose sum or concatenation is the branch, each with the norm after it."""
     if isinstance(module, GhostBottleneck):
-        halves = module.ghost2.primary_conv, module.ghost2.cheap_operation
-        return [(conv, norm) for conv, norm, _ in halves]
+        return module.ghost2.ends()
+    if isinstance(module, ResidualUnit):
+        return module.ends()
     if isinstance(module, BasicBlock):
         return [(module.conv2, module.norm2)]
     if isinstance(module, ResidualBlock):

@@ -14,19 +14,49 @@ from torch import nn
 from spiritlevel.errors import UsageError
 from spiritlevel.models.ghostnet import GhostNet, stem_stride
 from spiritlevel.models.plain import MLP, ResidualMLP, SmallResNet, SmallVGG
+from spiritlevel.models.resnet import ResNet
+from spiritlevel.models.vgg import VGG16
 from spiritlevel.nn import NormSpec
 
 __all__ = ["create_model", "list_models"]
 
+_RESNET56: dict[str, Any] = {
+    "stem": "cifar",
+    "widths": (16, 32, 64),
+    "depths": (9, 9, 9),
+    "kernels": (3, 3),
+    "option_a": True,
+}
+_RESNET50: dict[str, Any] = {
+    "widths": (256, 512, 1024, 2048),
+    "depths": (3, 4, 6, 3),
+    "kernels": (1, 3, 1),
+    "option_a": False,
+}
+_PLAIN: dict[str, Any] = {"s": 1, "d": 3, "placement": "per-branch"}
+
 _MODELS: Mapping[str, partial[Any]] = {
-    "ghostnet_050": partial(GhostNet, width=0.5),
-    "ghostnet_100": partial(GhostNet, width=1.0),
-    "ghostnet_130": partial(GhostNet, width=1.3),
+    "ghost_resnet50": partial(ResNet, **_RESNET50),
+    "ghost_resnet56": partial(ResNet, **_RESNET56),
+    "ghost_vgg16": partial(VGG16),
+    "ghostnet_050": partial(GhostNet, width=0.5, version=1),
+    "ghostnet_100": partial(GhostNet, width=1.0, version=1),
+    "ghostnet_130": partial(GhostNet, width=1.3, version=1),
+    "ghostnetv2_100": partial(GhostNet, width=1.0, version=2),
+    "ghostnetv2_130": partial(GhostNet, width=1.3, version=2),
+    "ghostnetv2_160": partial(GhostNet, width=1.6, version=2),
+    "ghostnetv3_050": partial(GhostNet, width=0.5, version=3),
+    "ghostnetv3_100": partial(GhostNet, width=1.0, version=3),
+    "ghostnetv3_130": partial(GhostNet, width=1.3, version=3),
+    "ghostnetv3_160": partial(GhostNet, width=1.6, version=3),
     "linear_net": partial(MLP, activation="none"),
     "mlp": partial(MLP),
     "residual_mlp": partial(ResidualMLP),
+    "resnet50": partial(ResNet, **_RESNET50, **_PLAIN),
+    "resnet56": partial(ResNet, **_RESNET56, **_PLAIN),
     "small_resnet": partial(SmallResNet),
     "small_vgg": partial(SmallVGG),
+    "vgg16": partial(VGG16, **_PLAIN),
 }
 
 
@@ -41,8 +71,8 @@ def create_model(
     """A new model, images (N, in_chans, H, W) -> logits (N, num_classes).
 
     `norm` is a string of `norm_layer` or a function num_features -> layer. `stem="cifar"` spares
-    GhostNet the first halving of the image; the other models have no stem. `options` are the
-    keyword arguments of the model's class. Raises UsageError.
+    GhostNets and ResNet-50 the first halving of the image, the latter the second too; the others
+    have one stem. `options` are the keyword arguments of the model's class. Raises UsageError.
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS)
@@ -56,7 +86,7 @@ def create_model(
     unknown = [option for option in options if option not in known]
     if unknown:
         raise UsageError(f"got option {unknown[0]!r} for {name}; its options: {', '.join(known)}")
-    if build.func is GhostNet:
+    if "stem" in inspect.signature(build.func).parameters and "stem" not in build.keywords:
         options["stem"] = stem
     model: nn.Module = build(num_classes=num_classes, norm=norm, in_chans=in_chans, **options)
     return model

@@ -1,0 +1,164 @@
+"""Convolutions that train as a sum of branches and are deployed as one (Ding et al. 2021).
+
+The branches of a convolution called `name` are, as in GhostNetV3's published weights,
+
+    name_rpr_conv.0, .1, ...    convolution and norm
+    name_rpr_scale              1x1 convolution and norm
+    name_rpr_skip               a norm alone, where input and output have the same shape
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spiritlevel.errors import UsageError
+from spiritlevel.models.layers import ConvNormAct, Layers
+from spiritlevel.nn import FrozenBatchNorm, MomentNoise
+
+__all__ = ["Reparameterised", "deploy", "merged"]
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy, in eval(), whose branches are merged: the numbers of `model` in eval(), for less.
+
+    Only GhostNetV3 has branches; other models come back as copies. Norms that follow one
+    convolution alone stay. Raises UsageError for norms that are no fixed factor and shift in eval.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, Reparameterised):
+            module.deploy_()
+    return model
+
+
+class Reparameterised(nn.Module):
+    """A module some of whose convolutions are sums of branches, as this file's head has it.
+
+    `branched` tells whether they still are.
+    """
+
+    branched: bool = False
+
+    def add_branches(
+        self,
+        name: str,
+        in_chs: int,
+        out_chs: int,
+        layers: Layers,
+        kernel: int,
+        *,
+        count: int,
+        stride: int = 1,
+        groups: int = 1,
+        scale: bool = False,
+        skip: bool = False,
+    ) -> None:
+        """Those of the convolution `name`: `count` of its kernel, and the two others if wanted."""
+        shape: dict[str, Any] = {"stride": stride, "groups": groups, "act": False}
+
+        def branch(kernel: int) -> nn.Module:
+            return ConvNormAct(in_chs, out_chs, layers, kernel, **shape)
+
+        if skip:
+            self.add_module(f"{name}_rpr_skip", layers.norm(out_chs))
+        self.add_module(f"{name}_rpr_conv", nn.ModuleList(branch(kernel) for _ in range(count)))
+        if scale:
+            self.add_module(f"{name}_rpr_scale", branch(1))
+        self.branched = True
+
+    def branches(self, name: str) -> list[nn.Module]:
+        """Those of the convolution `name`, in the order in which they are summed."""
+        alone = (self._modules.get(f"{name}_rpr_{kind}") for kind in ("scale", "skip"))
+        convs = self.get_submodule(f"{name}_rpr_conv")
+        return [branch for branch in alone if branch is not None] + list(convs.children())
+
+    def summed(self, name: str, x: Tensor) -> Tensor:
+        """The sum of the branches' outputs."""
+        first, *others = self.branches(name)
+        y: Tensor = first(x)
+        for branch in others:
+            y = y + branch(x)
+        return y
+
+    def merge_(self, name: str) -> nn.Conv2d:
+        """`merged` of the branches, which are taken out of the module."""
+        conv = merged(self.branches(name))
+        for kind in ("conv", "scale", "skip"):
+            self._modules.pop(f"{name}_rpr_{kind}", None)
+        return conv
+
+    def deploy_(self) -> None:
+        """Replace each sum of branches by the one convolution that gives the same in eval."""
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def merged(branches: Sequence[nn.Module]) -> nn.Conv2d:
+    """One convolution with bias that gives the sum of the branches in eval, computed in float64.
+
+    A branch is a convolution and its norm (`ConvNormAct` without activation), or a norm alone. The
+    first with the largest kernel lends its shape; smaller kernels stand in its centre, a norm alone
+    there as the identity. Raises UsageError.
+    """
+    convs = [branch.conv for branch in branches if isinstance(branch, ConvNormAct)]
+    model = max(convs, key=lambda conv: conv.kernel_size)
+    weight = torch.zeros_like(model.weight, dtype=torch.float64)
+    bias = weight.new_zeros(len(weight))
+    for branch in branches:
+        kernel, start, norm = _parts(branch, model)
+        factor, shift = _in_eval(norm, bias)
+        weight += kernel * factor[:, None, None, None]
+        bias += start * factor + shift
+    geometry = {n: getattr(model, n) for n in ("stride", "padding", "dilation", "groups")}
+    device = {"device": model.weight.device, "dtype": model.weight.dtype}
+    out_chs, in_chs = model.out_channels, model.in_channels
+    conv = nn.utils.skip_init(
+        nn.Conv2d, in_chs, out_chs, model.kernel_size, bias=True, **geometry, **device
+    )
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    conv.weight.copy_(weight)
+    conv.bias.copy_(bias)
+    return conv.train(model.training)
+
+
+def _parts(branch: nn.Module, model: nn.Conv2d) -> tuple[Tensor, Tensor, nn.Module]:
+    """Kernel (out, in / groups, k, k) and bias (out,) in float64, and the norm after them."""
+    height, width = model.kernel_size
+    if isinstance(branch, ConvNormAct):
+        conv, kernel = branch.conv, branch.conv.weight.double()
+        rows, columns = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
+        start = kernel.new_zeros(len(kernel)) if conv.bias is None else conv.bias.double()
+        return F.pad(kernel, (columns, columns, rows, rows)), start, branch.bn1
+    kernel = torch.zeros_like(model.weight, dtype=torch.float64)
+    outputs = torch.arange(len(kernel), device=kernel.device)
+    kernel[outputs, outputs % kernel.shape[1], height // 2, width // 2] = 1
+    return kernel, kernel.new_zeros(len(kernel)), branch
+
+
+def _in_eval(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What a norm does in eval, as a factor and a shift (C,) in float64. Raises UsageError."""
+    if isinstance(norm, nn.Identity | MomentNoise):
+        return torch.ones_like(like), torch.zeros_like(like)
+    fixed = isinstance(norm, _BatchNorm | FrozenBatchNorm) and norm.running_mean is not None
+    if not fixed:
+        raise UsageError(
+            f"got {type(norm).__name__} after a convolution that is to be merged with others; "
+            "wanted a norm that is a fixed factor and shift in eval, as batch normalization with "
+            "running statistics is. Deploy a model made with norm='batch', or use this one as it is"
+        )
+    assert isinstance(norm, _BatchNorm | FrozenBatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    shift = -norm.running_mean.double() * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.double()

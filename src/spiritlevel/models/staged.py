@@ -1,0 +1,106 @@
+"""What the image models have in common: maps by size, and memory spared in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Staged", "checkpointed"]
+
+
+class Staged(nn.Module):
+    """(N, in_chans, H, W) -> logits (N, num_classes), by a stem, stages in a row and a head.
+
+    `checkpointing = True` keeps of each stage only its input while training, and runs it again in
+    the backward pass: less memory, the same numbers. The second run changes no running statistics.
+    """
+
+    checkpointing: bool = False
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images -> the first map."""
+        raise NotImplementedError
+
+    def stages(self) -> nn.Sequential | list[nn.Module]:
+        """What follows in a row."""
+        raise NotImplementedError
+
+    def halvings(self) -> tuple[int, ...]:
+        """Indices of the stages that halve the map."""
+        raise NotImplementedError
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last map -> logits."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, stages = self.stem(x), self.stages()
+        if isinstance(stages, nn.Module) and not self.checkpointing:
+            x = stages(x)  # called as a whole, so that a hook on it sees the pass
+        else:
+            for stage in stages:
+                x = self._ran(stage, x)
+        return self.head(x)
+
+    def intermediates(self, x: Tensor) -> list[Tensor]:
+        """The last map of each size, the largest first: the input of a detector or a decoder.
+
+        One before each stage that halves, and one after all stages, which is what the head gets.
+        """
+        maps, halvings = [], self.halvings()
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages()):
+            if i in halvings:
+                maps.append(x)
+            x = self._ran(stage, x)
+        return [*maps, x]
+
+    def _ran(self, stage: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = checkpointed(stage, x) if self.checkpointing else stage(x)
+        return y
+
+
+def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
+    """stage(x), whose inner tensors are made again in the backward pass instead of kept.
+
+    The second run draws the same random numbers, starts from the buffers that the first one found
+    and leaves the module's own untouched, so that running statistics and counters follow a batch
+    once.
+    """
+    if not torch.is_grad_enabled():
+        y: Tensor = stage(x)
+        return y
+    if torch.compiler.is_compiling():  # the graph writes buffers once, however often it computes
+        y = checkpoint(stage, x, use_reentrant=False)
+        return y
+    y = checkpoint(stage, x, use_reentrant=False, context_fn=lambda: _contexts(stage))
+    return y
+
+
+def _contexts(
+    stage: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the first run and for the second."""
+    found = [
+        (module, {name: b.clone() for name, b in module._buffers.items() if b is not None})
+        for module in stage.modules()
+        if module._buffers
+    ]
+    return nullcontext(), _on_copies(found)
+
+
+@contextmanager
+def _on_copies(found: list[tuple[nn.Module, dict[str, Tensor]]]) -> Iterator[None]:
+    """Within the block the modules have these buffers in place of their own."""
+    own = [(module, dict(module._buffers)) for module, _ in found]
+    try:
+        for module, copies in found:
+            module._buffers.update(copies)
+        yield
+    finally:
+        for module, buffers in own:
+            module._buffers.update(buffers)
