@@ -58,8 +58,8 @@ class GhostModule(Reparameterised):
         cheap = first * (s - 1)
         self.surplus = first + cheap > out_chs
         each = Layers(nn.Identity, True, layers.act) if placement == "none" else layers
+        self.primary_conv, self.cheap_operation = nn.Sequential(), nn.Sequential()
         if branches:
-            self.primary_conv, self.cheap_operation = nn.Identity(), nn.Identity()
             self.add_branches(
                 "primary", in_chs, first, layers, kernel, count=branches, stride=stride
             )
@@ -120,7 +120,7 @@ class GhostModule(Reparameterised):
         if not isinstance(self.bn, nn.Identity):
             return [(nn.Identity(), self.bn)]
         halves = self.primary_conv, self.cheap_operation
-        return [(half[0], half[1]) for half in halves]  # type: ignore[index]
+        return [(half[0], half[1]) for half in halves]
 
 
 class GhostBottleneck(Reparameterised):

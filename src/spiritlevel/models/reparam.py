@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.errors import UsageError
 from spiritlevel.models.layers import ConvNormAct, Layers
-from spiritlevel.nn import FrozenBatchNorm, MomentNoise
+from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise
 
 __all__ = ["Reparameterised", "deploy", "merged"]
 
@@ -108,36 +108,30 @@ def merged(branches: Sequence[nn.Module]) -> nn.Conv2d:
     there as the identity. Raises UsageError.
     """
     convs = [branch.conv for branch in branches if isinstance(branch, ConvNormAct)]
-    model = max(convs, key=lambda conv: conv.kernel_size)
-    weight = torch.zeros_like(model.weight, dtype=torch.float64)
+    first = max(convs, key=lambda conv: conv.kernel_size)
+    weight = torch.zeros_like(first.weight, dtype=torch.float64)
     bias = weight.new_zeros(len(weight))
     for branch in branches:
-        kernel, start, norm = _parts(branch, model)
+        kernel, start, norm = _parts(branch, first)
         factor, shift = _in_eval(norm, bias)
         weight += kernel * factor[:, None, None, None]
         bias += start * factor + shift
-    geometry = {n: getattr(model, n) for n in ("stride", "padding", "dilation", "groups")}
-    device = {"device": model.weight.device, "dtype": model.weight.dtype}
-    out_chs, in_chs = model.out_channels, model.in_channels
-    conv = nn.utils.skip_init(
-        nn.Conv2d, in_chs, out_chs, model.kernel_size, bias=True, **geometry, **device
-    )
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
+    conv = copy.deepcopy(first)
+    conv.bias = nn.Parameter(conv.weight.new_empty(len(bias)), conv.weight.requires_grad)
     conv.weight.copy_(weight)
     conv.bias.copy_(bias)
-    return conv.train(model.training)
+    return conv
 
 
-def _parts(branch: nn.Module, model: nn.Conv2d) -> tuple[Tensor, Tensor, nn.Module]:
+def _parts(branch: nn.Module, shape: nn.Conv2d) -> tuple[Tensor, Tensor, nn.Module]:
     """Kernel (out, in / groups, k, k) and bias (out,) in float64, and the norm after them."""
-    height, width = model.kernel_size
+    height, width = shape.kernel_size
     if isinstance(branch, ConvNormAct):
         conv, kernel = branch.conv, branch.conv.weight.double()
         rows, columns = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
         start = kernel.new_zeros(len(kernel)) if conv.bias is None else conv.bias.double()
         return F.pad(kernel, (columns, columns, rows, rows)), start, branch.bn1
-    kernel = torch.zeros_like(model.weight, dtype=torch.float64)
+    kernel = torch.zeros_like(shape.weight, dtype=torch.float64)
     outputs = torch.arange(len(kernel), device=kernel.device)
     kernel[outputs, outputs % kernel.shape[1], height // 2, width // 2] = 1
     return kernel, kernel.new_zeros(len(kernel)), branch
@@ -147,6 +141,11 @@ def _in_eval(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """What a norm does in eval, as a factor and a shift (C,) in float64. Raises UsageError."""
     if isinstance(norm, nn.Identity | MomentNoise):
         return torch.ones_like(like), torch.zeros_like(like)
+    if isinstance(norm, BatchNormAct2d):
+        raise UsageError(
+            "got a model whose norms are fused with what follows them; wanted one as it was made. "
+            "Deploy first, then fuse the copy"
+        )
     fixed = isinstance(norm, _BatchNorm | FrozenBatchNorm) and norm.running_mean is not None
     if not fixed:
         raise UsageError(
