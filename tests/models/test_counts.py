@@ -58,6 +58,9 @@ def built(name, options, side):
 
 def multiply_adds(model, side):
     """In millions, of convolutions and linear layers; nothing is computed."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = lambda x: x  # it counts for none, and is slow where it has no values
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.to("meta").eval()(torch.empty(1, 3, side, side, device="meta"))
     return counter.get_total_flops() / 2e6
@@ -66,7 +69,7 @@ def multiply_adds(model, side):
 def test_parameters_and_multiply_adds(capsys):
     lines, wrong = [], []
     for name, options, side, parameters, millions, paper, why in ROWS:
-        with torch.device("meta") if options != "deployed" else torch.device("cpu"):
+        with torch.device("meta"):
             model = built(name, options, side)
         got = sum(p.numel() for p in model.parameters())
         cost = multiply_adds(model, side)
