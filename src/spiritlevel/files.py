@@ -54,5 +54,5 @@ def _draft(path: Path) -> Path:
 def _refusal(path: Path, error: OSError) -> UsageError:
     return UsageError(
         f"got {error.strerror or error} while writing {path}; "
-        "wanted a folder that is there and has room. Make it, or choose another --out"
+        "wanted a folder that is there and has room. Make it, or choose another place"
     )

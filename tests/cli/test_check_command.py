@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from spiritlevel.cli import main
-from spiritlevel.cli.weights import load_into, save_weights
 from spiritlevel.doctor.check import RULES
 from spiritlevel.errors import UsageError
+from spiritlevel.models.weights import load_weights, save_weights
 
 MODELS = """
 import torch
@@ -273,7 +273,7 @@ def test_weights_go_out_and_in(here, name, dtype):
     model, other = network().to(dtype), network().to(dtype)
     other[1].reset_running_stats()
     save_weights(model, here / name)
-    load_into(other, here / name, "cpu")
+    load_weights(other, here / name)
     for key, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
     assert [path.name for path in here.iterdir() if path.name != "nets.py"] == [name]
@@ -293,7 +293,7 @@ def test_wrappers_and_prefixes_are_taken_off(here, wrap):
     model, other = network(), network()
     other[1].reset_running_stats()
     torch.save(wrap(model.state_dict()), here / "w.pth")
-    load_into(other, here / "w.pth", "cpu")
+    load_weights(other, here / "w.pth")
     assert torch.equal(other[1].running_mean, model[1].running_mean)
 
 
@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_named(here):
     state["0.weight"] = torch.zeros(4, 2, 3, 3)
     torch.save(state, here / "w.pth")
     with pytest.raises(UsageError) as caught:
-        load_into(network(), here / "w.pth", "cpu")
+        load_weights(network(), here / "w.pth")
     for part in ("it lacks 1.weight", "has beside 2.weight", "0.weight (4, 2, 3, 3) for (4, 1, 3"):
         assert part in str(caught.value)
 
@@ -317,10 +317,10 @@ class Evil:
 def test_no_code_of_a_file_runs(here, capfd):
     torch.save({"state_dict": Evil()}, here / "w.pth")
     with pytest.raises(UsageError, match=r"which cannot be read .* may run code"):
-        load_into(network(), here / "w.pth", "cpu")
+        load_weights(network(), here / "w.pth")
     torch.save(network(), here / "w.pth")
     with pytest.raises(UsageError, match="wanted the state_dict"):
-        load_into(network(), here / "w.pth", "cpu")
+        load_weights(network(), here / "w.pth")
     assert "owned" not in capfd.readouterr().out
 
 
@@ -338,13 +338,13 @@ def test_no_code_of_a_file_runs(here, capfd):
 def test_what_is_no_weights_is_refused(here, name, content, told):
     (here / name).write_bytes(content)
     with pytest.raises(UsageError, match=re.escape(told)):
-        load_into(network(), here / name, "cpu")
+        load_weights(network(), here / name)
 
 
 def test_a_file_of_something_else(here):
     torch.save({"epoch": 3}, here / "w.pth")
     with pytest.raises(UsageError, match="hold a dict of epoch; wanted a state_dict"):
-        load_into(network(), here / "w.pth", "cpu")
+        load_weights(network(), here / "w.pth")
 
 
 # ---- fixes, baselines, settings ------------------------------------------------------------------
@@ -439,13 +439,13 @@ def test_a_rule_that_is_none(id, told, capfd):
     ],
 )
 def test_safetensors_whose_header_lies_are_refused(tmp_path, change):
-    from spiritlevel.cli.weights import load_into, save_weights
     from spiritlevel.errors import UsageError
+    from spiritlevel.models.weights import load_weights, save_weights
 
     model = nn.Linear(2, 2, bias=False)
     path = tmp_path / "w.safetensors"
     save_weights(model, path)
-    load_into(model, path, "cpu")
+    load_weights(model, path)
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -453,7 +453,7 @@ def test_safetensors_whose_header_lies_are_refused(tmp_path, change):
     told = json.dumps(header).encode()
     path.write_bytes(len(told).to_bytes(8, "little") + told + content[end:])
     with pytest.raises(UsageError, match="which are no safetensors"):
-        load_into(model, path, "cpu")
+        load_weights(model, path)
 
 
 def test_nothing_is_computed_on_the_device_meta(capsys):

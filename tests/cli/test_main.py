@@ -28,7 +28,7 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    assert all(command in told for command in ("explain", "study", "report", "env"))
+    assert all(command in told for command in ("explain", "study", "report", "models", "env"))
 
 
 @pytest.mark.parametrize(

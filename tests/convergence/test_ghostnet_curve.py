@@ -17,7 +17,8 @@ from torch import nn
 
 from spiritlevel.data import load, prepare
 from spiritlevel.kernels import backend
-from spiritlevel.models.ghost import ConvNormAct, GhostBottleneck, convolution
+from spiritlevel.models.ghost import GhostBottleneck
+from spiritlevel.models.layers import ConvNormAct, Layers
 from spiritlevel.nn import batch as snn
 from spiritlevel.train import train
 
@@ -38,12 +39,13 @@ class SmallGhostNet(nn.Module):
 
     def __init__(self, norm):
         super().__init__()
-        self.stem = nn.Sequential(convolution(1, 8, 3, padding=1, bias=False), norm(8), nn.ReLU())
+        layers = Layers.of(norm)
+        self.stem = ConvNormAct(1, 8, layers, 3)
         self.blocks = nn.Sequential(
-            GhostBottleneck(8, 16, 8, 3, False, 1, norm, False),
-            GhostBottleneck(8, 24, 12, 3, False, 2, norm, False),
-            GhostBottleneck(12, 36, 20, 5, True, 2, norm, False),
-            ConvNormAct(20, 64, norm, False),
+            GhostBottleneck(8, 16, 8, layers),
+            GhostBottleneck(8, 24, 12, layers, stride=2),
+            GhostBottleneck(12, 36, 20, layers, kernel=5, stride=2, gate="hard"),
+            ConvNormAct(20, 64, layers),
         )
         self.classifier = nn.Linear(64, 10)
 

@@ -1,18 +1,22 @@
-"""docs/probe.md and docs/check.md: their code runs, and they name what there is."""
+"""docs/probe.md, docs/check.md, docs/weights.md: their code runs, and they name what there is."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import torch
+
 from spiritlevel.cli import main
 from spiritlevel.doctor.config import settings
+from spiritlevel.models import create_model, read_metadata, save_weights
 from spiritlevel.probe.columns import METRICS
 from spiritlevel.probe.reading import MOST_SORTED, MOST_VALUES
 from spiritlevel.probe.table import MOST_STEPS
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "probe.md").read_text(encoding="utf-8")
+WEIGHTS = (DOCS / "weights.md").read_text(encoding="utf-8")
 CHECK = (DOCS / "check.md").read_text(encoding="utf-8")
 
 
@@ -30,6 +34,17 @@ def test_the_example_of_the_probe_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_example_of_the_check_runs(capsys):
     assert "rules asked" in run(CHECK, capsys)
+
+
+def test_the_examples_of_weights_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_weights(create_model("ghostnet_100"), "state_dict_73.98.pth")
+    given: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", WEIGHTS, flags=re.DOTALL):
+        exec(compile(code, "example", "exec"), given)
+    assert "'epochs': 240" in capsys.readouterr().out
+    made = create_model(**read_metadata("mine.safetensors")["model"], weights="mine.safetensors")
+    assert torch.equal(made.classifier.weight, given["model"].classifier.weight)
 
 
 def test_the_settings_shown_are_settings(tmp_path):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import bench, check, env, explain, study
+from spiritlevel.cli import bench, check, env, explain, models, study
 
 __all__ = ["app"]
 
@@ -34,5 +34,6 @@ app.command("check")(check.check)
 app.command("rule")(check.rule)
 app.command("study")(study.study)
 app.command("report")(study.report)
+app.command("models")(models.models)
 app.command("env")(env.env)
 app.add_typer(bench.app, name="bench")

@@ -164,8 +164,8 @@ def _refuse(
     files: tuple[Path | None, ...],
 ) -> None:
     """Raises UsageError for options that do not go together, before any code of the user's runs."""
-    from spiritlevel.cli.weights import refuse_suffix
     from spiritlevel.files import refuse_unwritable
+    from spiritlevel.models.weights import refuse_suffix
 
     if images.data is not None and images.loader is not None:
         raise UsageError("got --data and --loader; wanted one of them. Leave the other out")
@@ -190,7 +190,7 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
     """The model and its batches, or None. On stderr it says which code of the user's runs."""
     from spiritlevel.cli import subject
     from spiritlevel.cli.study import numbers
-    from spiritlevel.cli.weights import load_into
+    from spiritlevel.models.weights import load_weights
 
     builder = subject.builder(spec)
     if (told := builder.told()) is not None:
@@ -218,7 +218,7 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
             "that is here, as cpu"
         ) from error
     if weights is not None:
-        load_into(built.model, weights, device)
+        load_weights(built.model, weights, device=device)
     if images.loader is None:
         return built, read
     loader, place = subject.named_loader(images.loader)
@@ -267,7 +267,7 @@ def _write_baseline(path: Path, found: Diagnosis) -> int:
 
 
 def _keep(subject: Subject, path: Path | None) -> None:
-    from spiritlevel.cli.weights import save_weights
+    from spiritlevel.models.weights import save_weights
 
     if path is None:
         _say(say("terminal.check.unsaved"))

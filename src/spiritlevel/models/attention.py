@@ -23,15 +23,15 @@ GATES: Mapping[str, Callable[[Tensor], Tensor]] = {
 class SqueezeExcite(nn.Module):
     """x * gate(conv(relu(conv(mean of x)))): (N, C, H, W) -> the same; `gate` is of `GATES`.
 
-    Raises UsageError.
+    `reduced_chs` are those between the convolutions, a quarter unless given. Raises UsageError.
     """
 
-    def __init__(self, chs: int, gate: str = "hard") -> None:
+    def __init__(self, chs: int, gate: str = "hard", reduced_chs: int = 0) -> None:
         super().__init__()
         if gate not in GATES:
             raise UsageError(f"got gate {gate!r}; wanted one of: {', '.join(GATES)}")
         self.gate = gate
-        reduced_chs = make_divisible(chs * 0.25)
+        reduced_chs = reduced_chs or make_divisible(chs * 0.25)
         self.conv_reduce = nn.Conv2d(chs, reduced_chs, 1)
         self.conv_expand = nn.Conv2d(reduced_chs, chs, 1)
 

@@ -130,7 +130,7 @@ class GhostBottleneck(Reparameterised):
     Ghost modules. `kernel` is that of the strided convolution and of the shortcut's depthwise one;
     `gate` that of the squeeze-excitation, "" for none. `attention` is the first module's,
     `branches` also the strided convolution's; `s`, `d` and `placement` are both modules'.
-    Raises UsageError.
+    `variant` is that of `GhostNet`. Raises UsageError.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class GhostBottleneck(Reparameterised):
         placement: str = "per-branch",
         attention: bool = False,
         branches: int = 0,
+        variant: str = "huawei",
     ) -> None:
         super().__init__()
 
@@ -183,14 +184,19 @@ class GhostBottleneck(Reparameterised):
         elif strided:
             self.conv_dw = layers.depthwise(mid_chs, kernel, stride=stride)
             self.bn_dw = layers.norm(mid_chs)
-        self.se = SqueezeExcite(mid_chs, gate) if gate else nn.Identity()
+        theirs = variant == "d-li14"
+        reduced_chs = mid_chs // 4 if theirs else 0
+        self.se = SqueezeExcite(mid_chs, gate, reduced_chs) if gate else nn.Identity()
         self.ghost2 = ghost(mid_chs, out_chs, act=False, attention=False)
         self.shortcut = nn.Sequential()
         if strided or in_chs != out_chs:
-            self.shortcut.append(layers.depthwise(in_chs, kernel, stride=stride))
+            short_kernel = 3 if theirs else kernel
+            self.shortcut.append(layers.depthwise(in_chs, short_kernel, stride=stride))
             self.shortcut.append(layers.norm(in_chs))
-            self.shortcut.append(layers.conv(in_chs, out_chs, 1))
-            self.shortcut.append(layers.norm(out_chs))
+            if theirs:
+                self.shortcut.add_module("act", layers.activation())
+            self.shortcut.add_module("2", layers.conv(in_chs, out_chs, 1))
+            self.shortcut.add_module("3", layers.norm(out_chs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ghost1(x)

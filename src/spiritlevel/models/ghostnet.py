@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spiritlevel.errors import UsageError
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
+from spiritlevel.models.reparam import deploy_
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec
 
@@ -49,6 +50,7 @@ _STAGES = (
 _STEM, _TAIL, _HEAD = 16, 960, 1280  # channels; the head's are the same at every width
 _WITHOUT_ATTENTION = 2  # bottlenecks at the start
 _BRANCHES = 3
+_VARIANTS = ("huawei", "d-li14")
 
 
 def stem_stride(stem: str) -> int:
@@ -66,8 +68,13 @@ class GhostNet(Staged):
     `drop_rate` is the dropout before the classifier. `act` is an activation of `kernels`, `gate`
     "hard" or "clamped" that of squeeze-excitation, `s`, `d` and `placement` are those of
     `GhostModule`, and `checkpoint` sets `checkpointing`. A convolution has a bias only where `norm`
-    does not normalize, or where the paper has no norm (squeeze-excitation, head). Raises
-    UsageError.
+    does not normalize, or where the paper has no norm (squeeze-excitation, head). `deployed` merges
+    the branches of version 3 at once, as `deploy` does, for weights that were saved so.
+
+    `variant="d-li14"` is the network that the weights of d-li14/ghostnet.pytorch are of: its gate
+    is clamped unless given, its squeeze-excitation a quarter rounded down, the depthwise
+    convolution of its shortcuts 3x3 with an activation, and its head has a norm in place of a bias.
+    Raises UsageError.
     """
 
     def __init__(
@@ -81,25 +88,36 @@ class GhostNet(Staged):
         version: int = 1,
         drop_rate: float = 0.2,
         act: str = "relu",
-        gate: str = "hard",
+        gate: str | None = None,
         s: int = 2,
         d: int = 3,
         placement: str = "per-branch",
         checkpoint: bool = False,
+        variant: str = "huawei",
+        deployed: bool = False,
     ) -> None:
         super().__init__()
+        _check_variant(variant, version, deployed)
+        theirs = variant == "d-li14"
+        gate = gate or ("clamped" if theirs else "hard")
         layers = Layers.of(norm, act)
         chs = make_divisible(_STEM * width)
         self.conv_stem = layers.conv(in_chans, chs, 3, stride=stem_stride(stem))
         self.bn1 = layers.norm(chs)
         self.act1 = layers.activation()
-        options = {"s": s, "d": d, "placement": placement}
+        options = {"s": s, "d": d, "placement": placement, "variant": variant}
         self.blocks = _blocks(chs, width, layers, version, gate, options)
-        self.conv_head = nn.Conv2d(make_divisible(_TAIL * width), _HEAD, 1)
+        tail_chs = make_divisible(_TAIL * width)
+        self.conv_head = (
+            layers.conv(tail_chs, _HEAD, 1) if theirs else nn.Conv2d(tail_chs, _HEAD, 1)
+        )
+        self.bn_head = layers.norm(_HEAD) if theirs else nn.Identity()
         self.act2 = layers.activation()
         self.dropout = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(_HEAD, num_classes)
         self.checkpointing = checkpoint
+        if deployed:
+            deploy_(self)
 
     def stem(self, x: Tensor) -> Tensor:
         y: Tensor = self.act1(self.bn1(self.conv_stem(x)))
@@ -112,9 +130,21 @@ class GhostNet(Staged):
         return tuple(i for i, rows in enumerate(_STAGES) if rows[0][-1] == 2)
 
     def head(self, x: Tensor) -> Tensor:
-        x = self.act2(self.conv_head(x.mean((2, 3), keepdim=True)))
+        x = self.act2(self.bn_head(self.conv_head(x.mean((2, 3), keepdim=True))))
         logits: Tensor = self.classifier(self.dropout(x.flatten(1)))
         return logits
+
+
+def _check_variant(variant: str, version: int, deployed: bool) -> None:
+    if variant not in _VARIANTS:
+        raise UsageError(f"got variant {variant!r}; wanted one of: {', '.join(_VARIANTS)}")
+    if variant != "huawei" and version != 1:
+        raise UsageError(f"got {variant=} of GhostNetV{version}; wanted a ghostnet_*, as it has")
+    if deployed and version != 3:
+        raise UsageError(
+            f"got {deployed=} of GhostNet version {version}, which has no branches to merge; "
+            "wanted a ghostnetv3_*. Leave it out"
+        )
 
 
 def _blocks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,24 +17,24 @@ from spiritlevel.models.ghostnet import GhostNet, stem_stride
 from spiritlevel.models.plain import MLP, ResidualMLP, SmallResNet, SmallVGG
 from spiritlevel.models.resnet import ResNet
 from spiritlevel.models.vgg import VGG16
+from spiritlevel.models.weights import load_weights
 from spiritlevel.nn import NormSpec
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "model_options"]
 
 _RESNET56: dict[str, Any] = {
     "stem": "cifar",
     "widths": (16, 32, 64),
     "depths": (9, 9, 9),
     "kernels": (3, 3),
-    "option_a": True,
 }
 _RESNET50: dict[str, Any] = {
     "widths": (256, 512, 1024, 2048),
     "depths": (3, 4, 6, 3),
     "kernels": (1, 3, 1),
-    "option_a": False,
 }
-_PLAIN: dict[str, Any] = {"s": 1, "d": 3, "placement": "per-branch"}
+_PLAIN_VGG: dict[str, Any] = {"s": 1, "d": 3, "placement": "per-branch"}
+_PLAIN: dict[str, Any] = {**_PLAIN_VGG, "ghost_stem": False}
 
 _MODELS: Mapping[str, partial[Any]] = {
     "ghost_resnet50": partial(ResNet, **_RESNET50),
@@ -56,7 +57,7 @@ _MODELS: Mapping[str, partial[Any]] = {
     "resnet56": partial(ResNet, **_RESNET56, **_PLAIN),
     "small_resnet": partial(SmallResNet),
     "small_vgg": partial(SmallVGG),
-    "vgg16": partial(VGG16, **_PLAIN),
+    "vgg16": partial(VGG16, **_PLAIN_VGG),
 }
 
 
@@ -66,13 +67,17 @@ def create_model(
     norm: NormSpec = "batch",
     in_chans: int = 3,
     stem: str = "imagenet",
+    weights: str | os.PathLike[str] | None = None,
+    new_head: bool = False,
     **options: Any,
 ) -> nn.Module:
     """A new model, images (N, in_chans, H, W) -> logits (N, num_classes).
 
     `norm` is a string of `norm_layer` or a function num_features -> layer. `stem="cifar"` spares
     GhostNets and ResNet-50 the first halving of the image, the latter the second too; the others
-    have one stem. `options` are the keyword arguments of the model's class. Raises UsageError.
+    have one stem. `options` are the keyword arguments of the model's class. `weights` and
+    `new_head` are given to `load_weights`: a path, or `hf:OWNER/NAME`. Raises UsageError and
+    MissingExtra.
     """
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS)
@@ -88,7 +93,14 @@ def create_model(
         raise UsageError(f"got option {unknown[0]!r} for {name}; its options: {', '.join(known)}")
     if "stem" in inspect.signature(build.func).parameters and "stem" not in build.keywords:
         options["stem"] = stem
-    model: nn.Module = build(num_classes=num_classes, norm=norm, in_chans=in_chans, **options)
+    given = {"num_classes": num_classes, "norm": norm, "in_chans": in_chans, **options}
+    model: nn.Module = build(**given)
+    told = norm if isinstance(norm, str) else repr(norm)
+    vars(model)["made_as"] = {"name": name, **given, "norm": told}
+    if weights is not None:
+        load_weights(model, weights, new_head=new_head)
+    elif new_head:
+        raise UsageError("got new_head=True without weights, of which the head would not be taken")
     return model
 
 
@@ -96,6 +108,11 @@ def _options(build: partial[Any]) -> list[str]:
     """The keyword-only arguments that the name does not settle."""
     parameters = inspect.signature(build.func).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in build.keywords]
+
+
+def model_options(name: str) -> list[str]:
+    """The `options` that `create_model` takes for a model of `list_models`."""
+    return _options(_MODELS[name])
 
 
 def list_models(pattern: str = "*") -> list[str]:

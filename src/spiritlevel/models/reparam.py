@@ -22,7 +22,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.models.layers import ConvNormAct, Layers
 from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise
 
-__all__ = ["Reparameterised", "deploy", "merged"]
+__all__ = ["Reparameterised", "deploy", "deploy_", "merged"]
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -31,10 +31,18 @@ def deploy(model: nn.Module) -> nn.Module:
     Only GhostNetV3 has branches; other models come back as copies. Norms that follow one
     convolution alone stay. Raises UsageError for norms that are no fixed factor and shift in eval.
     """
-    model = copy.deepcopy(model).eval()
-    for module in model.modules():
-        if isinstance(module, Reparameterised):
-            module.deploy_()
+    return deploy_(copy.deepcopy(model))
+
+
+def deploy_(model: nn.Module) -> nn.Module:
+    """As `deploy`, in place: the same module comes back."""
+    model.eval()
+    branched = [m for m in model.modules() if isinstance(m, Reparameterised) and m.branched]
+    for module in branched:
+        module.deploy_()
+    made_as = getattr(model, "made_as", None)
+    if branched and isinstance(made_as, dict):
+        made_as["deployed"] = True
     return model
 
 

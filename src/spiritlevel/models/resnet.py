@@ -119,7 +119,9 @@ class ResNet(Staged):
     `widths` and `depths` are the channels and units of each stage; all but the first halve the map.
     `stem="imagenet"` is a strided 7x7 convolution and a max-pool, "cifar" a 3x3 convolution.
     `s` = 1 is the plain network; above, convolutions are Ghost modules, with `d` and `placement` as
-    there. `drop_rate`, `act` and `checkpoint` are as in `GhostNet`. Raises UsageError.
+    there, the first one only with `ghost_stem`. Shortcuts where shapes change are `OptionA` in
+    networks of 3x3 convolutions, else 1x1 convolutions, or as `option_a` says. `drop_rate`, `act`
+    and `checkpoint` are as in `GhostNet`. Raises UsageError.
     """
 
     def __init__(
@@ -132,7 +134,8 @@ class ResNet(Staged):
         widths: tuple[int, ...] = (256, 512, 1024, 2048),
         depths: tuple[int, ...] = (3, 4, 6, 3),
         kernels: Kernels = _BOTTLENECK,
-        option_a: bool = False,
+        option_a: bool | None = None,
+        ghost_stem: bool = False,
         s: int = 2,
         d: int = 3,
         placement: str = "per-branch",
@@ -142,12 +145,20 @@ class ResNet(Staged):
     ) -> None:
         super().__init__()
         layers = Layers.of(norm, act)
-        ghost = None if s == 1 else {"s": s, "d": d, "placement": placement}
+        ghost: dict[str, Any] | None = None
+        if s != 1:
+            ghost = {"s": s, "d": d, "placement": placement}
         chs = widths[0] // _EXPANSION if kernels == _BOTTLENECK else widths[0]
+        option_a = kernels == _BASIC if option_a is None else option_a
         large = stem_stride(stem) == 2
-        self.conv1 = layers.conv(in_chans, chs, 7 if large else 3, stride=stem_stride(stem))
-        self.bn1 = layers.norm(chs)
-        self.act1 = layers.activation()
+        first: dict[str, Any] = {"kernel": 7 if large else 3, "stride": stem_stride(stem)}
+        if ghost_stem and ghost is not None:
+            self.conv1: nn.Module = GhostModule(in_chans, chs, layers, **first, **ghost)
+            self.bn1: nn.Module = nn.Identity()
+            self.act1: nn.Module = nn.Identity()
+        else:
+            self.conv1 = layers.conv(in_chans, chs, **first)
+            self.bn1, self.act1 = layers.norm(chs), layers.activation()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity()
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             stage = nn.Sequential()
