@@ -21,7 +21,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def init_he_(model: _Model, scale: float = 1.0) -> _Model:
     """Weights of every convolution and linear layer ~ Normal(0, scale^2 * 2 / fan_in), biases 0.
 
-    He et al. 2015, section 2.2: with `scale` 1 the size of ReLU features is kept.
+    He et al. 2015, section 2.2: with `scale` 1 the size of ReLU features is kept. The fan is of
+    one group: 9 for a depthwise 3x3 kernel. That is why it is fan_in: torch's
+    `kaiming_normal_(mode="fan_out")` counts the outputs of all groups, for a depthwise kernel of C
+    channels a deviation sqrt(C) times too small.
     """
     return _fill(model, lambda weight: nn.init.kaiming_normal_(weight).mul_(scale))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spiritlevel.models.ghost import GhostModule
-from spiritlevel.models.layers import ConvNormAct, Layers
+from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec
 
@@ -22,8 +22,8 @@ class VGG16(Staged):
 
     Five stages of (3x3 convolution, norm, activation), a 2x2 max-pool before each but the first;
     the mean over what is left, dropout and a linear layer. `s` = 1 is the plain network; above, all
-    convolutions but the first are Ghost modules, with `d` and `placement` as there. `act` and
-    `checkpoint` are as in `GhostNet`. Raises UsageError.
+    convolutions but the first are Ghost modules, with `d` and `placement` as there. `width` scales
+    all channels, to multiples of 4. `act` and `checkpoint` are as in `GhostNet`. Raises UsageError.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class VGG16(Staged):
         norm: NormSpec = "batch",
         in_chans: int = 3,
         *,
+        width: float = 1.0,
         s: int = 2,
         d: int = 3,
         placement: str = "per-branch",
@@ -45,13 +46,15 @@ class VGG16(Staged):
         chs = 0
         for widths in _STAGES:
             stage = nn.Sequential(nn.MaxPool2d(2)) if chs else nn.Sequential()
-            for width in widths:
+            for out_chs in (make_divisible(full * width) for full in widths):
                 if s == 1 or not chs:
-                    unit: nn.Module = ConvNormAct(chs or in_chans, width, layers, 3)
+                    unit: nn.Module = ConvNormAct(chs or in_chans, out_chs, layers, 3)
                 else:
-                    unit = GhostModule(chs, width, layers, kernel=3, s=s, d=d, placement=placement)
+                    unit = GhostModule(
+                        chs, out_chs, layers, kernel=3, s=s, d=d, placement=placement
+                    )
                 stage.append(unit)
-                chs = width
+                chs = out_chs
             self.features.append(stage)
         self.dropout = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(chs, num_classes)

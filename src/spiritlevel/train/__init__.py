@@ -1,0 +1,33 @@
+"""Training: one short run, a recipe as data, and what it is made into."""
+
+from spiritlevel.train.build import init_, loss, optimizer, parameter_groups
+from spiritlevel.train.ema import averaged
+from spiritlevel.train.fitting import Fitted, fit
+from spiritlevel.train.mixing import mix
+from spiritlevel.train.recipe import Recipe
+from spiritlevel.train.recipes import RECIPES, Published, published
+from spiritlevel.train.run import SGD, Curve, Observer, Score, score, train
+from spiritlevel.train.schedule import learning_rate, scheduler
+
+__all__ = [
+    "RECIPES",
+    "SGD",
+    "Curve",
+    "Fitted",
+    "Observer",
+    "Published",
+    "Recipe",
+    "Score",
+    "averaged",
+    "fit",
+    "init_",
+    "learning_rate",
+    "loss",
+    "mix",
+    "optimizer",
+    "parameter_groups",
+    "published",
+    "scheduler",
+    "score",
+    "train",
+]
