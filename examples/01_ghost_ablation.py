@@ -130,6 +130,7 @@ def run(asked: argparse.Namespace) -> tuple[Records, dict[str, Any]]:
     meta = _resumed(asked, images.fingerprint) if asked.resume else _begun(asked, images)
     described = environment.describe(jobs=asked.jobs, threads=1, kernels="aten")
     meta["environment"] = described
+    meta["counted"] = {name: counted(row, meta) for name, row in ROWS.items()}
     write_json(asked.out / "meta.json", meta)
     file = RecordFile.open(asked.out / "records.jsonl")
     try:
@@ -359,7 +360,7 @@ def _signed(value: float) -> str:
 def _row(name: str, meta: dict[str, Any], records: Records) -> str:
     found = mean_interval(list(_accuracies(name, records).values()))
     here = "–" if found is None else f"{found.value:.1f} ({found.low:.1f} to {found.high:.1f})"
-    parameters, millions = counted(ROWS[name], meta)
+    parameters, millions = meta["counted"][name]
     paper = PAPER.get(name, ("–", "–", "–"))
     cells = [name, here, f"{parameters:.3f}", f"{millions:.2f}", *map(str, paper)]
     return "| " + " | ".join(cells) + " |"
