@@ -101,7 +101,7 @@ def main(words: list[str] | None = None) -> int:
     except SpiritlevelError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{len(records)} records in {asked.out}, the page in {page}")
+    print(f"{len(records)} records in {asked.out}, the page in {page}", flush=True)
     return 0
 
 
@@ -114,27 +114,34 @@ def _options() -> argparse.ArgumentParser:
     add("--page", type=Path, help="the page to write (OUT/ablation.md)")
     add("--images", type=int, default=4000, help="training images at most (4000)")
     add("--epochs", type=int, default=4, help="of each run (4)")
-    add("--seeds", type=int, default=3, help="runs of each row; 3 or more have intervals (3)")
+    add("--seeds", type=int, help="runs of each row; 3 or more have intervals (3)")
     add("--width", type=float, default=0.125, help="share of VGG-16's channels (0.125)")
     add("--jobs", type=int, default=1, help="processes, of one thread each (1)")
-    add("--resume", action="store_true", help="finish OUT, by its own settings; give --data again")
+    add(
+        "--resume",
+        action="store_true",
+        help="finish OUT by its own settings, but with these "
+        "--data, which have to be the same, --jobs and, where given, --seeds",
+    )
     return options
 
 
 def run(asked: argparse.Namespace) -> tuple[Records, dict[str, Any]]:
     """Do the runs that OUT lacks. Raises UsageError, DataError, RecordsError, MissingExtra."""
     for name in ("images", "epochs", "seeds", "jobs"):
-        if getattr(asked, name) < 1:
-            raise UsageError(f"got --{name} {getattr(asked, name)}; wanted 1 or more")
+        given = getattr(asked, name)
+        if given is not None and given < 1:
+            raise UsageError(f"got --{name} {given}; wanted 1 or more")
     images = load(asked.data)
     meta = _resumed(asked, images.fingerprint) if asked.resume else _begun(asked, images)
-    described = environment.describe(jobs=asked.jobs, threads=1, kernels="aten")
-    meta["environment"] = described
+    meta["seeds"] = asked.seeds or meta.get("seeds", 3)
+    meta["command"] = _command(asked, meta)
+    meta["environment"] = environment.describe(jobs=asked.jobs, threads=1, kernels="aten")
     meta["counted"] = {name: counted(row, meta) for name, row in ROWS.items()}
     write_json(asked.out / "meta.json", meta)
     file = RecordFile.open(asked.out / "records.jsonl")
     try:
-        todo = [cell for cell in _cells(meta) if cell.key not in file.records.done()]
+        todo = [cell for cell in cells(meta) if cell.key not in file.records.done()]
         print(f"{len(todo)} runs to do, {len(file.records.done())} done", flush=True)
         for record in _done(todo, asked, meta):
             file.append(record)
@@ -150,28 +157,35 @@ def _begun(asked: argparse.Namespace, images: Any) -> dict[str, Any]:
     if (asked.out / "records.jsonl").exists():
         raise RecordsError(f"got {asked.out}, which holds a run; add --resume, or change --out")
     asked.out.mkdir(parents=True, exist_ok=True)
-    count = min(asked.images, len(images.train_y))
-    kind, colon, _ = asked.data.partition(":")
-    words = [
-        "python examples/01_ghost_ablation.py",
-        f"--data {kind}{colon}{'FOLDER' * bool(colon)}",
-    ]
-    if asked.label:
-        words.append(f"--label {shlex.quote(asked.label)}")
-    for name in ("images", "epochs", "seeds", "width", "jobs"):
-        words.append(f"--{name} {getattr(asked, name)}")
     return {
-        "command": " ".join(words),
         "data": asked.label or images.name,
-        "counts": {"train": count, "test": len(images.test_y)},
+        "counts": {
+            "train": min(asked.images, len(images.train_y)),
+            "test": len(images.test_y),
+        },
         "classes": len(images.classes),
         "channels": images.channels,
         "size": images.size,
         "fingerprint": images.fingerprint,
         "width": asked.width,
-        "seeds": asked.seeds,
         "recipe": the_recipe(asked.epochs).to_dict(),
     }
+
+
+def _command(asked: argparse.Namespace, meta: Mapping[str, Any]) -> str:
+    """What does all of it again. Where the images lie says nothing."""
+    kind, colon, _ = asked.data.partition(":")
+    options = {
+        "data": f"{kind}:FOLDER" if colon else kind,
+        "label": shlex.quote(meta["data"]),
+        "images": meta["counts"]["train"],
+        "epochs": meta["recipe"]["epochs"],
+        "seeds": meta["seeds"],
+        "width": meta["width"],
+        "jobs": asked.jobs,
+    }
+    told = " ".join(f"--{name} {value}" for name, value in options.items())
+    return f"python examples/01_ghost_ablation.py {told}"
 
 
 def _resumed(asked: argparse.Namespace, fingerprint: str) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def the_recipe(epochs: int) -> Recipe:
     )
 
 
-def _cells(meta: dict[str, Any]) -> list[Cell]:
+def cells(meta: dict[str, Any]) -> list[Cell]:
     """Seed by seed, so that what there is at any moment can be compared."""
     rows = ROWS.values()
     return [Cell("ablation", row | {"seed": seed}) for seed in range(meta["seeds"]) for row in rows]
@@ -269,7 +283,9 @@ def built(row: Mapping[str, Any], meta: dict[str, Any]) -> torch.nn.Module:
 
 
 def draw(meta: dict[str, Any], records: Records) -> str:
-    """The page, from what a run wrote."""
+    """The page, from what a run wrote of the seeds that it was asked for."""
+    planned = {cell.key for cell in cells(meta)}
+    records = Records(record for record in records if record.key in planned)
     kept = {name: value for name, value in meta["recipe"].items() if value and name != "init"}
     recipe = ", ".join(f"{name} = {value}" for name, value in kept.items())
     counts, there = meta["counts"], meta["environment"]
@@ -362,8 +378,8 @@ def _row(name: str, meta: dict[str, Any], records: Records) -> str:
     here = "–" if found is None else f"{found.value:.1f} ({found.low:.1f} to {found.high:.1f})"
     parameters, millions = meta["counted"][name]
     paper = PAPER.get(name, ("–", "–", "–"))
-    cells = [name, here, f"{parameters:.3f}", f"{millions:.2f}", *map(str, paper)]
-    return "| " + " | ".join(cells) + " |"
+    columns = [name, here, f"{parameters:.3f}", f"{millions:.2f}", *map(str, paper)]
+    return "| " + " | ".join(columns) + " |"
 
 
 def counted(row: dict[str, Any], meta: dict[str, Any]) -> tuple[float, float]:

@@ -114,52 +114,57 @@ def test_the_page_kept_is_drawn_from_the_records_kept():
     kept = RecordFile.read(DOCS / "ablation" / "records.jsonl")
     meta = read_json(DOCS / "ablation" / "meta.json")
     assert kept.torn is None
-    assert len(kept.records) == RUNS * meta["seeds"]
-    assert {cell.key for cell in ablation._cells(meta)} == kept.records.done()
+    planned = {cell.key for cell in ablation.cells(meta)}
+    assert len(planned) == RUNS * meta["seeds"]
+    assert planned <= kept.records.done()
     page = (DOCS / "ablation.md").read_text(encoding="utf-8")
     assert list(ablation.counted(ablation.ROWS["VGG-16"], meta)) == meta["counted"]["VGG-16"]
     assert page == ablation.draw(meta, kept.records)
 
 
-def run(*words):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.slow
-def test_the_script(tmp_path):
+def test_the_script(tmp_path, capsys):
     out = tmp_path / "run"
-    tiny = ["--images", "96", "--epochs", "1", "--seeds", "3", "--width", "0.0625"]
-    first = run("--data", "digits", "--out", str(out), "--jobs", "2", *tiny)
+    tiny = ["--images", "96", "--epochs", "1", "--width", "0.0625", "--jobs", "2"]
+    words = [sys.executable, str(SCRIPT), "--data", "digits", "--out", str(out), *tiny]
+    first = subprocess.run(words, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     assert f"{3 * RUNS} runs to do, 0 done" in first.stdout
     before = (out / "records.jsonl").read_bytes()
     assert len(before.splitlines()) == 3 * RUNS
 
-    again = run("--data", "digits", "--out", str(out))
-    assert again.returncode == 2
-    assert "holds a run; add --resume" in again.stderr
-    other = run("--data", "mnist5k", "--out", str(out), "--resume")
-    assert other.returncode == 2
-    assert "give the --data that it began with" in other.stderr
+    def again(*words):
+        code = ablation.main(["--out", str(out), *words])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    for words, why in (
+        (["--data", "digits"], "holds a run; add --resume"),
+        (["--data", "mnist5k", "--resume"], "give the --data that it began with"),
+        (["--jobs", "0"], "got --jobs 0; wanted 1 or more"),
+    ):
+        code, told = again(*words)
+        assert (code, why in told) == (2, True), told
 
     # A run that was killed: one record is gone, one is torn. It goes on by its own settings.
     lines = before.splitlines(keepends=True)
     (out / "records.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
-    rest = run("--data", "digits", "--out", str(out), "--resume", "--epochs", "9")
-    assert rest.returncode == 0, rest.stderr
-    assert f"2 runs to do, {3 * RUNS - 2} done" in rest.stdout
+    code, told = again("--data", "digits", "--resume", "--epochs", "9")
+    assert code == 0
+    assert f"2 runs to do, {3 * RUNS - 2} done" in told
     found, was = (
         {record["key"]: record["result"] for record in map(json.loads, text.splitlines())}
         for text in ((out / "records.jsonl").read_bytes(), before)
     )
     assert found == was  # the same seed, the same run
 
-    none = run("--data", "digits", "--out", str(out), "--resume")
-    assert f"0 runs to do, {3 * RUNS} done" in none.stdout
+    assert f"0 runs to do, {3 * RUNS} done" in again("--data", "digits", "--resume")[1]
     page = (out / "ablation.md").read_text()
     kept = RecordFile.read(out / "records.jsonl").records
     assert page == ablation.draw(read_json(out / "meta.json"), kept)
     assert page.count("| **") == len(ablation.CLAIMS)
-    assert "$ python examples/01_ghost_ablation.py --data digits --images 96 --epochs 1" in page
+    assert "--data digits --label digits --images 96 --epochs 1 --seeds 3 --width 0.0625" in page
+
+    # Fewer seeds are drawn as if there had been no others.
+    assert again("--data", "digits", "--resume", "--seeds", "1")[0] == 0
+    assert f"in {RUNS} runs" in (out / "ablation.md").read_text()
