@@ -26,17 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from spiritlevel.data import Prepared, load, prepare
 from spiritlevel.errors import RecordsError, SpiritlevelError, UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.kernels import backend, tune_allocator
 from spiritlevel.models import create_model
+from spiritlevel.models.counts import counted
+from spiritlevel.models.published import published
 from spiritlevel.study import environment
 from spiritlevel.study.records import Cell, Record, RecordFile, Records, read_json, write_json
 from spiritlevel.study.stats import Interval, mean_interval
-from spiritlevel.train import Recipe, fit, init_, published, score
+from spiritlevel.train import Recipe, fit, init_, published_recipe, score
 
 GHOST = {"model": "ghost_vgg16", "s": 2, "d": 3, "placement": "per-branch", "init": "torch"}
 ROWS: dict[str, dict[str, Any]] = {
@@ -55,17 +56,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "He's start, no norm": GHOST | {"init": "he", "placement": "none"},
 }
 """What differs from the second row, which is the paper's choice."""
-PAPER = {
-    "VGG-16": (93.6, 15, 313),
-    "Ghost, s = 2, d = 3": (93.7, 7.7, 158),
-    "d = 1": (93.5, 7.6, 157),
-    "d = 5": (93.4, 7.7, 160),
-    "d = 7": (93.1, 7.7, 163),
-    "s = 3": (93.4, 5.2, 107),
-    "s = 4": (93.0, 4.0, 80),
-    "s = 5": (92.9, 3.3, 65),
-}
-"""Accuracy in per cent on CIFAR-10, millions of weights and of multiply-adds at full width."""
 _OURS = "Ghost, s = 2, d = 3"
 CLAIMS: dict[str, list[tuple[str, str]]] = {
     "Ghost-VGG-16 (s = 2, d = 3) beats VGG-16": [(_OURS, "VGG-16")],
@@ -137,7 +127,7 @@ def run(asked: argparse.Namespace) -> tuple[Records, dict[str, Any]]:
     meta["seeds"] = asked.seeds or meta.get("seeds", 3)
     meta["command"] = _command(asked, meta)
     meta["environment"] = environment.describe(jobs=asked.jobs, threads=1, kernels="aten")
-    meta["counted"] = {name: counted(row, meta) for name, row in ROWS.items()}
+    meta["counted"] = {name: sizes(row, meta) for name, row in ROWS.items()}
     write_json(asked.out / "meta.json", meta)
     file = RecordFile.open(asked.out / "records.jsonl")
     try:
@@ -201,7 +191,7 @@ def _resumed(asked: argparse.Namespace, fingerprint: str) -> dict[str, Any]:
 def the_recipe(epochs: int) -> Recipe:
     """The author's for VGG-16 on CIFAR-10, but for what 400 epochs have and a few do not."""
     return replace(
-        published("vgg-cifar"),
+        published_recipe("vgg-cifar"),
         epochs=epochs,
         batch_size=64,
         nesterov=True,
@@ -275,7 +265,7 @@ def _measured(cell: Cell, data: str, meta: dict[str, Any]) -> Record:
     return Record(cell.key, cell.task, dict(cell.settings), result, None, seconds)
 
 
-def built(row: Mapping[str, Any], meta: dict[str, Any]) -> torch.nn.Module:
+def built(row: Mapping[str, Any], meta: Mapping[str, Any]) -> torch.nn.Module:
     options = {name: row[name] for name in ("s", "d", "placement") if name in row}
     return create_model(
         row["model"], meta["classes"], "batch", meta["channels"], width=meta["width"], **options
@@ -377,17 +367,25 @@ def _row(name: str, meta: dict[str, Any], records: Records) -> str:
     found = mean_interval(list(_accuracies(name, records).values()))
     here = "–" if found is None else f"{found.value:.1f} ({found.low:.1f} to {found.high:.1f})"
     parameters, millions = meta["counted"][name]
-    paper = PAPER.get(name, ("–", "–", "–"))
-    columns = [name, here, f"{parameters:.3f}", f"{millions:.2f}", *map(str, paper)]
-    return "| " + " | ".join(columns) + " |"
+    told = [name, here, f"{parameters:.3f}", f"{millions:.2f}", *papers(ROWS[name])]
+    return "| " + " | ".join(told) + " |"
 
 
-def counted(row: dict[str, Any], meta: dict[str, Any]) -> tuple[float, float]:
+def sizes(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[float]:
     """Millions of parameters, and of multiply-adds of convolutions and linear layers an image."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = built(row, meta).eval()
-        model(torch.empty(1, meta["channels"], meta["size"], meta["size"]))
-    return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e6
+    with torch.device("meta"):
+        found = counted(built(row, meta), meta["size"], meta["channels"])
+    return [found.parameters / 1e6, found.multiply_adds / 1e6]
+
+
+def papers(row: Mapping[str, Any]) -> list[str]:
+    """Accuracy in per cent on CIFAR-10, millions of weights and of multiply-adds at full width."""
+    for told in published(row["model"]):
+        same = all(told.options.get(name) == row.get(name) for name in ("s", "d"))
+        if same and row.get("placement", "per-branch") == "per-branch" and row["init"] == "torch":
+            figures = (told.accuracies[0].top1, told.parameters, told.multiply_adds)
+            return [f"{figure:g}" for figure in figures if figure is not None]
+    return ["–"] * 3
 
 
 if __name__ == "__main__":

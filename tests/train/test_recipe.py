@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from spiritlevel.errors import UsageError
-from spiritlevel.train import RECIPES, Recipe, published
+from spiritlevel.train import RECIPES, Recipe, published_recipe
 
 NEEDED = {"lr": 0.1, "epochs": 10, "batch_size": 32}
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
@@ -23,7 +23,7 @@ def toml(values):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_goes_through_json_and_toml(name):
-    recipe = published(name)
+    recipe = published_recipe(name)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert Recipe.from_dict(tomllib.loads(toml(recipe.to_dict()))) == recipe
     assert list(recipe.to_dict()) == FIELDS
@@ -117,16 +117,16 @@ def test_missing_fields_are_named():
 
 def test_published_ones_have_a_source_each():
     for name, known in RECIPES.items():
-        assert published(name) is known.recipe
+        assert published_recipe(name) is known.recipe
         assert len(known.source) > 100, name
     with pytest.raises(UsageError, match=r"wanted one of: ghostnet.*Did you mean ghostnetv2"):
-        published("ghostnetv22")
+        published_recipe("ghostnetv22")
 
 
 def test_published_figures():
     """The paper's and the authors', once more by hand."""
     ghostnet, v2, vgg, resnet = (
-        published(name) for name in ("ghostnet", "ghostnetv2", "vgg-cifar", "resnet-cifar")
+        published_recipe(name) for name in ("ghostnet", "ghostnetv2", "vgg-cifar", "resnet-cifar")
     )
     assert (ghostnet.lr, ghostnet.batch_size, ghostnet.epochs) == (0.4, 1024, 400)
     assert (ghostnet.nesterov, ghostnet.momentum, ghostnet.weight_decay) == (True, 0.9, 4e-5)

@@ -5,7 +5,7 @@ from spiritlevel.train.ema import averaged
 from spiritlevel.train.fitting import Fitted, fit
 from spiritlevel.train.mixing import mix
 from spiritlevel.train.recipe import Recipe
-from spiritlevel.train.recipes import RECIPES, Published, published
+from spiritlevel.train.recipes import RECIPES, PublishedRecipe, published_recipe
 from spiritlevel.train.run import SGD, Curve, Observer, Score, score, train
 from spiritlevel.train.schedule import learning_rate, scheduler
 
@@ -15,7 +15,7 @@ __all__ = [
     "Curve",
     "Fitted",
     "Observer",
-    "Published",
+    "PublishedRecipe",
     "Recipe",
     "Score",
     "averaged",
@@ -26,7 +26,7 @@ __all__ = [
     "mix",
     "optimizer",
     "parameter_groups",
-    "published",
+    "published_recipe",
     "scheduler",
     "score",
     "train",

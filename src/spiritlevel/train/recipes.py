@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from spiritlevel.errors import UsageError
 from spiritlevel.train.recipe import Recipe
 
-__all__ = ["RECIPES", "Published", "published"]
+__all__ = ["RECIPES", "PublishedRecipe", "published_recipe"]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRecipe:
     """A recipe, and whose it is."""
 
     recipe: Recipe
@@ -21,7 +21,7 @@ class Published:
     """Where the figures are from, which of them are ours, and what a `Recipe` cannot hold."""
 
 
-def published(name: str) -> Recipe:
+def published_recipe(name: str) -> Recipe:
     """The published recipe of this name, to be changed by `dataclasses.replace`.
 
     Raises UsageError.
@@ -33,8 +33,8 @@ def published(name: str) -> Recipe:
     return RECIPES[name].recipe
 
 
-RECIPES: Mapping[str, Published] = {
-    "ghostnet": Published(
+RECIPES: Mapping[str, PublishedRecipe] = {
+    "ghostnet": PublishedRecipe(
         Recipe(
             lr=0.4,
             epochs=400,
@@ -51,7 +51,7 @@ RECIPES: Mapping[str, Published] = {
         "nor cheap kernels. That the warm-up starts at 0 is ours. Theirs also: crops of 8 % of the "
         "image or more, colour jitter of 0.4, flips.",
     ),
-    "ghostnetv2": Published(
+    "ghostnetv2": PublishedRecipe(
         Recipe(
             lr=0.064,
             epochs=450,
@@ -74,7 +74,7 @@ RECIPES: Mapping[str, Published] = {
         "rate from 42 % to 90 % of the run; and it decays cheap kernels, which `parameter_groups` "
         "spares.",
     ),
-    "vgg-cifar": Published(
+    "vgg-cifar": PublishedRecipe(
         Recipe(
             lr=0.1,
             epochs=400,
@@ -87,7 +87,7 @@ RECIPES: Mapping[str, Published] = {
         "which leaves the weight decay between 1e-4 and 1e-5. Batch size and momentum, which it "
         "does not name, are those of 'resnet-cifar'.",
     ),
-    "resnet-cifar": Published(
+    "resnet-cifar": PublishedRecipe(
         Recipe(
             lr=0.1,
             epochs=164,
