@@ -27,7 +27,7 @@ META = {
     "width": 0.125,
     "seeds": 3,
     "recipe": ablation.the_recipe(4).to_dict(),
-    "environment": {"workers": "1", "torch": "2", "processor": "one"},
+    "environment": {"workers": "1", "cores": "2", "torch": "2", "processor": "one"},
     "counted": dict.fromkeys(ablation.ROWS, (1.5, 2.25)),
 }
 
