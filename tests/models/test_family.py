@@ -218,6 +218,7 @@ def test_a_norm_that_is_no_fixed_factor(norm):
         deploy(model)
 
 
+@pytest.mark.slow
 def test_a_fused_model_is_deployed_before():
     model = fuse(create_model("ghostnetv3_050", 4))
     with pytest.raises(UsageError, match="Deploy first, then fuse the copy"):

@@ -172,11 +172,16 @@ def test_a_deployed_form_goes_out_and_in(tmp_path):
             {"name": "ghost_vgg16", "s": 3, "d": 5, "placement": "both"},
             "create_model('ghost_vgg16', num_classes=10, s=3, d=5, placement='both')",
         ),
-        (
+        pytest.param(
             {"name": "ghostnetv3_050", "deployed": True},
             "create_model('ghostnetv3_050', num_classes=10, deployed=True)",
+            marks=pytest.mark.slow,
         ),
-        ({"name": "ghostnetv2_100", "in_chans": 1}, "num_classes=10, in_chans=1)"),
+        pytest.param(
+            {"name": "ghostnetv2_100", "in_chans": 1},
+            "num_classes=10, in_chans=1)",
+            marks=pytest.mark.slow,
+        ),
         (
             {"name": "ghostnet_050", "num_classes": 4},
             "file's has 4 classes, the model's 10. Make the",

@@ -112,6 +112,7 @@ def placed(path: Path, seed: int) -> float:
     return round(model.classifier.bias.double().sum().item(), 6)
 
 
+@pytest.mark.slow
 def test_weights_by_name(hub, tmp_path):
     """One process for all, since it starts slowly."""
     new = placed(hub.folder / "ghost.in1k" / "main" / "model.safetensors", 1)
