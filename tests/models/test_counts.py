@@ -118,7 +118,8 @@ def test_each_published_network_is_a_row_and_each_model_has_one(rows):
 
 def test_what_the_table_calls_it_makes_it():
     """The code of a row, run, is a model of that many parameters."""
-    for row in model_table("ghost_*56", num_classes=7, norm="none"):
+    rows = model_table("ghost_*56", num_classes=7, norm="none") + model_table("*mlp")
+    for row in rows:
         model = eval(row.code, {"create_model": create_model, "deploy": deploy})
         assert sum(p.numel() for p in model.parameters()) == row.counts.parameters
 

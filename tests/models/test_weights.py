@@ -1,12 +1,17 @@
+import argparse
 import json
+import os
 import re
+import resource
 
 import pytest
 import torch
 from foreign import DLi14, LateNormResNet56
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+import spiritlevel as sl
 from spiritlevel.errors import UsageError
 from spiritlevel.models import create_model, deploy, load_weights, read_metadata, save_weights
 
@@ -216,7 +221,7 @@ def test_what_is_nearly_a_model_or_none(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_weights(small(), tmp_path / "w.pth")
     assert "It looks most like the weights of create_model('ghostnet_100', num" in str(caught.value)
-    assert "names and shapes 94% of its are" in str(caught.value)
+    assert "names and shapes 94 % of its are" in str(caught.value)
     torch.save({"a.b": torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.raises(UsageError, match="It is like none of spiritlevel"):
         load_weights(small(), tmp_path / "w.pth")
@@ -236,6 +241,177 @@ def test_weights_with_statistics_for_a_model_that_has_none(tmp_path):
         UsageError, match="Make it with norm='batch', load, and give it other norms"
     ):
         small(norm="group:2", weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("made", "into", "told"),
+    [
+        ({"name": "ghostnet_100"}, {}, "of create_model('ghostnet_100', num_classes=7)."),
+        (
+            {"name": "ghostnet_100", "variant": "d-li14"},
+            {},
+            "of create_model('ghostnet_100', num_classes=7, variant='d-li14')",
+        ),
+        (
+            {"name": "resnet56", "in_chans": 1},
+            {},
+            "of create_model('resnet56', num_classes=7, in_ch",
+        ),
+        ({"name": "ghostnet_100"}, {"new_head": True}, "('ghostnet_100', num_classes=7)."),
+    ],
+)
+def test_safetensors_of_others_have_no_order_and_are_known(tmp_path, made, into, told):
+    with torch.device("meta"):
+        state = create_model(**{"num_classes": 7, **made}).state_dict()
+    save_file({n: torch.zeros(v.shape) for n, v in state.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(UsageError) as caught:
+        load_weights(small(), tmp_path / "w.safetensors", **into)
+    assert told in str(caught.value)
+    assert "Make that model, or take another file" in str(caught.value)
+
+
+def test_d_li14s_names_and_matrices_are_known(tmp_path):
+    with torch.device("meta"):
+        state = DLi14(7).state_dict()
+    torch.save({n: torch.zeros(v.shape) for n, v in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"looks like the weights of .* variant='d-li14'"):
+        create_model("ghostnet_100", 7, weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v.to_sparse(), "is torch.sparse_coo torch.float32"),
+        (lambda v: v.to(torch.complex64), "is torch.complex64"),
+        (lambda v: v.to(torch.int8), "is torch.int8"),
+        (
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            "is quantized torch.qint8",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of torch's, which is about to give quantization up
+def test_numbers_of_another_kind_are_refused_and_nothing_is_loaded(tmp_path, change, told):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    state = {name: torch.ones_like(value) for name, value in model.state_dict().items()}
+    torch.save(state | {"1.weight": change(state["1.weight"])}, tmp_path / "w.pth")
+    before = model[0].weight.clone()
+    with pytest.raises(UsageError, match=f"whose 1.weight {told}"):
+        load_weights(model, tmp_path / "w.pth")
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_model_without_memory_takes_no_weights(tmp_path):
+    save_weights(nn.Linear(2, 2), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="on the device meta"):
+        load_weights(nn.Linear(2, 2, device="meta"), tmp_path / "w.pth")
+
+
+def test_what_a_model_has_become_is_not_told_as_what_it_was(tmp_path):
+    path = tmp_path / "w.safetensors"
+    model = sl.convert(small(), "group:2")
+    save_weights(model, path)
+    assert read_metadata(path)["model"]["norm"] == "group:2"
+    assert same(model, create_model(**read_metadata(path)["model"], weights=path))
+    model.classifier = nn.Linear(1280, 3)
+    save_weights(model, path)
+    assert "model" not in read_metadata(path)
+    save_weights(small(norm=nn.BatchNorm2d), path)
+    assert "model" not in read_metadata(path)
+
+
+@pytest.mark.parametrize("told", [[1, 2], "ghostnet_100", {"name": 3}, None])
+def test_metadata_of_others_is_no_model_of_ours(tmp_path, told):
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {"model": json.dumps(told), "recipe": "[" * 5000})
+    assert read_metadata(path) == {}
+    with pytest.raises(UsageError, match="It is like none of spiritlevel"):
+        load_weights(small(), path)
+
+
+def test_hostile_files_are_refused(tmp_path):
+    knot: dict[str, object] = {}
+    knot["state_dict"] = knot
+    torch.save(knot, tmp_path / "knot.pth")
+    with pytest.raises(UsageError, match="hold a dict of state_dict"):
+        load_weights(small(), tmp_path / "knot.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    for name in ("pipe.pth", "zero.safetensors"):
+        with pytest.raises(UsageError, match="which is no regular file"):
+            load_weights(small(), tmp_path / name)
+    torch.save({"\x1b[2J" + "a" * 1000: torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(UsageError) as caught:
+        load_weights(small(), tmp_path / "w.pth")
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    torch.save({"classifier.weight": torch.zeros(1, 1).expand(2**62, 1)}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="has in another shape classifier"):
+        load_weights(small(), tmp_path / "w.pth")
+
+
+def test_a_pickle_that_is_refused_is_not_recommended(tmp_path):
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"it holds argparse\.Namespace, which is no") as caught:
+        load_weights(small(), tmp_path / "w.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_names_that_begin_as_a_wrapper_does_are_the_models_own(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    one, other = Wrapper(), Wrapper()
+    save_weights(one, tmp_path / "w.pth")
+    load_weights(other, tmp_path / "w.pth")
+    assert same(one, other)
+    # In any order, and once more.
+    state = {f"model.module._orig_mod.{k}": v for k, v in small().state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(small(), tmp_path / "w.pth")
+
+
+def test_counters_beside_are_of_no_weight(tmp_path):
+    torch.save(
+        {**nn.Linear(2, 2).state_dict(), "bn.num_batches_tracked": torch.tensor(3)},
+        tmp_path / "w.pth",
+    )
+    load_weights(nn.Linear(2, 2), tmp_path / "w.pth")
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
+def test_what_is_no_tensor_goes_into_a_pickle_and_out(tmp_path):
+    one, other = Counting(2, 2), Counting(2, 2)
+    one.seen, other.seen = 3, 0
+    with pytest.raises(UsageError, match=r"more than tensors \(_extra_state\)"):
+        save_weights(one, tmp_path / "w.safetensors")
+    save_weights(one, tmp_path / "w.pth")
+    load_weights(other, tmp_path / "w.pth")
+    assert other.seen == 3
+
+
+def test_a_write_that_fails_keeps_the_file_before(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(nn.Linear(2, 2), path)
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
+    try:
+        with pytest.raises(UsageError, match="File too large"):
+            save_weights(nn.Linear(200, 200), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_a_new_head_is_kept(tmp_path):

@@ -218,7 +218,7 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
             "that is here, as cpu"
         ) from error
     if weights is not None:
-        load_weights(built.model, weights, device=device)
+        load_weights(built.model, weights)
     if images.loader is None:
         return built, read
     loader, place = subject.named_loader(images.loader)

@@ -29,6 +29,8 @@ from spiritlevel.nn import FrozenBatchNorm
 
 __all__ = ["Counts", "count", "counted"]
 
+_MOST = 100_000
+"""Pixels a side, and channels."""
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm)  # instance norms are _NormBase
 
 _aten = torch.ops.aten
@@ -73,8 +75,8 @@ def count(model: nn.Module, image_size: int, in_chans: int = 3) -> Counts:
 
 def counted(model: nn.Module, image_size: int, in_chans: int = 3) -> Counts:
     """As `count`, of a model that is on the meta device already, and is put in eval."""
-    if image_size < 1 or in_chans < 1:
-        raise UsageError(f"got {image_size=}, {in_chans=}; wanted 1 or more of each")
+    if not 1 <= image_size <= _MOST or not 1 <= in_chans <= _MOST:
+        raise UsageError(f"got {image_size=}, {in_chans=}; wanted 1 to {_MOST:,} of each")
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, _NORMS)]
     flops = _flops(model, torch.empty(1, in_chans, image_size, image_size, device="meta"))

@@ -26,24 +26,40 @@ def fetched(name: str) -> Path:
         )
     hub = require("huggingface_hub", extra="hub")
     errors = require("huggingface_hub.errors", extra="hub")
+    unreached = None
     for file in _FILES:
         try:
             return Path(hub.hf_hub_download(match["repository"], file, revision=match["revision"]))
-        except errors.LocalEntryNotFoundError as error:  # also an EntryNotFoundError
-            raise _refusal(name, error) from error
+        except errors.LocalEntryNotFoundError as error:  # no connection, and not kept here
+            unreached = error
         except errors.EntryNotFoundError:
             continue
         except Exception as error:  # of the hub's, of its HTTP client's, by version
-            raise _refusal(name, error) from error
+            raise UsageError(
+                f"got weights {name}, which the Hugging Face hub did not hand out "
+                f"({_first_line(error)}); {_advice(type(error).__name__)}"
+            ) from error
+    if unreached is not None:
+        raise UsageError(
+            f"got weights {name}, which are not kept here, and the Hugging Face hub was not "
+            f"reached ({_first_line(unreached)}); check the name and the connection"
+        ) from unreached
     raise UsageError(
         f"got weights {name}, where there is none of {', '.join(_FILES)}; wanted the weights of a "
         "model. Fetch its file yourself and give its path"
     )
 
 
-def _refusal(name: str, error: Exception) -> UsageError:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return UsageError(
-        f"got weights {name}, which the Hugging Face hub did not hand out ({first[:200]}); check "
-        "the name and the connection"
-    )
+def _first_line(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:200]
+
+
+def _advice(kind: str) -> str:
+    if kind == "GatedRepoError":
+        return "accept its terms on its page, and log in: hf auth login"
+    if kind == "RepositoryNotFoundError":
+        return "there is none of this name, or it is private: check the name, or log in"
+    if kind == "RevisionNotFoundError":
+        return "it has no such revision: check what stands after the @"
+    return "check the name and the connection"

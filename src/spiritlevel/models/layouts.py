@@ -16,10 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "Layout", "translated"]
+__all__ = ["LAYOUTS", "Layout", "in_our_names", "translated"]
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,29 @@ LAYOUTS = (
 )
 
 
-def translated(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def translated(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """`state` under the names of `own`, where it is of a known layout and they are not its own."""
-    names = [name for name in state if name not in own]
-    layout = next((layout for layout in LAYOUTS if layout.describes(names)), None)
-    if layout is None:
+    if all(name in own for name in state):
         return dict(state)
-    new = {layout.ours(name): value for name, value in state.items()}
-    # Two names for one, or names of no use to the model: it is not of this layout after all.
-    if len(new) < len(state) or len(new.keys() & own) <= len(state.keys() & own):
+    new = in_our_names(state)
+    # Names of no use to the model: it is not of this layout after all.
+    if len(new.keys() & own) <= len(state.keys() & own):
         return dict(state)
     return {name: _as_convolution(value, own.get(name)) for name, value in new.items()}
 
 
-def _as_convolution(value: Tensor, own: Tensor | None) -> Tensor:
+def in_our_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` as the layout that describes it translates it, if any does."""
+    layout = next((layout for layout in LAYOUTS if layout.describes(state)), None)
+    if layout is None:
+        return dict(state)
+    new = {layout.ours(name): value for name, value in state.items()}
+    return new if len(new) == len(state) else dict(state)  # two names for one
+
+
+def _as_convolution(value: Any, own: Any) -> Any:
     """A linear layer's weight (out, in) as a 1x1 convolution's where ours is one."""
-    if own is not None and own.shape == (*value.shape, 1, 1):
-        return value[..., None, None]
-    return value
+    if not isinstance(value, Tensor) or not isinstance(own, Tensor):
+        return value
+    matrix = value.dim() == 2 and own.dim() == 4 and own.shape[2:] == (1, 1)
+    return value[..., None, None] if matrix else value

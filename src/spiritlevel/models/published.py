@@ -69,7 +69,7 @@ def _of_ghostnet(table: int, top1: float, top5: float | None = None) -> Accuracy
     return Accuracy(f"GhostNet, table {table}", top1, top5)
 
 
-def _imagenet(model: str, sizes: tuple[float, float], *accuracies: Accuracy) -> Published:
+def _imagenet(model: str, sizes: tuple[float | None, float], *accuracies: Accuracy) -> Published:
     parameters, multiply_adds = sizes
     return Published(
         model,
@@ -80,9 +80,9 @@ def _imagenet(model: str, sizes: tuple[float, float], *accuracies: Accuracy) -> 
     )
 
 
-def _v2(width: str, sizes: tuple[float, float], paper: float, timm: float) -> Published:
+def _v2(width: str, multiply_adds: float, paper: float, timm: float) -> Published:
     found = Accuracy("GhostNetV2", paper), Accuracy("timm", timm)
-    return _imagenet(f"ghostnetv2_{width}", sizes, *found)
+    return _imagenet(f"ghostnetv2_{width}", (None, multiply_adds), *found)
 
 
 def _v3(
@@ -132,9 +132,9 @@ PUBLISHED: tuple[Published, ...] = (
         "ghostnet_100", (5.2, 141), _of_ghostnet(7, 73.9, 91.4), Accuracy("timm", 73.958, 91.542)
     ),
     _imagenet("ghostnet_130", (7.3, 226), _of_ghostnet(7, 75.7, 92.7)),
-    _v2("100", (6.16, 167), 75.3, 75.186),
-    _v2("130", (8.96, 269), 76.9, 76.746),
-    _v2("160", (12.39, 399), 77.8, 77.836),
+    _v2("100", 167, 75.3, 75.186),
+    _v2("130", 269, 76.9, 76.746),
+    _v2("160", 399, 77.8, 77.836),
     *_v3("050"),
     *_v3("100", None, Accuracy("timm", 76.936)),
     *_v3("130", 269, Accuracy("GhostNetV3", 79.1)),

@@ -22,6 +22,8 @@ from spiritlevel.nn import NormSpec
 
 __all__ = ["create_model", "list_models", "model_options"]
 
+_MOST = 100_000_000
+"""Classes and channels: more are a slip, and torch's error tells it badly."""
 _RESNET56: dict[str, Any] = {
     "stem": "cifar",
     "widths": (16, 32, 64),
@@ -84,8 +86,8 @@ def create_model(
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"got model {name!r}; wanted one of: {', '.join(_MODELS)}.{hint}")
     stem_stride(stem)  # a wrong one is wrong for every model
-    if num_classes < 1 or in_chans < 1:
-        raise UsageError(f"got {num_classes=}, {in_chans=}; wanted 1 or more of each")
+    if not 1 <= num_classes <= _MOST or not 1 <= in_chans <= _MOST:
+        raise UsageError(f"got {num_classes=}, {in_chans=}; wanted 1 to {_MOST:,} of each")
     build = _MODELS[name]
     known = _options(build)
     unknown = [option for option in options if option not in known]
@@ -95,8 +97,8 @@ def create_model(
         options["stem"] = stem
     given = {"num_classes": num_classes, "norm": norm, "in_chans": in_chans, **options}
     model: nn.Module = build(**given)
-    told = norm if isinstance(norm, str) else repr(norm)
-    vars(model)["made_as"] = {"name": name, **given, "norm": told}
+    if isinstance(norm, str):  # of which a file can say what it was
+        vars(model)["made_as"] = {"name": name, **given}
     if weights is not None:
         load_weights(model, weights, new_head=new_head)
     elif new_head:

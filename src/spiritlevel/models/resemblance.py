@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spiritlevel.errors import UsageError
+from spiritlevel.models.layouts import in_our_names
 
 __all__ = ["looks_like"]
 
@@ -28,6 +29,18 @@ _MARKS = {
     "vgg16": "features",
 }
 """What stands in a name of the weights of a model whose name has this: others are not built."""
+_HEADS = ("classifier", "fc")
+_STEMS = (
+    "conv_stem.weight",
+    "conv1.weight",
+    "conv1.primary_conv.0.weight",
+    "features.0.0.conv.weight",
+    "stages.0.0.conv.weight",
+    "conv.weight",
+)
+"""Where our models have their last linear layer and their first convolution."""
+_MOST = 1_000_000
+"""Classes or channels; a file that tells of more lies."""
 _DEFAULTS = {
     "in_chans": 3,
     "norm": "batch",
@@ -42,14 +55,13 @@ _ENOUGH = 0.5
 
 
 def looks_like(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    state: Mapping[str, Any], own: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> str:
     """A sentence or two that say what `state` is of, and what to do.
 
     `own` is the `state_dict` of the model that it does not fit, `metadata` of `read_metadata`.
     """
-    shapes = {name: tuple(value.shape) for name, value in state.items() if _tells(name)}
-    wanted = {name: tuple(value.shape) for name, value in own.items() if _tells(name)}
+    shapes, wanted = _told(in_our_names(state)), _told(own)
     if advice := _of_a_twin(shapes, wanted):
         return advice
     if made_as := metadata.get("model"):
@@ -59,10 +71,16 @@ def looks_like(
         return f"It looks like the weights of {call}. Make that model, or take another file"
     if share > _ENOUGH:
         return (
-            f"It looks most like the weights of {call}, whose names and shapes {share:.0%} of its "
-            "are. Take the file of this very model"
+            f"It looks most like the weights of {call}, whose names and shapes "
+            f"{int(100 * share)} % of its are. Take the file of this very model"
         )
     return "It is like none of spiritlevel.list_models(). Take the file of this very model"
+
+
+def _told(state: Mapping[str, Any]) -> Shapes:
+    """The shapes by name; a 1x1 convolution's is a linear layer's."""
+    shapes = {n: tuple(v.shape) for n, v in state.items() if isinstance(v, Tensor) and _tells(n)}
+    return {n: s[:2] if len(s) == 4 and s[2:] == (1, 1) else s for n, s in shapes.items()}
 
 
 def _tells(name: str) -> bool:
@@ -91,9 +109,8 @@ def _of_a_twin(shapes: Shapes, own: Shapes) -> str:
 
 
 def _last(shapes: Shapes) -> str:
-    """The last linear layer's name."""
-    matrices = [n for n, shape in shapes.items() if n.endswith(".weight") and len(shape) == 2]
-    return matrices[-1].removesuffix(".weight") if matrices else ""
+    """The last linear layer's name, in each of our models."""
+    return next((n for n in _HEADS if len(shapes.get(f"{n}.weight", ())) == 2), "")
 
 
 def _likenesses(shapes: Shapes) -> Iterator[tuple[float, str]]:
@@ -127,26 +144,26 @@ def _shapes(made_as: tuple[tuple[str, Any], ...]) -> Shapes | None:
             state = create_model(**dict(made_as)).state_dict()
     except UsageError:
         return None
-    return {name: tuple(value.shape) for name, value in state.items() if _tells(name)}
+    return _told(state)
 
 
 def _given(shapes: Shapes) -> dict[str, Any]:
     """What a model was made with, as far as the weights' shapes tell."""
-    kernels = [s for n, s in shapes.items() if n.endswith("weight") and len(s) == 4]
     head = _last(shapes)
-    classes = shapes[f"{head}.weight"][0] if head else 1000
-    given: dict[str, Any] = {"num_classes": max(classes, 1)}
-    given["in_chans"] = max(kernels[0][1], 1) if kernels else 3
+    classes = shapes[f"{head}.weight"][0] if head else 0
+    stem = next((shapes[n] for n in _STEMS if len(shapes.get(n, ())) == 4), ())
+    given: dict[str, Any] = {"num_classes": classes if 0 < classes <= _MOST else 1000}
+    given["in_chans"] = stem[1] if stem and 0 < stem[1] <= _MOST else 3
     if not any(n.endswith("running_mean") for n in shapes):
         plain = any(n.endswith("weight") and len(s) == 1 for n, s in shapes.items())
         given["norm"] = "group:1" if plain else "none"  # how many groups, shapes do not tell
     cheap = next((n for n in shapes if n.endswith("cheap_operation.0.weight")), "")
     module = cheap.removesuffix("cheap_operation.0.weight")
     first, last = shapes.get(f"{module}primary_conv.0.weight"), shapes.get(cheap)
-    if cheap and first and last and len(last) == 4 and first[0]:
+    if cheap and first and last and first[0]:
         each, joined = (f"{module}{n}.weight" in shapes for n in ("cheap_operation.1", "bn"))
         placements = {(1, 0): "per-branch", (0, 1): "post-concat", (1, 1): "both", (0, 0): "none"}
-        given |= {"s": last[0] // first[0] + 1, "d": last[2]}
+        given |= {"s": last[0] // first[0] + 1, "d": last[2] if len(last) == 4 else 1}
         if given.get("norm") != "none":
             given["placement"] = placements[each, joined]
     return given

@@ -42,6 +42,8 @@ class Row:
         if self.norm != "batch":
             arguments.append(f"norm={self.norm!r}")
         arguments += [f"{key}={value!r}" for key, value in self.published.options.items()]
+        if "image_size" in model_options(self.name):
+            arguments.append(f"image_size={self.image_size}")
         made = f"create_model({', '.join(arguments)})"
         return f"deploy({made})" if self.published.deployed else made
 

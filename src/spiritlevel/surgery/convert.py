@@ -66,6 +66,8 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
     model = new.get(model, model)
     if log:
         model.spiritlevel_log = log
+    if isinstance(made_as := getattr(model, "made_as", None), dict) and new:
+        vars(model)["made_as"] = {**made_as, "norm": norm} if isinstance(norm, str) else None
     note(model, entries or [Entry("left", (), "there is no norm layer to convert")])
     return model
 
