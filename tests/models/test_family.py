@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from spiritlevel import fuse
 from spiritlevel.errors import UsageError
@@ -182,9 +184,29 @@ def test_the_deployed_form_gives_the_same_numbers(norm):
 def test_the_model_itself_is_left_as_it_was():
     model = create_model("ghostnetv3_050", 4).train()
     before = copy.deepcopy(model.state_dict())
-    deploy(model)
+    assert not any(module.training for module in deploy(model).modules())
     assert model.training
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_pruned_and_parametrised_branches_are_merged_as_they_compute():
+    torch.manual_seed(0)
+    model = unsettle_(create_model("ghostnetv3_050", 4)).eval()
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+    for i, conv in enumerate(convs):
+        if i % 2:
+            weight_norm(conv)
+        else:
+            prune.l1_unstructured(conv, "weight", 0.5)
+    calls: list[object] = []
+    first = model.blocks[0][0].ghost1.primary_rpr_conv[0].conv
+    first.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        x = torch.randn(2, 3, 32, 32)
+        expected = model(x)
+        calls.clear()
+        torch.testing.assert_close(deploy(model)(x), expected, rtol=0, atol=1e-5)
+    assert calls == []
 
 
 def test_a_deployed_model_still_learns():

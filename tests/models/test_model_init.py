@@ -15,6 +15,7 @@ from spiritlevel.models import (
 )
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.plain import BasicBlock, ResidualBlock
+from spiritlevel.models.resnet import ResidualUnit
 
 LAYERS = nn.Linear | nn.Conv2d
 
@@ -144,6 +145,25 @@ def test_zeroed_controls_learn(name, norm):
             assert block.linear.weight.any()
         if isinstance(block, BasicBlock):
             assert (block.conv2 if norm == "none" else block.norm2).weight.any()
+
+
+@pytest.mark.parametrize("name", ["resnet56", "ghost_resnet56"])
+def test_no_channel_of_a_zeroed_resnet_is_dead(name):
+    """The zeros that a shortcut pads with would be, beside a branch of zeros."""
+    torch.manual_seed(0)
+    model, alive = zero_branches_(create_model(name, 8)), {}
+    for stage in ("layer1", "layer2", "layer3"):
+        getattr(model, stage).register_forward_hook(
+            lambda _m, _x, y, stage=stage: alive.update({stage: y.amax((0, 2, 3)) > 0})
+        )
+    model(torch.randn(8, 3, 32, 32))
+    assert all(each.all() for each in alive.values())
+    zeroed = [
+        u
+        for u in model.modules()
+        if isinstance(u, ResidualUnit) and not u.ends()[0][1].weight.any()
+    ]
+    assert len(zeroed) == 25
 
 
 def test_a_model_without_branches():

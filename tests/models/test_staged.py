@@ -99,6 +99,41 @@ def test_an_error_in_the_second_run_leaves_the_buffers_in_place():
     assert {n: id(b) for n, b in model.named_buffers()} == own
 
 
+def test_one_forward_and_many_passes_back():
+    torch.manual_seed(0)
+    plain = create_model("ghostnet_050", 4, act="silu")
+    spared = copy.deepcopy(plain)
+    spared.checkpointing = True
+    x, found = torch.randn(4, 3, 32, 32), []
+    for model in (plain, spared):
+        torch.manual_seed(1)
+        logits = model(x)
+        each = [
+            torch.autograd.grad(y, model.conv_stem.weight, retain_graph=True) for y in logits.sum(0)
+        ]
+        found.append((each, dict(model.named_buffers())))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ghostnet_050", "resnet50", "ghost_vgg16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_intermediates_are_the_maps_of_the_forward_pass(name, checkpointing):
+    """Those that go into what halves, and what the head gets."""
+    model, seen = create_model(name, 4).eval(), []
+    model.checkpointing = checkpointing
+    stages = list(model.stages())
+    for stage in stages:
+        stage.register_forward_pre_hook(lambda _stage, inputs: seen.append(inputs[0]))
+    x = torch.randn(1, 3, 64, 64)
+    maps, model.checkpointing = model.intermediates(x), False
+    seen.clear()
+    logits = model(x)
+    wanted = [seen[i] for i in model.halvings()]
+    assert len(maps) == len(wanted) + 1
+    assert all(torch.equal(got, each) for got, each in zip(maps, wanted, strict=False))
+    assert torch.equal(model.head(maps[-1]), logits)
+
+
 def test_without_gradients_nothing_is_run_twice():
     model = create_model("ghostnet_050", 4, checkpoint=True).eval()
     x = torch.randn(1, 3, 32, 32)

@@ -63,8 +63,10 @@ def stem_stride(stem: str) -> int:
 class GhostNet(Staged):
     """(N, in_chans, H, W) -> logits (N, num_classes), H and W from 28 up.
 
-    `stem="imagenet"` halves the image in the first convolution, "cifar" does not; four more
-    halvings follow. `width` scales all channels but the head's; `version` is 1, 2 or 3.
+    The last map of a small image is one pixel, so that batch normalization needs more than one
+    image in training there. `stem="imagenet"` halves the image in the first convolution, "cifar"
+    does not; four more halvings follow. `width` scales all channels but the head's; `version` is 1,
+    2 or 3.
     `drop_rate` is the dropout before the classifier. `act` is an activation of `kernels`, `gate`
     "hard" or "clamped" that of squeeze-excitation, `s`, `d` and `placement` are those of
     `GhostModule`, and `checkpoint` sets `checkpointing`. A convolution has a bias only where `norm`
@@ -117,7 +119,7 @@ class GhostNet(Staged):
         self.classifier = nn.Linear(_HEAD, num_classes)
         self.checkpointing = checkpoint
         if deployed:
-            deploy_(self)
+            deploy_(self).train()
 
     def stem(self, x: Tensor) -> Tensor:
         y: Tensor = self.act1(self.bn1(self.conv_stem(x)))

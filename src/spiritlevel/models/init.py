@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spiritlevel.errors import UsageError
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.plain import BasicBlock, ResidualBlock
-from spiritlevel.models.resnet import ResidualUnit
+from spiritlevel.models.resnet import OptionA, ResidualUnit
 
 __all__ = ["init_he_", "init_normal_", "init_xavier_", "zero_branches_"]
 
@@ -48,14 +48,15 @@ def zero_branches_(model: _Model) -> _Model:
 
     Zeroes what the branch ends with: weight and bias of the norm where it learns them, else those
     of the convolution or linear layer. In a Ghost bottleneck that is both halves of the second
-    module; the cheap half learns from the second step on, when the first has left zero.
+    module; the cheap half learns from the second step on, when the first has left zero. Branches
+    beside a shortcut without weights that pads new channels with zeros stay as they are.
     Raises UsageError for a model without residual blocks.
     """
     ends = [end for module in model.modules() for end in _branch_ends(module)]
     if not ends:
         raise UsageError(
             f"got {type(model).__name__}, which has no residual branch to zero; wanted a GhostNet, "
-            "residual_mlp or small_resnet"
+            "a ResNet or residual_mlp"
         )
     for layer, norm in ends:
         for parameter in [*norm.parameters()] or layer.parameters():
@@ -78,7 +79,8 @@ def _branch_ends(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     if isinstance(module, GhostBottleneck):
         return module.ghost2.ends()
     if isinstance(module, ResidualUnit):
-        return module.ends()
+        # The zeros that option A pads with, plus those of a branch, would be dead behind the ReLU.
+        return [] if isinstance(module.downsample, OptionA) else module.ends()
     if isinstance(module, BasicBlock):
         return [(module.conv2, module.norm2)]
     if isinstance(module, ResidualBlock):

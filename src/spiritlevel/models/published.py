@@ -108,7 +108,7 @@ def _vgg(s: int, d: int, sizes: tuple[float, float], top1: float, table: int) ->
         parameters=sizes[0],
         multiply_adds=sizes[1],
         accuracies=(_of_ghostnet(table, top1),),
-        apart="linear",
+        apart="ghost_linear" if s > 1 else "linear",
     )
 
 

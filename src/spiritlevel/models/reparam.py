@@ -124,11 +124,23 @@ def merged(branches: Sequence[nn.Module]) -> nn.Conv2d:
         factor, shift = _in_eval(norm, bias)
         weight += kernel * factor[:, None, None, None]
         bias += start * factor + shift
-    conv = copy.deepcopy(first)
-    conv.bias = nn.Parameter(conv.weight.new_empty(len(bias)), conv.weight.requires_grad)
+    # Not a copy of the first, which may have hooks and parametrizations of its own weight.
+    conv = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d,
+        first.in_channels,
+        first.out_channels,
+        first.kernel_size,
+        stride=first.stride,
+        padding=first.padding,
+        groups=first.groups,
+        device=first.weight.device,
+        dtype=first.weight.dtype,
+    )
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
     conv.weight.copy_(weight)
     conv.bias.copy_(bias)
-    return conv
+    return conv.requires_grad_(any(p.requires_grad for p in first.parameters())).eval()
 
 
 def _parts(branch: nn.Module, shape: nn.Conv2d) -> tuple[Tensor, Tensor, nn.Module]:

@@ -19,7 +19,7 @@ from spiritlevel.models.layers import Layers
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec
 
-__all__ = ["ResNet", "ResidualUnit"]
+__all__ = ["OptionA", "ResNet", "ResidualUnit"]
 
 Kernels = tuple[int, ...]
 _BASIC: Kernels = (3, 3)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -84,23 +83,26 @@ def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
 def _contexts(
     stage: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the first run and for the second."""
-    found = [
-        (module, {name: b.clone() for name, b in module._buffers.items() if b is not None})
-        for module in stage.modules()
-        if module._buffers
-    ]
-    return nullcontext(), _on_copies(found)
+    """For the first run and for the others, one for each pass back."""
+    return nullcontext(), _OnCopies(stage)
 
 
-@contextmanager
-def _on_copies(found: list[tuple[nn.Module, dict[str, Tensor]]]) -> Iterator[None]:
-    """Within the block the modules have these buffers in place of their own."""
-    own = [(module, dict(module._buffers)) for module, _ in found]
-    try:
-        for module, copies in found:
-            module._buffers.update(copies)
-        yield
-    finally:
-        for module, buffers in own:
+class _OnCopies(AbstractContextManager[None]):
+    """Within the block the modules have copies of the buffers that they have now, ever anew."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        self.found = [
+            (module, {name: b.clone() for name, b in module._buffers.items() if b is not None})
+            for module in stage.modules()
+            if module._buffers
+        ]
+        self.own: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+
+    def __enter__(self) -> None:
+        self.own = [(module, dict(module._buffers)) for module, _ in self.found]
+        for module, buffers in self.found:
+            module._buffers.update({name: b.clone() for name, b in buffers.items()})
+
+    def __exit__(self, *_raised: object) -> None:
+        for module, buffers in self.own:
             module._buffers.update(buffers)
