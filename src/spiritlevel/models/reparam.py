@@ -36,10 +36,10 @@ def deploy(model: nn.Module) -> nn.Module:
 
 def deploy_(model: nn.Module) -> nn.Module:
     """As `deploy`, in place: the same module comes back."""
-    model.eval()
     branched = [m for m in model.modules() if isinstance(m, Reparameterised) and m.branched]
     for module in branched:
         module.deploy_()
+    model.eval()
     made_as = getattr(model, "made_as", None)
     if branched and isinstance(made_as, dict):
         made_as["deployed"] = True
