@@ -38,6 +38,12 @@ def test_norm_may_be_a_function():
         ),
         ("xyz", {}, "got model 'xyz'; wanted one of: .*vgg16\\.$"),
         ("mlp", {"stem": "mnist"}, "got stem 'mnist'"),
+        (None, {}, "got model None; wanted one of"),
+        ("mlp", {"num_classes": 2.5}, "got num_classes=2.5, in_chans=3; wanted whole numbers"),
+        ("vgg16", {"drop_rate": float("nan")}, "got drop_rate=nan; wanted a number from 0"),
+        ("vgg16", {"drop_rate": "0.2"}, "got drop_rate='0.2'; wanted a number from 0"),
+        ("ghost_vgg16", {"s": 2.0}, "got s=2.0; wanted a whole number"),
+        ("ghost_vgg16", {"d": "3"}, "got d='3'; wanted a whole number"),
         ("mlp", {"num_classes": 0}, "num_classes=0, in_chans=3; wanted 1 to"),
         ("mlp", {"norm": "bn"}, "got norm 'bn'"),
         (

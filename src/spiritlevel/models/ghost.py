@@ -223,6 +223,9 @@ def _after(chs: int, layers: Layers, act: bool, late: bool) -> tuple[nn.Module, 
 
 
 def _check(s: int, d: int, placement: str, branches: int) -> None:
+    for name, value in (("s", s), ("d", d), ("branches", branches)):
+        if not isinstance(value, int):
+            raise UsageError(f"got {name}={value!r}; wanted a whole number")
     if s < 2:
         raise UsageError(f"got {s=}; wanted 2 or more, as 1 / s of the features are not cheap")
     if d < 1 or d % 2 == 0:

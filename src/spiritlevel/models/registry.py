@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import operator
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -81,13 +82,20 @@ def create_model(
     `new_head` are given to `load_weights`: a path, or `hf:OWNER/NAME`. Raises UsageError and
     MissingExtra.
     """
-    if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS)
+    if not isinstance(name, str) or name not in _MODELS:
+        near = difflib.get_close_matches(str(name), _MODELS)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"got model {name!r}; wanted one of: {', '.join(_MODELS)}.{hint}")
     stem_stride(stem)  # a wrong one is wrong for every model
+    try:
+        num_classes, in_chans = operator.index(num_classes), operator.index(in_chans)
+    except TypeError as error:
+        raise UsageError(f"got {num_classes=}, {in_chans=}; wanted whole numbers") from error
     if not 1 <= num_classes <= _MOST or not 1 <= in_chans <= _MOST:
         raise UsageError(f"got {num_classes=}, {in_chans=}; wanted 1 to {_MOST:,} of each")
+    rate = options.get("drop_rate", 0.0)
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise UsageError(f"got drop_rate={rate!r}; wanted a number from 0 to below 1")
     build = _MODELS[name]
     known = _options(build)
     unknown = [option for option in options if option not in known]
