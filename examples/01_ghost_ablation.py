@@ -118,6 +118,8 @@ def _options() -> argparse.ArgumentParser:
 
 def run(asked: argparse.Namespace) -> tuple[Records, dict[str, Any]]:
     """Do the runs that OUT lacks. Raises UsageError, DataError, RecordsError, MissingExtra."""
+    if not 0 < asked.width <= 4:
+        raise UsageError(f"got --width {asked.width}; wanted a share above 0, at most 4")
     for name in ("images", "epochs", "seeds", "jobs"):
         given = getattr(asked, name)
         if given is not None and given < 1:
@@ -276,7 +278,8 @@ def draw(meta: dict[str, Any], records: Records) -> str:
     """The page, from what a run wrote of the seeds that it was asked for."""
     planned = {cell.key for cell in cells(meta)}
     records = Records(record for record in records if record.key in planned)
-    kept = {name: value for name, value in meta["recipe"].items() if value and name != "init"}
+    unused = {"init", "eps", "gamma"}  # of other optimizers and schedules
+    kept = {n: value for n, value in meta["recipe"].items() if value and n not in unused}
     recipe = ", ".join(f"{name} = {value}" for name, value in kept.items())
     counts, there = meta["counts"], meta["environment"]
     lines = [
@@ -295,7 +298,7 @@ def draw(meta: dict[str, Any], records: Records) -> str:
         "",
         "| claim | here | differences in points, with their intervals |",
         "|---|---|---|",
-        *(_verdict(claim, pairs, records) for claim, pairs in CLAIMS.items()),
+        *(_verdict(claim, pairs, meta, records) for claim, pairs in CLAIMS.items()),
         "",
         "## Accuracy",
         "",
@@ -319,13 +322,22 @@ def draw(meta: dict[str, Any], records: Records) -> str:
     return "\n".join(lines)
 
 
-def _verdict(claim: str, pairs: list[tuple[str, str]], records: Records) -> str:
+def _verdict(
+    claim: str, pairs: list[tuple[str, str]], meta: dict[str, Any], records: Records
+) -> str:
     found = [_difference(better, worse, records) for better, worse in pairs]
     told = [
-        f"{_short(better)} − {_short(worse)}: {_points(interval)}"
+        f"{_short(better)} − {_short(worse)}: {_points(interval)}{_at_chance(worse, meta, records)}"
         for (better, worse), interval in zip(pairs, found, strict=True)
     ]
     return f"| {claim} | **{judged(found)}** | {'; '.join(told)} |"
+
+
+def _at_chance(name: str, meta: dict[str, Any], records: Records) -> str:
+    """A word where none of the row's runs has learned, so that what it lost by says little."""
+    found = _accuracies(name, records).values()
+    stuck = found and max(found) < 100 / meta["classes"] + 1
+    return ", the latter at chance in every run" if stuck else ""
 
 
 def judged(differences: list[Interval | None]) -> str:

@@ -7,10 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from example_module import EXAMPLES, example
 
+from spiritlevel import kernels
+from spiritlevel.data import load, prepare
+from spiritlevel.models import create_model, init_he_
 from spiritlevel.study.records import Cell, Record, RecordFile, Records, read_json
 from spiritlevel.study.stats import Interval
+from spiritlevel.train import Recipe, fit, score
 
 SCRIPT = EXAMPLES / "01_ghost_ablation.py"
 DOCS = EXAMPLES.parent / "docs"
@@ -119,8 +124,56 @@ def test_the_page_kept_is_drawn_from_the_records_kept():
     assert len(planned) == RUNS * meta["seeds"]
     assert planned <= kept.records.done()
     page = (DOCS / "ablation.md").read_text(encoding="utf-8")
-    assert ablation.sizes(ablation.ROWS["VGG-16"], meta) == meta["counted"]["VGG-16"]
+    assert meta["recipe"] == ablation.the_recipe(meta["recipe"]["epochs"]).to_dict()
+    assert (meta["recipe"]["label_smoothing"], meta["recipe"]["lr"]) == (0.1, 0.1)
+    for name, row in ablation.ROWS.items():
+        assert ablation.sizes(row, meta) == meta["counted"][name], name
     assert page == ablation.draw(meta, kept.records)
+
+
+@pytest.mark.parametrize("name", ["norm, activation after the concatenation", "He's start"])
+def test_a_run_is_what_its_row_says(name):
+    """Against the loop written out: the row's network and start, trained on images for training."""
+    meta = META | {"counts": {"train": 64, "test": 1}, "channels": 1, "width": 0.0625}
+    meta["recipe"] = ablation.the_recipe(1).to_dict() | {"batch_size": 32}
+    row = ablation.ROWS[name] | {"seed": 3}
+    found = ablation._measured(Cell("ablation", row), "digits", meta).result
+    images = prepare(load("digits"))
+    torch.manual_seed(3)
+    options = {key: row[key] for key in ("s", "d", "placement")}
+    with kernels.use("aten"):
+        model = create_model("ghost_vgg16", 10, "batch", 1, width=0.0625, **options)
+        if row["init"] == "he":
+            init_he_(model)
+        model.to(memory_format=torch.channels_last)
+        recipe = Recipe.from_dict(meta["recipe"])
+        curve = fit(model, images.train_x[:64], images.train_y[:64], recipe, seed=3).curve
+        wanted = score(model, images.test_x, images.test_y)
+    assert found["train_loss"] == curve.loss[-1]
+    assert found["loss"] == wanted.loss
+    assert found["accuracy"] == wanted.accuracy
+
+
+def test_a_row_that_never_learned_is_told():
+    page = ablation.draw(META, invented(**{"no norm": (0.09, 0.09, 0.11)}))
+    (line,) = (
+        line for line in page.splitlines() if "| a norm after each branch beats none" in line
+    )
+    assert line.endswith(", the latter at chance in every run |")
+    assert page.count("at chance") == 2  # it is the worse of two pairs
+
+
+def test_pairs_are_by_seed_where_seeds_are_missing():
+    records = invented(**{"VGG-16": (0.2, 0.5, 0.5), "Ghost, s = 2, d = 3": (0.5, 0.5, 0.2)})
+    first, second = (ablation.ROWS[name] for name in ("VGG-16", "Ghost, s = 2, d = 3"))
+    left = Records(
+        record
+        for record in records
+        if record.settings not in (first | {"seed": 0}, second | {"seed": 2})
+    )
+    # One seed in common: nothing is told.
+    assert verdicts(left)["Ghost-VGG-16 (s = 2, d = 3) beats VGG-16"] == "cannot tell"
+    assert "s = 2, d = 3 − VGG-16: –" in ablation.draw(META, left)
 
 
 @pytest.mark.slow
@@ -143,6 +196,7 @@ def test_the_script(tmp_path, capsys):
         (["--data", "digits"], "holds a run; add --resume"),
         (["--data", "mnist5k", "--resume"], "give the --data that it began with"),
         (["--jobs", "0"], "got --jobs 0; wanted 1 or more"),
+        (["--width", "nan"], "got --width nan; wanted a share above 0"),
     ):
         code, told = again(*words)
         assert (code, why in told) == (2, True), told

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -128,3 +131,23 @@ def test_odd_buffers_stay_what_they_are():
 def test_a_decay_that_averages_nothing_is_refused(decay):
     with pytest.raises(UsageError, match="between 0 and 1"):
         averaged(small(), decay)
+
+
+def test_half_precision_is_refused_and_taken_as_updates():
+    model = nn.Linear(2, 2).bfloat16()
+    with pytest.raises(UsageError, match="whose weight is in half precision"):
+        averaged(model, 0.9)
+    average = averaged(copy.deepcopy(model).float(), 0.9)
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight += 1
+        average.update_parameters(model)
+    assert average.module.weight.dtype is torch.float32
+    assert (average.module.weight < model.weight).all()
+
+
+def test_it_can_be_pickled():
+    average = averaged(nn.Linear(2, 2), 0.9)
+    again = pickle.loads(pickle.dumps(average))  # noqa: S301
+    again.update_parameters(nn.Linear(2, 2))
+    assert int(again.n_averaged) == 1

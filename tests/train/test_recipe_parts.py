@@ -221,3 +221,21 @@ def test_starting_weights():
     assert cheap.std().item() == pytest.approx(
         (2 / 9) ** 0.5, rel=0.05
     )  # of 9 inputs, not 9 * channels
+
+
+class TheirGhostModule(nn.Module):
+    """With the names that published models have."""
+
+    def __init__(self):
+        super().__init__()
+        self.primary_conv = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.cheap_operation = nn.Sequential(
+            nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4)
+        )
+        self.strided = nn.Conv2d(4, 4, 3, 2, groups=4, bias=False)
+
+
+def test_cheap_kernels_of_other_ghost_modules_are_spared():
+    decayed, spared = groups_of(nn.Sequential(TheirGhostModule()))
+    assert decayed == {"0.primary_conv.0.weight", "0.strided.weight"}
+    assert "0.cheap_operation.0.weight" in spared

@@ -112,11 +112,6 @@ class GhostModule(Reparameterised):
             del self.primary_activation, self.cheap_activation
             self.branched = False
 
-    def cheap_convs(self) -> list[nn.Conv2d]:
-        """The depthwise convolutions of the cheap operation, its branches included."""
-        parts = self.branches("cheap") if self.branched else [self.cheap_operation]
-        return [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
-
     def ends(self) -> list[tuple[nn.Module, nn.Module]]:
         """The layers whose sum or concatenation is the output, each with the norm after it."""
         if self.branched:

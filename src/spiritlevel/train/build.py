@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.models import init_he_
-from spiritlevel.models.ghost import GhostModule
 from spiritlevel.probe import norm_places
 from spiritlevel.train.recipe import Recipe
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["init_", "loss", "optimizer", "parameter_groups"]
 
+_CHEAP = re.compile(r"(^|\.)cheap_(operation|rpr_)")
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -32,7 +33,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Two groups for any optimizer of torch: with `weight_decay`, and with none.
 
     None have the parameters of norms, biases and other vectors and scalars, and the kernels of the
-    cheap operations of Ghost modules, as in the GhostNet paper's own code. Strided depthwise
+    cheap operations of Ghost modules, as in the GhostNet paper's own code: depthwise convolutions
+    in a `cheap_operation`, or `cheap_rpr_*`, as the published models call it. Strided depthwise
     convolutions and those of shortcuts and attention are decayed: that code's pattern spares the
     cheap kernels alone. A parameter in two places is decayed if neither spares it.
 
@@ -59,9 +61,10 @@ def _spared(model: nn.Module) -> list[nn.Parameter]:
     spared = [p for p in model.parameters() if p.dim() < 2]
     for name in norm_places(model):
         spared += model.get_submodule(name).parameters(recurse=False)
-    for module in model.modules():
-        if isinstance(module, GhostModule):
-            spared += [p for conv in module.cheap_convs() for p in conv.parameters()]
+    for name, module in model.named_modules(remove_duplicate=False):
+        cheap = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
+        if cheap and _CHEAP.search(name):
+            spared += module.parameters()
     return spared
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,22 +30,37 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     would round them down to a number that no model had. What equals the average stays, so that a
     mask of infinities does not become NaN. Raises UsageError.
     """
-    if not 0 < decay < 1:
+    if not isinstance(decay, int | float) or not 0 < decay < 1:
         raise UsageError(f"got {decay=} of an average of weights; wanted a number between 0 and 1")
+    half = [n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        raise UsageError(
+            f"got {type(model).__name__} whose {half[0]} is in half precision, in which an average "
+            "of slow steps stands still; wanted float32. Average a copy: "
+            "averaged(copy.deepcopy(model).float(), decay), which takes the model's updates"
+        )
     from torch.optim.swa_utils import AveragedModel
 
+    follower = AveragedModel(model, multi_avg_fn=_Follow(decay), use_buffers=True)
+    return follower.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class _Follow:
+    """Moves averages towards values, in place; of a class, so that it can be pickled."""
+
+    decay: float
+
     @torch.no_grad()
-    def follow(averages: Any, values: Any, count: Tensor | int) -> None:
-        weight = 1 - decay_at(decay, int(count))
-        for average, value in zip(averages, values, strict=True):
+    def __call__(self, averages: Any, values: Any, count: Tensor | int) -> None:
+        weight = 1 - decay_at(self.decay, int(count))
+        for average, given in zip(averages, values, strict=True):
+            value = given.to(average)
             if average.is_floating_point() or average.is_complex():
                 moved = torch.lerp(average, value, weight)
                 average.copy_(torch.where(average == value, average, moved))
             else:
                 average.copy_(value)
-
-    follower = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-    return follower.requires_grad_(False).eval()
 
 
 def decay_at(decay: float, updates: int) -> float:

@@ -103,6 +103,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The recipe of these fields; others have their defaults. Raises UsageError."""
+        if not isinstance(values, Mapping):
+            raise UsageError(f"got {values!r} for a recipe; wanted fields and their values")
         for name in values:
             if name not in _KINDS:
                 near = difflib.get_close_matches(str(name), _KINDS, cutoff=0.5)
