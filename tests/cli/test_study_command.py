@@ -105,6 +105,7 @@ def done(folder) -> subprocess.CompletedProcess[str]:
     return spiritlevel(folder, *SMOKE, *arguments, "--live", "--json", "--out", "run")
 
 
+@pytest.mark.slow
 def test_every_claim_is_judged_on_the_users_network(done, folder):
     assert done.returncode == 0, done.stderr
     found = Study.load(folder / "run")
@@ -116,6 +117,7 @@ def test_every_claim_is_judged_on_the_users_network(done, folder):
     assert {"batch", "none", "group:4"} <= {record.settings.get("norm") for record in own}
 
 
+@pytest.mark.slow
 def test_it_says_whose_code_it_runs_before_it_does(done):
     lines = done.stderr.splitlines()
     line = 1 + next(i for i, text in enumerate(MODELS.splitlines()) if "def build" in text)
@@ -124,6 +126,7 @@ def test_it_says_whose_code_it_runs_before_it_does(done):
     assert said < ran
 
 
+@pytest.mark.slow
 def test_what_the_users_code_prints_is_not_among_the_json(done):
     told = json.loads(done.stdout)
     assert [verdict["claim"] for verdict in told["verdicts"]] == list(CLAIMS)
@@ -131,6 +134,7 @@ def test_what_the_users_code_prints_is_not_among_the_json(done):
     assert len(builders) >= 2, "other processes print, too"
 
 
+@pytest.mark.slow
 def test_epochs_are_passes_over_the_training_images(done, folder):
     found = Study.load(folder / "run")
     plan = found.config["plan"]
@@ -138,6 +142,7 @@ def test_epochs_are_passes_over_the_training_images(done, folder):
     assert plan["sweep_steps"] == max(22, round(images / plan["batch_size"]))
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_at_the_end_of_a_live_run(done, folder):
     page = (folder / "run/report.html").read_text()
     assert "my.models:build" in page
@@ -145,6 +150,7 @@ def test_the_page_is_whole_at_the_end_of_a_live_run(done, folder):
     assert not list((folder / "run").glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_it_says_what_was_changed_in_the_images_as_they_were_read(done):
     assert "images: 8x8 pixels brought to 32x32" in done.stderr
 
@@ -177,6 +183,7 @@ def test_a_live_page_is_written_again_and_again_and_at_last_without_saying_it_go
     assert "91 of the 94 runs" in ended or "gave no result" in ended
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_whose_code_it_runs(done, folder):
     again = spiritlevel(folder, "study", "--resume", "--out", "run")
     assert again.returncode == 0, again.stderr
@@ -220,6 +227,7 @@ def printed(found: Study, stream: StringIO, columns: int, monkeypatch) -> list[s
     return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_claim_over_several_networks_has_a_row_for_each(done, folder, monkeypatch, columns):
     found = Study.load(folder / "run")
@@ -237,6 +245,7 @@ def test_a_claim_over_several_networks_has_a_row_for_each(done, folder, monkeypa
     assert claim.split()[-2:] == ["?", "inconclusive"], "the figures are the networks'"
 
 
+@pytest.mark.slow
 def test_in_a_pipe_no_line_is_broken(done, folder, monkeypatch):
     found = Study.load(folder / "run")
     lines = [line.rstrip() for line in printed(found, StringIO(), 40, monkeypatch)]

@@ -78,6 +78,7 @@ def hub(tmp_path) -> Iterator[type[Hub]]:
     listening.server_close()
 
 
+@pytest.mark.slow
 def test_data_sets_of_the_hub(hub, tmp_path):
     """One process for all, since it starts slowly: a good one, one of code only, and none."""
     folder = hub.folder / "pictures"

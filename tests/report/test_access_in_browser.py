@@ -9,7 +9,7 @@ from view import SIZES, View
 
 from spiritlevel import report
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 OPEN = """
@@ -36,16 +36,7 @@ def violations(view):
     return {one["id"]: [node["html"][:100] for node in one["nodes"]][:3] for one in found}
 
 
-QUICK = (("desktop", "light"),)
-
-
-@pytest.mark.parametrize(
-    ("size", "scheme"),
-    [
-        pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow)
-        for one in product(SIZES, ("light", "dark"))
-    ],
-)
+@pytest.mark.parametrize(("size", "scheme"), list(product(SIZES, ("light", "dark"))))
 def test_axe_finds_no_violation(browser, pages, size, scheme):
     view = View(browser, pages["finished"], size).in_scheme(scheme)
     assert violations(view) == {}

@@ -92,7 +92,7 @@ def test_the_diagnosis_fits_a_phone(opened):
 @pytest.mark.slow
 def test_the_table_of_a_map_holds_its_numbers(opened):
     view = opened("probe")
-    view.page.click("#data-z_max summary")
+    view.opens("#data-z_max")
     rows = view.page.locator("#data-z_max tbody tr")
     assert rows.count() == len(NORMS)
     assert rows.first.locator("td").all_inner_texts()[0] == "–"

@@ -110,7 +110,7 @@ def test_what_was_not_run_is_said_and_leaves_the_axes(view):
     )
     assert chart(view)["data"] == chart(view, 1)["data"] == []
     assert chart(view)["layout"]["xaxis"]["range"] == before
-    view.page.locator(f"{PLAY} details.data summary").click()
+    view.opens(f"{PLAY} details.data")
     assert "No run was made" in text(view, ".tables")
     view.page.focus(SLIDER)
     press(view, "ArrowLeft")
@@ -129,7 +129,7 @@ def rows(view, table=0):
 
 def test_a_table_is_built_when_it_is_opened_and_follows_the_controls(view):
     assert view.page.locator(f"{PLAY} table").count() == 0
-    view.page.locator(f"{PLAY} details.data summary").click()
+    view.opens(f"{PLAY} details.data")
     view.page.locator(f"{PLAY} table").first.wait_for()
     assert rows(view)[:2] == [["layer", "no normalization", "batch, rate 0.1"], ["1", "0.9", "1"]]
     assert len(rows(view)) == 41
@@ -149,7 +149,7 @@ def test_a_table_is_built_when_it_is_opened_and_follows_the_controls(view):
 
 
 def test_several_values_at_one_place_stand_in_one_cell_and_names_are_told_apart(view):
-    view.page.locator("#data-rates summary").click()
+    view.opens("#data-rates")
     view.page.locator("#figure-rates table").wait_for()
     cells = view.page.locator("#figure-rates tbody tr").first.locator("th, td").all_inner_texts()
     head = view.page.locator("#figure-rates thead th").all_inner_texts()
@@ -159,7 +159,7 @@ def test_several_values_at_one_place_stand_in_one_cell_and_names_are_told_apart(
 
 
 def test_the_data_are_saved_as_they_are_shown(view):
-    view.page.locator(f"{PLAY} details.data summary").click()
+    view.opens(f"{PLAY} details.data")
     with view.page.expect_download() as waiting:
         view.page.locator(f"{PLAY} details.data button").click()
     assert waiting.value.suggested_filename == "play-network-VGG-depth-40.csv"
@@ -174,7 +174,7 @@ def test_a_spreadsheet_is_given_no_formula(browser, tmp_path):
     story = example_story()
     story["examples"][2]["figures"][0]["panels"][0]["rows"][0] = '=HYPERLINK("x")'
     view = View(browser, report.write(story, tmp_path / "report.html"), "desktop")
-    view.page.locator("#data-maps summary").click()
+    view.opens("#data-maps")
     with view.page.expect_download() as waiting:
         view.page.locator("#data-maps button").click()
     assert """"'=HYPERLINK(""x"")",0,""" in waiting.value.path().read_text(encoding="utf-8-sig")
@@ -213,14 +213,14 @@ def test_a_band_stops_where_its_lower_end_has_no_logarithm(browser, tmp_path):
 
 def test_a_number_leads_to_its_records(view):
     traced = view.page.locator("#traced-stabilises-network-0")
-    traced.locator("summary").click()
+    view.opens("#traced-stabilises-network-0")
     keys = traced.locator("a").all_inner_texts()
     assert keys == [f"sweep/lr=0.1,norm=batch,seed={n}" for n in (0, 1, 2, 7)]
     traced.locator("a").last.click()
     record = view.page.locator("#record-7")
     assert record.is_visible()
     assert record.bounding_box()["y"] < SIZES["desktop"][1]
-    view.page.locator("#traced-rates summary").click()
+    view.opens("#traced-rates")
     assert not view.page.locator("#traced-stabilises-network-0 a").first.is_visible()
     view.page.locator("#traced-rates a").nth(3).focus()
     view.page.keyboard.press("Escape")

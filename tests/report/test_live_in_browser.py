@@ -34,8 +34,8 @@ def read(view):
     view.page.focus("#control-play-1")
     view.page.keyboard.press("ArrowLeft")
     view.page.check("#control-play-0-1", force=True)
-    view.page.locator("#data-play summary").click()
-    view.page.locator("#rule-faster summary").click()
+    view.opens("#data-play")
+    view.opens("#rule-faster")
     view.page.fill("[name=numbers]", "2, 4")
     view.page.focus("#control-play-1")
     view.evaluate("scrollTo({ top: document.querySelector('#figure-play').offsetTop + 40 })")
@@ -72,6 +72,7 @@ def settles(view, before):
     return False
 
 
+@pytest.mark.slow
 def test_the_reader_stays_where_they_were(view):
     read(view)
     before = seen(view)
@@ -107,6 +108,7 @@ def test_a_page_that_is_written_no_more_says_so(view, path):
     assert "spiritlevel study --resume" in stale.inner_text()
 
 
+@pytest.mark.slow
 def test_where_there_is_no_history_the_address_keeps_it(browser, path):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()

@@ -326,6 +326,7 @@ def notes(html):
     return said.count("neighbouring points are drawn as one"), said.count("at one setting only")
 
 
+@pytest.mark.slow
 def test_a_big_study_stays_within_the_bound_and_says_what_that_cost(big):
     html = report.render(big)
     assert 4_500_000 < len(html.encode()) <= LIMIT == 6_000_000

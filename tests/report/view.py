@@ -47,6 +47,17 @@ class View:
             self.page.wait_for_timeout(100)
         raise AssertionError(f"never true: {script}")
 
+    def opens(self, selector):
+        """Click a summary, and wait until the page has heard of it: the browser tells it later."""
+        summary = self.page.locator(f"{selector} summary")
+        summary.evaluate(
+            """(summary) => summary.parentElement.addEventListener(
+                 "toggle", () => (summary.dataset.told = "yes"), { once: true })"""
+        )
+        summary.click()
+        self.page.locator(f"{selector} summary[data-told]").wait_for()
+        summary.evaluate("(summary) => delete summary.dataset.told")
+
     def result(self, name):
         return self.page.locator(f'[data-result="{name}"]').inner_text()
 

@@ -71,6 +71,7 @@ def text(markup: str) -> str:
     return html.unescape(re.sub(r"<[^>]+>", " ", markup))
 
 
+@pytest.mark.slow
 def test_progress_is_drawn_in_place(notebook):
     reader, folder = notebook
     names = {name for name, _ in reader.shown}
@@ -89,6 +90,7 @@ def test_progress_is_drawn_in_place(notebook):
     assert len(shares) < cells, "not once a record"
 
 
+@pytest.mark.slow
 def test_while_it_runs_the_latest_results_are_shown(notebook):
     reader, _ = notebook
     middle = text(reader.shown[len(reader.shown) // 2][1])
@@ -97,6 +99,7 @@ def test_while_it_runs_the_latest_results_are_shown(notebook):
     assert re.search(r"\d\.\d\ss", middle)
 
 
+@pytest.mark.slow
 def test_it_says_whose_code_it_runs(notebook):
     reader, _ = notebook
     line = CELLS[0].splitlines().index("def build(num_classes, in_chans, norm):") + 1
@@ -105,6 +108,7 @@ def test_it_says_whose_code_it_runs(notebook):
     assert text(reader.shown[0][1]).strip().endswith("(__main__:build)"), "before it has run"
 
 
+@pytest.mark.slow
 def test_a_function_of_a_cell_is_trained_in_other_processes(notebook):
     _, folder = notebook
     study = Study.load(folder)
@@ -112,6 +116,7 @@ def test_a_function_of_a_cell_is_trained_in_other_processes(notebook):
     assert study.config["plan"]["networks"] == ["__main__:build"]
 
 
+@pytest.mark.slow
 def test_at_the_end_there_is_a_table_of_verdicts(notebook):
     reader, folder = notebook
     last = text(reader.shown[-1][1])
@@ -121,12 +126,14 @@ def test_at_the_end_there_is_a_table_of_verdicts(notebook):
     assert "(a) 1, 3, 5" in last
 
 
+@pytest.mark.slow
 def test_a_study_shows_itself_as_that_table(notebook):
     reader, folder = notebook
     (output,) = reader.nb.cells[2].outputs
     assert output["data"]["text/html"] == study_html(Study.load(folder))
 
 
+@pytest.mark.slow
 def test_no_markup_of_ours_runs_or_loads_anything(notebook):
     reader, _ = notebook
     for _, markup in reader.shown:

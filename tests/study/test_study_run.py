@@ -189,7 +189,9 @@ def test_kill_9_and_resume_loses_nothing(whole, tmp_path):
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path, number):
     """Of the whole group; what asks a process to end asks it alone."""
     folder = tmp_path / "stopped"
