@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from spiritlevel.models import list_models as list_models
     from spiritlevel.probe.watch import Probe as Probe
     from spiritlevel.study import study as study
-    from spiritlevel.surgery import convert as convert
-    from spiritlevel.surgery import fuse as fuse
+    from spiritlevel.surgery.convert import convert as convert
+    from spiritlevel.surgery.fold import fold as fold
+    from spiritlevel.surgery.fuse import fuse as fuse
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "convert",
     "create_model",
     "errors",
+    "fold",
     "fuse",
     "kernels",
     "list_models",
@@ -40,6 +42,7 @@ _HOME = {
     "check": "spiritlevel.doctor.check",
     "convert": "spiritlevel.surgery",
     "create_model": "spiritlevel.models",
+    "fold": "spiritlevel.surgery",
     "fuse": "spiritlevel.surgery",
     "list_models": "spiritlevel.models",
 }

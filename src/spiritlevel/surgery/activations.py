@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.surgery.tracer import hooked
 
-__all__ = ["of_module", "of_node", "why_not"]
+__all__ = ["module_of", "of_module", "of_node", "why_not"]
 
 _MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -51,6 +51,16 @@ def of_module(module: nn.Module) -> Activation | None:
     """The activation that the module is, by its exact class; None for all others."""
     name = _MODULES.get(type(module))
     return None if name is None else _with_options(name, vars(module))
+
+
+def module_of(act: Activation) -> nn.Module:
+    """torch's own layer of an activation."""
+    if act.name == "identity":
+        return nn.Identity()
+    if act.name == "leaky_relu":
+        return nn.LeakyReLU(act.slope)
+    kinds = {name: kind for kind, name in _MODULES.items() if kind is not nn.Hardtanh}
+    return kinds[act.name]()
 
 
 def why_not(module: nn.Module) -> str | None:

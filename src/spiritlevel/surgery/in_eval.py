@@ -1,0 +1,146 @@
+"""What a norm layer does in eval: y = rest(x * factor + shift), a pair of numbers a channel.
+
+Whether a layer does that is not told by its name: it is given numbers, and what it makes of them is
+compared. So batch norms of other libraries that end in an activation, or that were frozen by hand,
+are known for what they compute.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from spiritlevel.kernels import backend
+from spiritlevel.kernels.activations import Activation
+from spiritlevel.surgery.activations import module_of
+from spiritlevel.surgery.tracer import hooked
+
+__all__ = ["InEval", "Rest", "in_eval", "is_norm"]
+
+
+@dataclass(frozen=True)
+class InEval:
+    """`factor` and `shift` (C,) are float64; `rest` is a module that does what comes after."""
+
+    factor: Tensor
+    shift: Tensor
+    rest: nn.Module
+
+    @property
+    def plain(self) -> bool:
+        return type(self.rest) is nn.Identity
+
+
+class Rest(nn.Module):
+    """act(x + residual): what stays of a fused batch norm that adds."""
+
+    def __init__(self, act: Activation) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.act(x if residual is None else x + residual)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}"
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it holds a running mean and variance, or is a batch norm without them."""
+    held = {name for name, _ in module.named_buffers(recurse=False)}
+    return isinstance(module, _BatchNorm) or {"running_mean", "running_var"} <= held
+
+
+def in_eval(norm: nn.Module, *, adds: bool = False) -> InEval | str:
+    """What the layer does in eval, or why that is no factor and shift.
+
+    `adds` tells that it is also called with a residual.
+    """
+    if why := _why_not(norm):
+        return why
+    mean, var = (_wide(getattr(norm, name)) for name in ("running_mean", "running_var"))
+    weight, bias = (_wide(getattr(norm, name, None)) for name in ("weight", "bias"))
+    assert mean is not None
+    assert var is not None
+    factor = (var + float(getattr(norm, "eps", 0.0))).rsqrt()
+    factor = factor if weight is None else factor * weight
+    shift = -mean * factor
+    shift = shift if bias is None else shift + bias
+    if not bool((factor.isfinite() & shift.isfinite()).all()):
+        return "has running statistics or weights that are not finite, or a negative variance"
+    found = InEval(factor, shift, _rest(norm, adds))
+    return _compared(norm, found) or found
+
+
+def _why_not(norm: nn.Module) -> str | None:
+    if any(is_lazy(t) for t in (*norm.parameters(), *norm.buffers())):
+        return "is lazy; run the model once before"
+    if parametrize.is_parametrized(norm):
+        return "is parametrized"
+    if hooked(norm):
+        return "is hooked"
+    if "forward" in vars(norm):
+        return "has its forward replaced on the instance"
+    if getattr(norm, "running_mean", None) is None or getattr(norm, "running_var", None) is None:
+        return "has no running statistics: it takes those of the batch in eval(), too"
+    if norm.training and isinstance(norm, _BatchNorm):
+        return "stays in training after eval()"
+    return None
+
+
+def _wide(tensor: Any) -> Tensor | None:
+    return tensor.detach().double() if isinstance(tensor, Tensor) else None
+
+
+def _rest(norm: nn.Module, adds: bool) -> nn.Module:
+    act = getattr(norm, "act", None)
+    if isinstance(act, Activation):
+        return Rest(act) if adds else module_of(act)
+    children = [child for child in norm.children() if type(child) is not nn.Identity]
+    if not children:
+        return nn.Identity()
+    return children[0] if len(children) == 1 else nn.Sequential(*children)
+
+
+@torch.no_grad()
+def _compared(norm: nn.Module, found: InEval) -> str | None:
+    """Why the layer is not what it was taken for, seen on numbers."""
+    other = f"is a {type(norm).__name__} that does more in eval() than scale and shift"
+    try:
+        exact = copy.deepcopy(norm).double().cpu()
+        rest = copy.deepcopy(found.rest).double().cpu()
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, len(found.factor), *[3] * _positions(norm))
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        view = (1, -1, *[1] * (len(shape) - 2))
+        # Values of the size that the layer is made for, lest a small shift go unnoticed.
+        x = (x - found.shift.cpu().view(view)) / _not_zero(found.factor.cpu()).view(view)
+        with backend.use("aten"):
+            y = exact(x.clone())
+        wanted = rest(x * found.factor.cpu().view(view) + found.shift.cpu().view(view))
+    except Exception:
+        return other
+    # A rounding of the product, where the shift takes most of it away again.
+    tolerance = 1e-9 + 1e-13 * float(found.shift.abs().max())
+    alike = isinstance(y, Tensor) and y.shape == wanted.shape
+    return None if alike and torch.allclose(y, wanted, rtol=0, atol=tolerance) else other
+
+
+def _positions(norm: nn.Module) -> int:
+    """Axes behind the channels that the layer takes."""
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
+        return int(norm._get_no_batch_dim()) - 1  # type: ignore[no-untyped-call]
+    if isinstance(norm, nn.BatchNorm1d):
+        return 1
+    return 3 if isinstance(norm, nn.BatchNorm3d) else 2
+
+
+def _not_zero(factor: Tensor) -> Tensor:
+    return torch.where(factor == 0, 1.0, factor)
