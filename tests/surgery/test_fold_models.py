@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from test_fold import left, lived, norms, same
+from fold_cases import lived
+from test_fold import left, norms, same
 from torch import fx, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -245,6 +246,17 @@ def test_a_frozen_norm_that_is_no_batch_norm_by_class():
             return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
 
     model, x = lived(nn.Sequential(nn.Conv2d(3, 4, 3), Frozen(4))), torch.randn(IMAGES)
+    folded = sl.fold(model, x)
+    assert norms(folded) == []
+    same(model, folded, x)
+
+
+def test_a_kind_of_convolution_that_runs_as_torchs():
+    class Depthwise(nn.Conv2d):
+        def __init__(self, channels):
+            super().__init__(channels, channels, 3, groups=channels)
+
+    model, x = lived(nn.Sequential(Depthwise(3), nn.BatchNorm2d(3))), torch.randn(IMAGES)
     folded = sl.fold(model, x)
     assert norms(folded) == []
     same(model, folded, x)

@@ -40,10 +40,12 @@ _FUNCTIONS: frozenset[Any] = frozenset(
         *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     )
 )
+_AS = ("reshape_as", "view_as")
 _METHODS = frozenset(
     (
         *("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze"),
         *("transpose", "swapaxes", "permute", "movedim", "moveaxis", "t"),
+        *_AS,
         *("chunk", "split", "narrow", "flip", "roll", "contiguous", "clone", "detach", "mean"),
     )
 )
@@ -105,7 +107,7 @@ class Tracks:
 
         With each channel that the layer reads goes the batch norm's that it is, or -1.
         """
-        node, chain = norm, [norm]
+        node = norm
         while True:
             readers = self._readers(node)
             if len(readers) != 1:
@@ -116,7 +118,6 @@ class Tracks:
             if not self._moves(reader):
                 return f"{_called(reader)} follows it"
             node = reader
-            chain.append(node)
         if _input_of(reader) is not node or len(reader.args) + len(reader.kwargs) != 1:
             return f"{reader.target} is called with other arguments than one input"
         shape = self.flow.values.get(norm)
@@ -125,7 +126,7 @@ class Tracks:
         codes = {norm: _codes(shape.of[1], 0)}
         layer = self.flow.module(reader)
         assert layer is not None
-        arrived = self._value(node, codes, axis=1, others=0.0)
+        arrived = self._value(node, codes, axis=1)
         axis = _channel_axis(layer, arrived.dim())
         rows = self._rows(arrived, axis)
         if isinstance(rows, str):
@@ -148,8 +149,7 @@ class Tracks:
             return None
         if not self._moves(node):
             return f"{_called(node)} comes before it, which is no convolution and no linear layer"
-        tensors = [each for each in node.all_input_nodes if self._holds_tensor(each)]
-        whys = (self._collect(each, node, layers) for each in tensors)
+        whys = (self._collect(each, node, layers) for each in self._moved(node))
         return next((why for why in whys if why), None)
 
     def _axis(self, node: fx.Node) -> int:
@@ -166,7 +166,7 @@ class Tracks:
 
     def _readers(self, node: fx.Node) -> list[fx.Node]:
         """Without those that only ask for its shape."""
-        return [user for user in node.users if not _only_looks(user)]
+        return [user for user in node.users if not _only_looks(user, node)]
 
     def _is_layer(self, node: fx.Node) -> bool:
         return isinstance(self.flow.module(node), LAYERS)
@@ -190,15 +190,23 @@ class Tracks:
         given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
         return bool(given.get("training", True))
 
+    def _moved(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors whose values an operation moves; of a `reshape_as` not what lends a shape."""
+        if node.target in _AS:
+            return [each for each in node.args[:1] if isinstance(each, fx.Node)]
+        return [each for each in node.all_input_nodes if self._holds_tensor(each)]
+
     def _value(
-        self,
-        node: fx.Node,
-        codes: dict[fx.Node, Tensor],
-        axis: int | None = None,
-        others: float | None = None,
+        self, node: fx.Node, codes: dict[fx.Node, Tensor], axis: int | None = None
     ) -> Tensor:
-        """What arrives at a node where the coded nodes have their codes as channels."""
+        """What arrives at a node where the coded nodes have their codes as channels.
+
+        What does not come from them is 0.
+        """
         made: dict[fx.Node, Any] = {}
+
+        def leads(each: fx.Node) -> bool:
+            return each in codes or (self._moves(each) and any(map(leads, self._moved(each))))
 
         def given(each: fx.Node) -> Any:
             if each not in made:
@@ -211,16 +219,11 @@ class Tracks:
                 assert isinstance(value, Shape)
                 place = self._axis(each) if axis is None else axis
                 return _spread(codes[each], value.of, place)
-            if self._holds_tensor(each) and (others is None or leads(each)):
+            if leads(each):
                 return self._run(each, given)
             if isinstance(value, Shape):
-                return torch.full(value.of, others or 0.0, dtype=torch.float64)
+                return torch.zeros(value.of, dtype=torch.float64)
             return value
-
-        def leads(each: fx.Node) -> bool:
-            return self._moves(each) and any(
-                other in codes or leads(other) for other in each.all_input_nodes
-            )
 
         result = given(node)
         assert isinstance(result, Tensor)
@@ -290,7 +293,9 @@ def residual_of(node: fx.Node) -> Any:
     return node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
 
 
-def _only_looks(node: fx.Node) -> bool:
+def _only_looks(node: fx.Node, at: fx.Node) -> bool:
+    if node.target in _AS:
+        return node.args[0] is not at
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
     return node.op in ("call_method", "call_function") and node.target in _LOOKS

@@ -23,7 +23,7 @@ from spiritlevel.surgery.eligible import FUSED, places
 from spiritlevel.surgery.flow import flows
 from spiritlevel.surgery.in_eval import is_norm
 from spiritlevel.surgery.log import Entry, note
-from spiritlevel.surgery.merging import merge_after, merge_before
+from spiritlevel.surgery.merging import is_layer, merge_after, merge_before
 from spiritlevel.surgery.plan import Plan, plan
 from spiritlevel.surgery.work import wraps
 
@@ -49,7 +49,7 @@ def fold(model: nn.Module, example: Any) -> nn.Module:
     original = _copy(model)
     _runs(original, example)
     whole, deployed = _deployed(original)
-    found = plan(whole, flows(whole, example, is_norm))
+    found = plan(whole, flows(whole, example, lambda module: is_norm(module) or is_layer(module)))
     _carry_out(found, whole)
     _verify(original, whole, found, example)
     note(whole, [*deployed, *found.entries()])

@@ -16,7 +16,13 @@ from torch.nn.utils import parametrize
 from spiritlevel.surgery.carried import LAYERS
 from spiritlevel.surgery.tracer import hooked
 
-__all__ = ["merge_after", "merge_before", "why_not", "why_not_before"]
+__all__ = ["is_layer", "merge_after", "merge_before", "why_not", "why_not_before"]
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it runs as torch's own convolution or linear layer, which it may be a kind of."""
+    kind = parametrize.type_before_parametrizations(module)
+    return any(_runs_as(kind, each) for each in LAYERS)
 
 
 def why_not(layer: nn.Module) -> str | None:
@@ -28,7 +34,7 @@ def why_not(layer: nn.Module) -> str | None:
         return "is hooked (old weight or spectral norm, pruning and quantization hook layers)"
     if "forward" in vars(layer):
         return "has its forward replaced on the instance"
-    if not any(_runs_as(kind, each) for each in LAYERS):
+    if not is_layer(layer):
         return f"is a {kind.__name__}, whose forward is its own"
     if parametrize.is_parametrized(layer, "bias"):
         return "has a parametrized bias"
