@@ -14,12 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
+from spiritlevel.lent.feeding import run_batch
 from spiritlevel.nn import BatchNormAct2d, GhostBatchNorm2d
 from spiritlevel.probe.batches_in import repeated_at_end
 from spiritlevel.probe.evidence import measure
-from spiritlevel.probe.feeding import MOST_BYTES, run_batch, take, targets
 from spiritlevel.probe.independence import Spread, f_tail
-from spiritlevel.probe.pooled import Pooled, by_sample
 
 
 def net(channels: int = 5) -> nn.Sequential:
@@ -107,13 +106,6 @@ def test_moments_are_those_of_all_data_at_once(mode, layer):
         torch.testing.assert_close(found.spread.mean[place], means.mean(0))
         squares = means.var(0, correction=0) * len(means)
         torch.testing.assert_close(found.spread.squares[place], squares)
-
-
-def test_the_moments_of_a_mean_far_above_its_deviation_do_not_cancel():
-    x = double(64, 3, 5) * 0.01 + 1e4
-    found = Pooled.of_all(Pooled.of_samples(*by_sample(part), 5) for part in x.float().split(9))
-    whole = x.float().double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(found.var, whole.var(1, correction=0), rtol=1e-6, atol=0)
 
 
 def test_what_the_layer_holds_is_told_as_found():
@@ -338,18 +330,6 @@ def test_dicts_go_by_keywords():
     assert torch.equal(found.labels[0], y)
 
 
-def test_a_target_that_the_model_does_not_take_stays_out():
-    batch = {"x": torch.randn(6, 3), "target": torch.arange(6)}
-    assert run_batch(Named(), batch).loss is None
-    assert targets(batch) is batch["target"]
-
-
-def test_tuples_go_by_position_without_their_last():
-    model, x = Named(), torch.randn(6, 3)
-    expected = run_batch(model, (x, torch.ones(6, 3), torch.arange(6))).logits
-    assert not torch.equal(expected, run_batch(model, (x,)).logits)
-
-
 def test_forward_runs_what_is_none_of_these():
     found = measure(Named(), ["abc"], forward=lambda model, text: model(torch.randn(4, len(text))))
     assert found.layers["norm"].train.pooled.count == 4
@@ -381,14 +361,6 @@ def test_wrong_batches(batches, text):
 def test_lazy_layers_are_refused():
     with pytest.raises(UsageError, match=r"^got a model with lazy layers; run it once"):
         measure(nn.Sequential(nn.LazyBatchNorm1d()), [torch.randn(3, 2)])
-
-
-def test_batches_that_fill_memory_are_cut(monkeypatch):
-    monkeypatch.setattr("spiritlevel.probe.feeding.MOST_BYTES", 1 << 20)
-    taken = take([torch.zeros(1 << 17) for _ in range(9)])
-    assert (len(taken.batches), taken.exhausted) == (2, False)
-    assert taken.notes == ("measured on the first 2 batches: they fill 1 MiB",)
-    assert MOST_BYTES == 1 << 30
 
 
 # ---- kinds of models -----------------------------------------------------------------------------

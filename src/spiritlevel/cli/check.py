@@ -19,7 +19,7 @@ from spiritlevel.errors import UsageError
 if TYPE_CHECKING:
     from spiritlevel.cli.subject import Subject
     from spiritlevel.doctor.diagnosis import Diagnosis
-    from spiritlevel.probe.feeding import Progress
+    from spiritlevel.lent.feeding import Progress
 
 __all__ = ["check", "rule"]
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from spiritlevel.doctor.against import Against
 from spiritlevel.doctor.structure import Structure
-from spiritlevel.probe.layers import batch_norms, norm_places
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.probe.layers import norm_places
 from spiritlevel.probe.modes import training_after_eval
 from spiritlevel.probe.ranks import Ranks, across_ranks
 

@@ -42,14 +42,15 @@ from spiritlevel.doctor.fixes import Patient, apply
 from spiritlevel.doctor.loader import Loader
 from spiritlevel.doctor.rule import RULES, Need, Rule
 from spiritlevel.errors import UsageError
+from spiritlevel.lent.feeding import Progress, take
+from spiritlevel.lent.guard import lent_buffers
+from spiritlevel.lent.kept import kept
 from spiritlevel.probe.compare import compare
 from spiritlevel.probe.evidence import measure
-from spiritlevel.probe.feeding import Progress, take
 from spiritlevel.probe.gap import gap
-from spiritlevel.probe.guard import lent_buffers
 from spiritlevel.probe.population import Population, population
 from spiritlevel.probe.watch import Probe
-from spiritlevel.surgery.verify import kept, run
+from spiritlevel.surgery.verify import run
 
 __all__ = ["RULES", "check"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from spiritlevel.doctor.case import Case
+from spiritlevel.lent.pooled import Pooled
 from spiritlevel.probe.evidence import Layer
-from spiritlevel.probe.pooled import Pooled
 
 __all__ = [
     "SHIFT",

@@ -13,8 +13,8 @@ from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.drift import harmless, middle
 from spiritlevel.doctor.finding import Finding, Severity
 from spiritlevel.doctor.rule import Rule, rule
+from spiritlevel.lent.pooled import Pooled
 from spiritlevel.probe.evidence import Layer
-from spiritlevel.probe.pooled import Pooled
 
 __all__: list[str] = []
 

@@ -13,7 +13,7 @@ from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.doctor.running import at_init, counted, held, local, running, varies
-from spiritlevel.probe.layers import batch_norms
+from spiritlevel.lent.norms import batch_norms
 
 __all__ = ["Twin", "twins", "unfollowed"]
 

@@ -1,6 +1,5 @@
-"""Numbers from a running model. Measuring never changes it: see `guard.undisturbed`."""
+"""Numbers from a running model. Measuring never changes it: see `lent.guard`."""
 
-from spiritlevel.probe.guard import undisturbed
 from spiritlevel.probe.invariance import (
     effective_rate,
     gradient_cosine,
@@ -30,7 +29,6 @@ __all__ = [
     "normalised_weights",
     "scaling_errors",
     "signal_by_depth",
-    "undisturbed",
     "unit_percentiles",
     "weight_layers",
     "weight_scaling",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.probe.as_used import takes_batch
-from spiritlevel.probe.feeding import SingleValue
+from spiritlevel.lent.as_used import takes_batch
+from spiritlevel.lent.feeding import SingleValue
+from spiritlevel.lent.heard import channels_first
+from spiritlevel.lent.pooled import Pooled, by_sample
 from spiritlevel.probe.independence import Spread
-from spiritlevel.probe.pooled import Pooled, by_sample
 
-__all__ = ["MOST_CALLS", "Padding", "Reading", "Recorder", "channels_first", "heard"]
+__all__ = ["MOST_CALLS", "Padding", "Reading", "Recorder"]
 
 MOST_CALLS = 64
 """Calls a pass that are kept apart; what comes after them is put to the last."""
@@ -185,37 +183,8 @@ def repeated_at_end(x_NCL: Tensor) -> Tensor:
     return torch.where((run_N > 1) & ~whole, run_N, 0)
 
 
-def channels_first(norm: nn.Module, x: Tensor) -> Tensor:
-    """Others' layers may have the channels last, as their running statistics tell."""
-    held = getattr(norm, "running_mean", None)
-    if isinstance(held, Tensor) and x.shape[1] != held.numel() == x.shape[-1]:
-        return x.movedim(-1, 1)
-    return x
-
-
 def _smallest(norm: nn.Module, x: Tensor) -> int:
     samples, group = len(x), getattr(norm, "group_size", None)
     if isinstance(group, int) and takes_batch(norm) and samples > group:
         samples = samples % group or group
     return samples * x.shape[2:].numel()
-
-
-@contextmanager
-def heard(
-    modules: dict[str, nn.Module], hear: Callable[[str, nn.Module, Tensor], object]
-) -> Iterator[None]:
-    """Within it `hear(path, module, input)` is called before each pass of the modules."""
-
-    def hook_of(path: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = next((t for t in (*given, *named.values()) if isinstance(t, Tensor)), None)
-            if x is not None and x.dim() > 1 and x.is_floating_point() and x.numel():
-                hear(path, module, x.detach())
-
-        return hook
-
-    with ExitStack() as hooks:
-        for path, module in modules.items():
-            handle = module.register_forward_pre_hook(hook_of(path), with_kwargs=True)
-            hooks.callback(handle.remove)
-        yield

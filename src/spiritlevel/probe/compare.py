@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from spiritlevel.errors import UsageError
-from spiritlevel.probe.as_used import borrowed, seeded
-from spiritlevel.probe.feeding import Forward, Taken, run_batch, take
+from spiritlevel.lent.as_used import borrowed, seeded
+from spiritlevel.lent.feeding import Forward, Taken, run_batch, take
 
 __all__ = ["MOST_BATCHES", "Comparison", "compare", "unwrapped"]
 

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spiritlevel.probe.as_used import active_dropouts, borrowed, frozen_norms, put_in, seeded
-from spiritlevel.probe.batches_in import Reading, Recorder, heard
-from spiritlevel.probe.features_last import FeaturesLast, fed_features_last
-from spiritlevel.probe.feeding import (
+from spiritlevel.lent.as_used import active_dropouts, borrowed, frozen_norms, put_in, seeded
+from spiritlevel.lent.feeding import (
     Forward,
     Progress,
     SingleValue,
@@ -28,9 +26,13 @@ from spiritlevel.probe.feeding import (
     take,
     targets,
 )
-from spiritlevel.probe.layers import batch_norms, norm_places
+from spiritlevel.lent.heard import heard
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.lent.pooled import Pooled
+from spiritlevel.probe.batches_in import Reading, Recorder
+from spiritlevel.probe.features_last import FeaturesLast, fed_features_last
+from spiritlevel.probe.layers import norm_places
 from spiritlevel.probe.mates import Mates, among_others
-from spiritlevel.probe.pooled import Pooled
 
 __all__ = ["DROPOUT_BATCHES", "Evidence", "Layer", "NonFinite", "measure"]
 

@@ -13,8 +13,8 @@ from torch.nn.modules.activation import MultiheadAttention
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
-from spiritlevel.probe.layers import batch_norms
-from spiritlevel.probe.pooled import Pooled
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.lent.pooled import Pooled
 
 __all__ = ["FeaturesLast", "fed_features_last"]
 

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.probe.as_used import borrowed, put_in, seeded
-from spiritlevel.probe.batches_in import Reading, Recorder, heard
-from spiritlevel.probe.evidence import Evidence
-from spiritlevel.probe.feeding import (
+from spiritlevel.lent.as_used import borrowed, put_in, seeded
+from spiritlevel.lent.feeding import (
     Forward,
     Progress,
     SingleValue,
@@ -29,8 +27,11 @@ from spiritlevel.probe.feeding import (
     take,
     targets,
 )
-from spiritlevel.probe.layers import batch_norms
-from spiritlevel.probe.score import Metric, Scored, difference, metric_of, output_of, score, scored
+from spiritlevel.lent.heard import heard
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.lent.score import Metric, Scored, difference, metric_of, output_of, score, scored
+from spiritlevel.probe.batches_in import Reading, Recorder
+from spiritlevel.probe.evidence import Evidence
 
 __all__ = ["LEAST_GAP", "MOST_LAYERS", "MOST_PASSES", "Gap", "LayerGap", "gap"]
 

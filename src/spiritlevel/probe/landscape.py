@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
-from spiritlevel.probe.guard import undisturbed
+from spiritlevel.lent.guard import undisturbed
 from spiritlevel.probe.layers import weight_layers
 
 __all__ = ["LandscapeReading", "along_gradient"]

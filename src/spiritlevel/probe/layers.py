@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spiritlevel.probe.guard import undisturbed
+from spiritlevel.lent.guard import undisturbed
 
 __all__ = [
     "WEIGHT_LAYERS",
     "WeightLayer",
-    "batch_norms",
     "norm_places",
     "normalised_weights",
     "parameter_groups",
@@ -62,22 +61,6 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def norm_places(model: nn.Module) -> list[str]:
     """Names of the modules that normalize, other libraries' included, as they were registered."""
     return [name for name, module in model.named_modules() if _is_norm(module)]
-
-
-def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by name that take the moments of a batch in training, other libraries' included.
-
-    Frozen kinds, whose affine parameters are buffers, take none and are left out.
-    """
-    return {name: module for name, module in model.named_modules() if _is_batch_norm(module)}
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return True
-    named = any("BatchNorm" in kind.__name__ for kind in type(module).__mro__)
-    frozen = "weight" in module._buffers or "Frozen" in type(module).__name__
-    return named and not frozen and not any(module.children())
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.errors import UsageError
-from spiritlevel.probe.as_used import seeded
-from spiritlevel.probe.feeding import Forward, run_batch, size_of
+from spiritlevel.lent.as_used import seeded
+from spiritlevel.lent.feeding import Forward, run_batch, size_of
 
 __all__ = ["Mates", "among_others"]
 

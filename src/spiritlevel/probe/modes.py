@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spiritlevel.probe.layers import batch_norms
-from spiritlevel.surgery.verify import kept
+from spiritlevel.lent.kept import kept
+from spiritlevel.lent.norms import batch_norms
 
 __all__ = ["training_after_eval"]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.probe.guard import undisturbed
+from spiritlevel.lent.guard import undisturbed
 from spiritlevel.probe.layers import weight_layers
 
 __all__ = ["MOST_VALUES", "PERCENTILES", "Moments", "input_moments", "unit_percentiles"]

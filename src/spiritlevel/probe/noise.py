@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.probe.guard import undisturbed
+from spiritlevel.lent.guard import undisturbed
 
 __all__ = ["batch_noise"]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from spiritlevel.probe.as_used import borrowed, frozen_norms, put_in, seeded
-from spiritlevel.probe.batches_in import Reading, Recorder, heard
-from spiritlevel.probe.feeding import Forward, SingleValue, Taken, run_batch, size_of, take
-from spiritlevel.probe.layers import batch_norms
+from spiritlevel.lent.as_used import borrowed, frozen_norms, put_in, seeded
+from spiritlevel.lent.feeding import Forward, SingleValue, Taken, run_batch, size_of, take
+from spiritlevel.lent.heard import heard
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.probe.batches_in import Reading, Recorder
 
 __all__ = ["Population", "population"]
 

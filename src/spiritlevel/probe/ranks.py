@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spiritlevel.probe.layers import batch_norms
+from spiritlevel.lent.norms import batch_norms
 
 __all__ = ["Ranks", "across_ranks", "exchange"]
 

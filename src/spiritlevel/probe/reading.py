@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiritlevel.probe.pooled import Pooled
+from spiritlevel.lent.pooled import Pooled
 
 __all__ = ["MOST_SORTED", "MOST_VALUES", "Sample", "moments_within"]
 

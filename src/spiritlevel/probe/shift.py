@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiritlevel.probe.guard import undisturbed
+from spiritlevel.lent.guard import undisturbed
 from spiritlevel.probe.layers import parameter_groups, weight_layers
 
 __all__ = ["ShiftReading", "covariate_shift"]

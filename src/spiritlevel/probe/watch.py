@@ -24,11 +24,12 @@ from torch.nn.parameter import is_lazy
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
+from spiritlevel.lent.norms import batch_norms
 from spiritlevel.nn.observe import Statistics, observing, tells
 from spiritlevel.probe.columns import COLUMN, LOGGED, METRICS, as_table
 from spiritlevel.probe.counting import Counts, LayerCounts, Mode, in_backward
 from spiritlevel.probe.hooks import Hook
-from spiritlevel.probe.layers import WEIGHT_LAYERS, batch_norms, norm_places
+from spiritlevel.probe.layers import WEIGHT_LAYERS, norm_places
 from spiritlevel.probe.learning import Learning, learned
 from spiritlevel.probe.overhead import Overhead
 from spiritlevel.probe.reading import Moments, Sample, moments_within, spread

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
+from spiritlevel.lent.guard import undisturbed
 from spiritlevel.nn import BatchNorm2d, norm_layer
-from spiritlevel.probe import norm_places, undisturbed
+from spiritlevel.probe import norm_places
 from spiritlevel.study import theirs
 
 __all__ = ["Asked", "passing", "try_out"]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.kernels import backend
-from spiritlevel.surgery.verify import kept, run
+from spiritlevel.lent.kept import kept
+from spiritlevel.surgery.verify import run
 
 __all__ = ["OUTPUT", "Given", "first_apart", "given", "widened"]
 

@@ -19,10 +19,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from spiritlevel.kernels import backend
+from spiritlevel.lent.kept import kept
 from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.reach import looked_into
 from spiritlevel.surgery.tracer import Leaf, Mode, Untraceable, hooked, layer, traced_in
-from spiritlevel.surgery.verify import kept, run
+from spiritlevel.surgery.verify import run
 from spiritlevel.surgery.work import wraps
 
 __all__ = ["Flow", "Flows", "Shape", "flows"]

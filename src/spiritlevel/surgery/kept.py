@@ -9,15 +9,11 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["kept", "kept_by", "own"]
+from spiritlevel.lent.kept import own
 
-_OF_TORCH = frozenset(vars(nn.Module()))
+__all__ = ["kept", "kept_by"]
+
 _NOTHING = CellType()
-
-
-def own(module: nn.Module) -> list[Any]:
-    """The values of its own attributes, without those that every module has."""
-    return [value for name, value in vars(module).items() if name not in _OF_TORCH]
 
 
 def kept_by(module: nn.Module) -> Iterator[nn.Module]:

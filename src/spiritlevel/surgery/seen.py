@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spiritlevel.lent.kept import kept
 from spiritlevel.surgery import activations
-from spiritlevel.surgery.verify import kept, run
+from spiritlevel.surgery.verify import run
 
 __all__ = ["pairs"]
 

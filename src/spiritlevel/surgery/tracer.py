@@ -9,32 +9,28 @@ are saved for the backward pass, as a checkpoint makes it.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spiritlevel.lent.kept import Attributes, choices, put_back
 from spiritlevel.surgery.in_place import Proxy
 
 __all__ = [
-    "Attributes",
     "Call",
     "Leaf",
     "Mode",
     "Slot",
     "Stack",
     "Untraceable",
-    "choices",
     "hooked",
     "layer",
-    "put_back",
     "traced_in",
 ]
 
@@ -232,57 +228,6 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         changed = attributes.put_back()
     if drew or changed:
         raise Untraceable(changed or "it draws random numbers to choose what it runs")
-
-
-class Attributes:
-    """All that a module holds, and what is in its own lists and dicts."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.before = module, dict(module.__dict__)
-        self.inner = {
-            name: (value, _contents(value))
-            for name, value in self.before.items()
-            if isinstance(value, list | dict)
-        }
-
-    def put_back(self) -> str | None:
-        """What had changed, in words; None if nothing had."""
-        changed, held = None, self.module.__dict__
-        for name, (value, contents) in self.inner.items():
-            if not _same(contents, _contents(value)):
-                changed = f"it changes its {name} in each pass"
-                value.clear()
-                value.update(contents) if isinstance(value, dict) else value.extend(contents)
-        if not _same(self.before, held):
-            names = [n for n, v in held.items() if self.before.get(n, self) is not v]
-            changed = f"it sets {', '.join(names) or 'an attribute'} in each pass"
-            held.clear()
-            held.update(self.before)
-        return changed
-
-
-def choices() -> tuple[Any, Any]:
-    """The states of Python's and NumPy's generators, with which models choose what they run."""
-    return random.getstate(), np.random.get_state()
-
-
-def put_back(states: tuple[Any, Any]) -> bool:
-    """Whether they had changed."""
-    (python, (_, keys, *rest)), (before, numpy) = choices(), states
-    _, keys_before, *rest_before = numpy
-    random.setstate(before)
-    np.random.set_state(numpy)
-    return python != before or rest != rest_before or not np.array_equal(keys, keys_before)
-
-
-def _contents(value: Any) -> Any:
-    return dict(value) if isinstance(value, dict) else list(value)
-
-
-def _same(before: Any, after: Any) -> bool:
-    if isinstance(before, dict):
-        return list(before) == list(after) and all(before[k] is after[k] for k in before)
-    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
 def _told(error: Exception) -> str:

@@ -6,8 +6,6 @@ rounding, however much a batch norm of few values makes of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,67 +15,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
+from spiritlevel.lent.kept import kept
 from spiritlevel.surgery.eligible import FUSED
-from spiritlevel.surgery.kept import own
-from spiritlevel.surgery.tracer import Attributes, choices, put_back
 
-__all__ = ["Numbers", "differs", "kept", "numbers", "run", "unlike"]
+__all__ = ["Numbers", "differs", "numbers", "run", "unlike"]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Of the largest value, or of 0.001 where all are less; other types have 1e-2. For devices whose
 convolutions are not the same twice."""
 
 Numbers = dict[str, list[Tensor]]
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Run the model within as you like: modes, buffers, attributes, random states are put back."""
-    attributes = [Attributes(module) for module in model.modules()]
-    contents = [_restoring(held) for module in model.modules() for held in own(module)]
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    states = choices()
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(d for d in devices if d is not None)), torch.no_grad():
-        try:
-            yield
-        finally:
-            put_back(states)
-            for each in attributes:
-                each.put_back()
-            for restore in contents:
-                restore()
-            for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-            for module, training in modes:
-                module.training = training
-
-
-def _restoring(value: Any, around: tuple[int, ...] = ()) -> Callable[[], object]:
-    """How to make a tensor, a list or a dict, and what is in it, what it is now."""
-    if isinstance(value, Tensor) and not is_lazy(value):
-        saved = value.detach().clone()
-        return lambda: value.data.copy_(saved)
-    if not isinstance(value, list | dict) or id(value) in around:  # it may hold itself
-        return lambda: None
-    contents = list(value.items()) if isinstance(value, dict) else list(value)
-    held = value.values() if isinstance(value, dict) else value
-    inside = [_restoring(each, (*around, id(value))) for each in held]
-
-    def restore() -> None:
-        value.clear()
-        value.update(contents) if isinstance(value, dict) else value.extend(contents)
-        for each in inside:
-            each()
-
-    return restore
 
 
 def run(model: nn.Module, example: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
 from spiritlevel.data import Pixels, batches, crop_and_flip
-from spiritlevel.probe import undisturbed
+from spiritlevel.lent.guard import undisturbed
 
 __all__ = ["SGD", "Curve", "Score", "score", "train"]
 

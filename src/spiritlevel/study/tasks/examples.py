@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.data import Images, prepare
-from spiritlevel.probe import signal_by_depth, undisturbed
+from spiritlevel.lent.guard import undisturbed
+from spiritlevel.probe import signal_by_depth
 from spiritlevel.study.networks import build
 from spiritlevel.study.tasks.common import feed, run, seeded
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiritlevel.data import Images, Prepared, batches
-from spiritlevel.probe import undisturbed
+from spiritlevel.lent.guard import undisturbed
 from spiritlevel.study.networks import build
 from spiritlevel.study.tasks.common import compact, feed, seeded
 from spiritlevel.train import SGD, Score, score

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spiritlevel.probe import undisturbed
+from spiritlevel.lent.guard import undisturbed
 
 
 class Fault(nn.Module):

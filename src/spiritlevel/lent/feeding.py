@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.errors import UsageError
-from spiritlevel.surgery.tracer import choices, put_back
+from spiritlevel.lent.kept import choices, put_back
 
 __all__ = [
     "MOST_BYTES",

@@ -16,9 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
-from spiritlevel.probe.guard import undisturbed
-from spiritlevel.probe.layers import batch_norms
-from spiritlevel.surgery.verify import kept
+from spiritlevel.lent.guard import undisturbed
+from spiritlevel.lent.kept import kept
+from spiritlevel.lent.norms import batch_norms
 
 __all__ = ["active_dropouts", "borrowed", "frozen_norms", "put_in", "seeded", "takes_batch"]
 

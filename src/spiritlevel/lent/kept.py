@@ -1,0 +1,123 @@
+"""All that a pass may change in a model beside its parameters, and how it is put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["Attributes", "choices", "kept", "own", "put_back"]
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Run the model within as you like: modes, buffers, attributes, random states are put back."""
+    attributes = [Attributes(module) for module in model.modules()]
+    contents = [_restoring(held) for module in model.modules() for held in own(module)]
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    states = choices()
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(d for d in devices if d is not None)), torch.no_grad():
+        try:
+            yield
+        finally:
+            put_back(states)
+            for each in attributes:
+                each.put_back()
+            for restore in contents:
+                restore()
+            for module, name, buffer, saved in buffers:
+                module._buffers[name] = buffer
+                if buffer is not None and saved is not None:
+                    buffer.copy_(saved)
+            for module, training in modes:
+                module.training = training
+
+
+def _restoring(value: Any, around: tuple[int, ...] = ()) -> Callable[[], object]:
+    """How to make a tensor, a list or a dict, and what is in it, what it is now."""
+    if isinstance(value, Tensor) and not is_lazy(value):
+        saved = value.detach().clone()
+        return lambda: value.data.copy_(saved)
+    if not isinstance(value, list | dict) or id(value) in around:  # it may hold itself
+        return lambda: None
+    contents = list(value.items()) if isinstance(value, dict) else list(value)
+    held = value.values() if isinstance(value, dict) else value
+    inside = [_restoring(each, (*around, id(value))) for each in held]
+
+    def restore() -> None:
+        value.clear()
+        value.update(contents) if isinstance(value, dict) else value.extend(contents)
+        for each in inside:
+            each()
+
+    return restore
+
+
+class Attributes:
+    """All that a module holds, and what is in its own lists and dicts."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.before = module, dict(module.__dict__)
+        self.inner = {
+            name: (value, _contents(value))
+            for name, value in self.before.items()
+            if isinstance(value, list | dict)
+        }
+
+    def put_back(self) -> str | None:
+        """What had changed, in words; None if nothing had."""
+        changed, held = None, self.module.__dict__
+        for name, (value, contents) in self.inner.items():
+            if not _same(contents, _contents(value)):
+                changed = f"it changes its {name} in each pass"
+                value.clear()
+                value.update(contents) if isinstance(value, dict) else value.extend(contents)
+        if not _same(self.before, held):
+            names = [n for n, v in held.items() if self.before.get(n, self) is not v]
+            changed = f"it sets {', '.join(names) or 'an attribute'} in each pass"
+            held.clear()
+            held.update(self.before)
+        return changed
+
+
+def choices() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's generators, with which models choose what they run."""
+    return random.getstate(), np.random.get_state()
+
+
+def put_back(states: tuple[Any, Any]) -> bool:
+    """Whether they had changed."""
+    (python, (_, keys, *rest)), (before, numpy) = choices(), states
+    _, keys_before, *rest_before = numpy
+    random.setstate(before)
+    np.random.set_state(numpy)
+    return python != before or rest != rest_before or not np.array_equal(keys, keys_before)
+
+
+def _contents(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else list(value)
+
+
+def _same(before: Any, after: Any) -> bool:
+    if isinstance(before, dict):
+        return list(before) == list(after) and all(before[k] is after[k] for k in before)
+    return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
+
+
+def own(module: nn.Module) -> list[Any]:
+    """The values of its own attributes, without those that every module has."""
+    return [value for name, value in vars(module).items() if name not in _OF_TORCH]
