@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spiritlevel.surgery.convert import convert as convert
     from spiritlevel.surgery.fold import fold as fold
     from spiritlevel.surgery.fuse import fuse as fuse
+    from spiritlevel.surgery.recalibrate import recalibrate as recalibrate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "kernels",
     "list_models",
     "nn",
+    "recalibrate",
     "study",
 ]
 
@@ -45,6 +47,7 @@ _HOME = {
     "fold": "spiritlevel.surgery",
     "fuse": "spiritlevel.surgery",
     "list_models": "spiritlevel.models",
+    "recalibrate": "spiritlevel.surgery",
 }
 
 

@@ -1,4 +1,4 @@
-"""docs/probe.md, docs/check.md, docs/weights.md: their code runs, and they name what there is."""
+"""docs/probe.md, check.md, recalibrate.md, weights.md: their code runs; they name what there is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from spiritlevel.cli import main
 from spiritlevel.doctor.config import settings
+from spiritlevel.lent.feeding import MOST_BYTES
 from spiritlevel.models import create_model, read_metadata, save_weights
 from spiritlevel.probe.columns import METRICS
 from spiritlevel.probe.reading import MOST_SORTED, MOST_VALUES
@@ -18,6 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "probe.md").read_text(encoding="utf-8")
 WEIGHTS = (DOCS / "weights.md").read_text(encoding="utf-8")
 CHECK = (DOCS / "check.md").read_text(encoding="utf-8")
+RECALIBRATE = (DOCS / "recalibrate.md").read_text(encoding="utf-8")
 
 
 def run(text, capsys):
@@ -34,6 +36,15 @@ def test_the_example_of_the_probe_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_example_of_the_check_runs(capsys):
     assert "rules asked" in run(CHECK, capsys)
+
+
+def test_the_example_of_recalibrating_runs(capsys):
+    whole, first, *_, furthest = run(RECALIBRATE, capsys).splitlines()
+    assert whole.startswith("recalibrated: all layers at once")
+    assert "8 batches; accuracy 0." in whole
+    assert first.startswith("recalibrated ")
+    assert furthest.startswith("('")
+    assert f"up to {MOST_BYTES >> 30} GiB" in RECALIBRATE
 
 
 def test_the_examples_of_weights_run(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from spiritlevel.doctor.finding import Finding
 from spiritlevel.probe.population import Population
 from spiritlevel.surgery.eligible import places
 from spiritlevel.surgery.log import Entry, note
+from spiritlevel.surgery.statistics import set_statistics, tracks
 
 __all__ = ["FIXES", "Fix", "Patient", "apply"]
 
@@ -127,15 +128,10 @@ def _freeze(_patient: Patient, _path: str, norm: nn.Module) -> str | None:
 
 
 def _recalibrate(patient: Patient, path: str, norm: Any) -> str | None:
-    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    if mean is None or var is None or (fed := patient.population().fed.get(path)) is None:
+    if not tracks(norm) or (fed := patient.population().fed.get(path)) is None:
         return None
-    mean.copy_(fed.pooled.mean)
-    var.copy_(fed.pooled.unbiased)
-    batches = len(fed.batches)
-    if isinstance(getattr(norm, "num_batches_tracked", None), Tensor):
-        norm.num_batches_tracked.fill_(batches)
-    return f"running statistics taken anew from {batches} batches"
+    set_statistics(norm, fed.pooled, len(fed.batches))
+    return f"running statistics taken anew from {len(fed.batches)} batches"
 
 
 def _count(_patient: Patient, _path: str, norm: Any) -> str | None:

@@ -17,10 +17,18 @@ from torch.nn.parameter import is_lazy
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.lent.guard import undisturbed
-from spiritlevel.lent.kept import kept
+from spiritlevel.lent.kept import choices, kept, put_back
 from spiritlevel.lent.norms import batch_norms
 
-__all__ = ["active_dropouts", "borrowed", "frozen_norms", "put_in", "seeded", "takes_batch"]
+__all__ = [
+    "active_dropouts",
+    "borrowed",
+    "chances_apart",
+    "frozen_norms",
+    "put_in",
+    "seeded",
+    "takes_batch",
+]
 
 SEED = 0
 """Of the dropout in what is measured, so that a verdict is the same each time."""
@@ -30,8 +38,9 @@ SEED = 0
 def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Run the model within as you like; all is put back. Gives what puts the buffers back at once.
 
-    Our kernels are torch's meanwhile, compiled models run eagerly, and `SyncBatchNorm` asks no
-    other process, which need not be measuring. Raises UsageError for lazy layers.
+    Our kernels are torch's meanwhile, compiled models run eagerly, and neither `SyncBatchNorm` nor
+    `DistributedDataParallel` asks another process, which need not be measuring, or have as many
+    batches. Raises UsageError for lazy layers.
     """
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise UsageError(
@@ -56,6 +65,8 @@ def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
                 # Not a subclass with a forward of its own, which may do more than normalize.
                 if getattr(type(module), "forward", None) is nn.SyncBatchNorm.forward:
                     module.forward = partial(_alone, module)
+                if isinstance(module, nn.parallel.DistributedDataParallel):
+                    module.require_forward_param_sync = False
             yield buffers_back
     finally:
         for parameter, needed in needs:
@@ -105,6 +116,21 @@ def frozen_norms(model: nn.Module) -> set[str]:
     for module, mode in modes:
         module.training = mode
     return found
+
+
+@contextmanager
+def chances_apart(model: nn.Module) -> Iterator[None]:
+    """Within it the random states are those of `seeded`; after it they go on as they stood.
+
+    Those of Python, NumPy and the CPU, from which a loader draws between two passes of the model.
+    """
+    states, cpu = choices(), torch.get_rng_state()
+    try:
+        seeded(model)
+        yield
+    finally:
+        put_back(states)
+        torch.set_rng_state(cpu)
 
 
 def put_in(model: nn.Module, mode: str, frozen: set[str]) -> None:

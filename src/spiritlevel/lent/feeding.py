@@ -10,7 +10,7 @@ returns, the first of several, or `.logits`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +30,7 @@ __all__ = [
     "Progress",
     "SingleValue",
     "Taken",
+    "drawn",
     "run_batch",
     "size_of",
     "take",
@@ -72,23 +73,15 @@ def take(batches: Iterable[Any] | Taken, most_batches: int = 32) -> Taken:
         return batches
     if isinstance(most_batches, bool) or not isinstance(most_batches, int) or most_batches < 1:
         raise UsageError(f"got most_batches={most_batches!r}; wanted a number of 1 or more")
-    _refuse_one(batches)
     taken: list[Any] = []
     held, states = 0, choices()
     with torch.random.fork_rng([]):
         try:
-            for batch in islice(batches, most_batches):
+            for batch in islice(drawn(batches), most_batches):
                 taken.append(batch)
                 held += sum(t.nbytes for t in tree_leaves(_plain(batch)) if isinstance(t, Tensor))
                 if held >= MOST_BYTES:
                     break
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"got {type(error).__name__}: {error} from the batches, after {len(taken)} of "
-                "them; wanted an iterable that can be read to its end"
-            ) from error
         finally:
             put_back(states)
     if not taken:
@@ -101,6 +94,23 @@ def take(batches: Iterable[Any] | Taken, most_batches: int = 32) -> Taken:
         return Taken(tuple(taken), True)
     why = f"they fill {MOST_BYTES >> 20} MiB" if full else f"most_batches={most_batches}"
     return Taken(tuple(taken), False, (f"measured on the first {len(taken)} batches: {why}",))
+
+
+def drawn(batches: Iterable[Any]) -> Iterator[Any]:
+    """One after another. Raises UsageError for one in the place of many, and where they raise."""
+    _refuse_one(batches)
+    count = 0
+    try:
+        for batch in batches:
+            count += 1
+            yield batch
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"got {type(error).__name__}: {error} from the batches, after {count} of "
+            "them; wanted an iterable that can be read to its end"
+        ) from error
 
 
 def _refuse_one(batches: Any) -> None:

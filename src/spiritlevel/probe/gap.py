@@ -32,6 +32,7 @@ from spiritlevel.lent.norms import batch_norms
 from spiritlevel.lent.score import Metric, Scored, difference, metric_of, output_of, score, scored
 from spiritlevel.probe.batches_in import Reading, Recorder
 from spiritlevel.probe.evidence import Evidence
+from spiritlevel.surgery.statistics import set_statistics, tracks
 
 __all__ = ["LEAST_GAP", "MOST_LAYERS", "MOST_PASSES", "Gap", "LayerGap", "gap"]
 
@@ -298,12 +299,8 @@ class _Scoring:
     def _recalibrate(self, recorder: Recorder) -> None:
         """Write what the batch norms have just been fed, the variance unbiased as torch has it."""
         for path, reading in recorder.readings().items():
-            norm: Any = self.norms[path]
-            pooled = reading.pooled
-            for name, value in (("running_mean", pooled.mean), ("running_var", pooled.unbiased)):
-                held = getattr(norm, name, None)
-                if isinstance(held, Tensor):
-                    held.copy_(value.view_as(held))
+            if tracks(self.norms[path]):
+                set_statistics(self.norms[path], reading.pooled, len(reading.batches))
 
 
 def _as_built(norm: nn.Module) -> bool:

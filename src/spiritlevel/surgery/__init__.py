@@ -4,5 +4,7 @@ from spiritlevel.surgery.convert import convert
 from spiritlevel.surgery.fold import fold
 from spiritlevel.surgery.fuse import fuse
 from spiritlevel.surgery.log import Entry
+from spiritlevel.surgery.recalibrate import recalibrate
+from spiritlevel.surgery.recalibration import Recalibrated, Recalibration
 
-__all__ = ["Entry", "convert", "fold", "fuse"]
+__all__ = ["Entry", "Recalibrated", "Recalibration", "convert", "fold", "fuse", "recalibrate"]

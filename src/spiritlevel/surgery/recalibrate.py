@@ -1,0 +1,245 @@
+"""Running statistics taken anew: those of a population in the place of a running average.
+
+What training leaves in a batch norm is an average over its last batches, of weights that have
+moved since. Here the weights stand still, and each layer gets the mean and the unbiased variance,
+per channel, of all that it is fed over all batches (Wu and Johnson 2021, section 3): each value
+counts once, whichever batch it is in, and float64 partial results are merged without a sum of
+squares that could cancel (Chan, Golub and LeVeque 1983).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spiritlevel.errors import UsageError
+from spiritlevel.lent.as_used import borrowed, frozen_norms
+from spiritlevel.lent.feeding import MOST_BYTES, Forward, take
+from spiritlevel.lent.guard import lent_buffers
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.lent.pooled import Pooled
+from spiritlevel.lent.score import Metric
+from spiritlevel.lent.together import together
+from spiritlevel.surgery.log import note
+from spiritlevel.surgery.passes import Fed, Passes, Score
+from spiritlevel.surgery.recalibration import left, told, whole
+from spiritlevel.surgery.statistics import fit, set_statistics, tracks
+
+__all__ = ["recalibrate"]
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    sequential: bool = False,
+    accuracy: bool = True,
+) -> nn.Module:
+    """The model, whose batch norms hold the statistics of what they are fed over `batches`.
+
+    All run in eval(): dropout is off. By default all layers are measured in one pass, and each
+    divides by the statistics of the batch meanwhile, as in training. With `sequential` they follow
+    one another, in the order in which they are first called, each fed what it will see in eval(),
+    the layers before it done: one pass a layer and one to find the order. A layer that is called
+    again behind its own output divides by the batch's there.
+
+    Frozen layers keep what they have, as do those that no batch reaches. Nothing else changes, and
+    nothing at all where this raises: modes, weights, gradients, momentum, hooks, random states.
+    `num_batches_tracked` becomes the number of calls that the statistics are from, but for batch
+    renormalization. With targets in the batches `accuracy` costs two more passes: before and after.
+    `model.spiritlevel_log` has one `Recalibration`, one `Recalibrated` a layer, and what was left.
+
+    In a process group every rank must call it, with batches of its own, as many as it has: all end
+    with the statistics of all data. Raises UsageError, on all ranks, for batches that are none, do
+    not end, or are not finite, for fewer than two values a channel, and for lazy layers.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"got a {type(model).__name__}; wanted a torch.nn.Module")
+    if not any(map(tracks, batch_norms(model).values())):
+        note(model, left(model, {}, {}, set()))
+        return model
+    with lent_buffers(model), borrowed(model) as buffers_back:
+        frozen = frozen_norms(model)
+        norms: dict[str, Any] = {
+            path: norm
+            for path, norm in batch_norms(model).items()
+            if tracks(norm) and path not in frozen
+        }
+        model.eval()
+        for norm in norms.values():
+            norm.training = False
+        passes = Passes(model, norms, batches, forward, buffers_back)
+        again = _agreed(passes, sequential, accuracy)
+        fed, count = _measured(passes)
+        if sequential:
+            fed = _in_order(passes, fed)
+        _refuse(norms, fed)
+        pooled = {path: each.pooled for path, each in fed.items()}
+        before = _scored(passes, {}) if again and accuracy and norms else None
+        after = None if before is None else _scored(passes, pooled)
+    summary = whole(sequential, count, before, after, once=accuracy and not again)
+    entries = [*told(norms, fed), *left(model, norms, fed, frozen)]
+    _write(norms, fed)
+    note(model, [summary, *entries] if norms else entries)
+    return model
+
+
+def _agreed(passes: Passes, sequential: bool, accuracy: bool) -> bool:
+    """Whether all ranks can read their batches again; what can be read once is held for
+    `sequential` alone. Raises UsageError where ranks want different things."""
+
+    def work() -> Tensor:
+        once = isinstance(passes.batches, Iterator)
+        if once and sequential:
+            passes.batches, once = _held(passes.batches), False
+        channels = sum(norm.running_mean.numel() for norm in passes.norms.values())
+        wanted = (not once, accuracy, sequential, len(passes.norms), channels)
+        return torch.tensor(wanted, dtype=torch.float64)
+
+    rows = together(work, 5)
+    if not bool((rows[:, 1:] == rows[:1, 1:]).all()):
+        raise UsageError("got other batch norms or options on some ranks; wanted the same on all")
+    return bool(rows[:, 0].all())
+
+
+def _held(batches: Iterable[Any]) -> Iterable[Any]:
+    held = take(batches, sys.maxsize)
+    if not held.exhausted:
+        raise UsageError(
+            f"got a {type(batches).__name__}, which can be read once, and sequential=True, which "
+            f"reads it once a layer; it cannot be held, since its first {len(held.batches)} "
+            f"batches fill {MOST_BYTES >> 20} MiB. Wanted a list or a loader"
+        )
+    return held.batches
+
+
+# ---- measured, and the same on all ranks ---------------------------------------------------------
+
+
+def _measured(passes: Passes) -> tuple[dict[str, Fed], int]:
+    """All layers in one pass, as `_shared` has them, and the number of batches on all ranks."""
+    norms = passes.norms
+    if not norms:
+        return {}, 0
+    fed, count = _shared(passes, {}, list(norms))
+    if count == 0:
+        raise UsageError("got no batches; wanted an iterable of at least one")
+    if not fed:
+        raise UsageError(
+            f"got batches that reach none of the batch norms {', '.join(norms)}; wanted a forward "
+            "pass that calls them"
+        )
+    return fed, count
+
+
+def _in_order(passes: Passes, fed: Mapping[str, Fed]) -> dict[str, Fed]:
+    """One layer after another, those before it with the statistics that they have got."""
+    found: dict[str, Fed] = {}
+    for path, before in fed.items():
+        done = {path: each.pooled for path, each in found.items()}
+        anew, _ = _shared(passes, done, [path], path if before.most == 1 else None)
+        if path not in anew or anew[path].pooled.count != before.pooled.count:
+            raise UsageError(
+                f"got other batches when they were read again, for {path!r}; wanted as many values "
+                "in each pass, as a list or a loader gives"
+            )
+        found[path] = anew[path]
+    return found
+
+
+def _refuse(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:
+    for path, each in fed.items():
+        if each.pooled.count < 2:
+            raise UsageError(
+                f"got a single value a channel for {path!r} in all batches, hence no variance; "
+                "wanted two or more"
+            )
+        if not fit(norms[path], each.pooled):
+            kind = str(norms[path].running_var.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"got statistics for {path!r} that {kind} cannot hold; wanted its running "
+                "statistics in float32"
+            )
+
+
+def _shared(
+    passes: Passes, done: Mapping[str, Pooled], paths: list[str], only: str | None = None
+) -> tuple[dict[str, Fed], int]:
+    """What the layers at `paths` are fed on all ranks, merged in the order of the ranks; batches.
+
+    By path, in the order of their first call on the first rank that has it.
+    """
+    sizes = [4 + 2 * passes.norms[path].running_mean.numel() for path in paths]
+
+    def work() -> Tensor:
+        found = passes.fed(done, only)
+        order = {path: place for place, path in enumerate(found, 1)}
+        parts = [
+            _packed(found[path], order[path]) if path in found else torch.zeros(size)
+            for path, size in zip(paths, sizes, strict=True)
+        ]
+        return torch.cat([torch.tensor([passes.count], dtype=torch.float64), *parts])
+
+    rows = together(work, 1 + sum(sizes))
+    order: list[tuple[int, float, str]] = []
+    merged: dict[str, Fed] = {}
+    for rank, row in enumerate(rows):
+        for path, part in zip(paths, row[1:].split(sizes), strict=True):
+            place, count, calls, most = part[:4].tolist()
+            if place:
+                fed = Fed(Pooled(int(count), *part[4:].chunk(2)), int(calls), int(most))
+                if path not in merged:
+                    order.append((rank, place, path))
+                merged[path] = _both(merged[path], fed) if path in merged else fed
+    return {path: merged[path] for _, _, path in sorted(order)}, int(rows[:, 0].sum())
+
+
+def _packed(fed: Fed, place: int) -> Tensor:
+    """(4 + 2C,): place in the order, from 1; values; calls; most calls; mean; variance."""
+    head = [float(each) for each in (place, fed.pooled.count, fed.calls, fed.most)]
+    return torch.cat([torch.tensor(head, dtype=torch.float64), fed.pooled.mean, fed.pooled.var])
+
+
+def _both(one: Fed, other: Fed) -> Fed:
+    pooled = one.pooled.merged(other.pooled)
+    return Fed(pooled, one.calls + other.calls, max(one.most, other.most))
+
+
+_METRICS: tuple[Metric, ...] = ("accuracy", "mean squared error")
+
+
+def _scored(passes: Passes, done: Mapping[str, Pooled]) -> Score | None:
+    """Of all ranks; None where one has batches whose targets do not fit."""
+
+    def work() -> Tensor:
+        found = passes.scored(done)
+        if found is None:
+            kind = -1.0 if passes.count else 0.0  # a rank without batches asks for nothing
+            return torch.tensor([kind, 0, 0], dtype=torch.float64)
+        kind = 1.0 + _METRICS.index(found.metric)
+        return torch.tensor([kind, found.total, found.samples], dtype=torch.float64)
+
+    rows = together(work, 3)
+    kinds = {int(kind) for kind in rows[:, 0].tolist() if kind}
+    samples = int(rows[:, 2].sum())
+    if len(kinds) != 1 or -1 in kinds or not samples:
+        return None
+    return Score(_METRICS[kinds.pop() - 1], float(rows[:, 1].sum()), samples)
+
+
+def _write(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:
+    """All or none, also where it is interrupted."""
+    held = [(t, t.clone()) for path in fed for t in norms[path].buffers(recurse=False)]
+    try:
+        for path, each in fed.items():
+            set_statistics(norms[path], each.pooled, each.calls)
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in held:
+                tensor.copy_(value)
+        raise
