@@ -69,7 +69,7 @@ def in_eval(norm: nn.Module, *, adds: bool = False) -> InEval | str:
     weight, bias = (_wide(getattr(norm, name, None)) for name in ("weight", "bias"))
     assert mean is not None
     assert var is not None
-    factor = (var + float(getattr(norm, "eps", 0.0))).rsqrt()
+    factor = (var + float(getattr(norm, "eps", 1e-5))).rsqrt()
     factor = factor if weight is None else factor * weight
     shift = -mean * factor
     shift = shift if bias is None else shift + bias
