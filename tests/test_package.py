@@ -55,6 +55,14 @@ def test_study_is_the_function_whatever_was_imported_before():
     assert child(code) == ["True"]
 
 
+@pytest.mark.parametrize(
+    "before", ["import spiritlevel.export.onnx", "from spiritlevel.export import read_metadata"]
+)
+def test_export_is_the_function_whatever_was_imported_before(before):
+    code = f"{before}; import spiritlevel; print(callable(spiritlevel.export))"
+    assert child(code) == ["True"]
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError) as caught:
         spiritlevel.levels  # noqa: B018

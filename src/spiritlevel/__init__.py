@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spiritlevel import kernels as kernels
     from spiritlevel import nn as nn
     from spiritlevel.doctor.check import check as check
+    from spiritlevel.export import export as export
     from spiritlevel.models import create_model as create_model
     from spiritlevel.models import list_models as list_models
     from spiritlevel.probe.watch import Probe as Probe
@@ -30,6 +31,7 @@ __all__ = [
     "convert",
     "create_model",
     "errors",
+    "export",
     "fold",
     "fuse",
     "kernels",

@@ -4,6 +4,7 @@ SpiritlevelError
 ├── UsageError (ValueError)        the call asks for something that cannot be
 │   ├── DataError                  images that are missing, broken or of no use
 │   └── RecordsError               a run's folder that cannot be read, resumed or written
+├── ExportError                    a model cannot become a file, or its file gives other numbers
 └── MissingExtra (ImportError)     an optional package is not installed
 
 Every text says what was got, what was wanted, and what to do.
@@ -14,7 +15,15 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["DataError", "MissingExtra", "RecordsError", "SpiritlevelError", "UsageError", "require"]
+__all__ = [
+    "DataError",
+    "ExportError",
+    "MissingExtra",
+    "RecordsError",
+    "SpiritlevelError",
+    "UsageError",
+    "require",
+]
 
 
 class SpiritlevelError(Exception):
@@ -31,6 +40,17 @@ class DataError(UsageError):
 
 class RecordsError(UsageError):
     """A run's folder that cannot be read, resumed or written."""
+
+
+class ExportError(SpiritlevelError):
+    """A model that cannot become a file, or whose file gives other numbers than it does.
+
+    `report` is what was found where a file was run: an `ExportReport`.
+    """
+
+    def __init__(self, message: str, *, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class MissingExtra(SpiritlevelError, ImportError):

@@ -1,4 +1,4 @@
-"""docs/probe.md, check.md, recalibrate.md, weights.md: their code runs; they name what there is."""
+"""docs/probe.md, check, recalibrate, weights, export: their code runs; they name what there is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 from spiritlevel.cli import main
 from spiritlevel.doctor.config import settings
+from spiritlevel.export import FORMATS
+from spiritlevel.export.compare import MOST_LOST, TIE, TOLERANCE
 from spiritlevel.lent.feeding import MOST_BYTES
 from spiritlevel.models import create_model, read_metadata, save_weights
 from spiritlevel.probe.columns import METRICS
@@ -18,6 +20,7 @@ from spiritlevel.probe.table import MOST_STEPS
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "probe.md").read_text(encoding="utf-8")
 WEIGHTS = (DOCS / "weights.md").read_text(encoding="utf-8")
+EXPORT = (DOCS / "export.md").read_text(encoding="utf-8")
 CHECK = (DOCS / "check.md").read_text(encoding="utf-8")
 RECALIBRATE = (DOCS / "recalibrate.md").read_text(encoding="utf-8")
 
@@ -56,6 +59,26 @@ def test_the_examples_of_weights_run(tmp_path, monkeypatch, capsys):
     assert "'epochs': 240" in capsys.readouterr().out
     made = create_model(**read_metadata("mine.safetensors")["model"], weights="mine.safetensors")
     assert torch.equal(made.classifier.weight, given["model"].classifier.weight)
+
+
+def test_the_examples_of_export_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", EXPORT, flags=re.DOTALL):
+        exec(compile(code, "example", "exec"), given)
+    told = capsys.readouterr().out
+    assert "the data     64     359" in told
+    assert "('0', '1', '2'" in told
+    assert given["report"].ok
+
+
+def test_what_is_said_of_export_is_so():
+    told = " ".join(EXPORT.split())
+    assert f"within {TIE:.0e}".replace("e-0", "e-") in told
+    assert f"more than {TOLERANCE[torch.float32]:.0e}".replace("e-0", "e-") in told
+    assert f"it may cost {100 * MOST_LOST:g} point" in told
+    rows = re.findall(r"^\| `(\w+)` \| `(\.\w+)`", EXPORT, flags=re.MULTILINE)
+    assert dict(rows) == FORMATS
 
 
 def test_the_settings_shown_are_settings(tmp_path):

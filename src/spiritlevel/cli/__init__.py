@@ -1,4 +1,5 @@
-"""The command line. Exit codes: 0 done, 1 a finding, 2 wrong use, 3 our fault."""
+"""The command line. Exit codes: 0 done, 1 a finding or a file that is not right, 2 wrong
+use, 3 our fault."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import typer
 
     from spiritlevel.cli.app import app
-    from spiritlevel.errors import SpiritlevelError
+    from spiritlevel.errors import ExportError, SpiritlevelError
 
     # Newer typer brings its own copy of click: the class is taken from what typer itself raises.
     wrong_use: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"spiritlevel: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ExportError) else 2
     except Exception as error:
         if debug:
             raise

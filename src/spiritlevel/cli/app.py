@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import bench, check, env, explain, models, study
+from spiritlevel.cli import bench, check, env, explain, export, models, study
 
 __all__ = ["app"]
 
@@ -32,6 +32,7 @@ def _options(
 app.command("explain", context_settings=explain.CONTEXT)(explain.explain)
 app.command("check")(check.check)
 app.command("rule")(check.rule)
+app.command("export")(export.export)
 app.command("study")(study.study)
 app.command("report")(study.report)
 app.command("models")(models.models)

@@ -30,6 +30,7 @@ class Images:
     name: str
     fed: int
     """How many images that are."""
+    classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,7 +60,7 @@ def read_images(
     steps = max(1, min(most, n // max(batch_size, 1)))
     generator = torch.Generator().manual_seed(_SEED)
     rows = tuple(batches(n, batch_size, steps, generator=generator))
-    return Images(prepared, rows, images.name, steps * batch_size)
+    return Images(prepared, rows, images.name, steps * batch_size, images.classes)
 
 
 def named_loader(spec: str) -> tuple[Any, str]:

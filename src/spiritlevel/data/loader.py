@@ -39,6 +39,11 @@ class Prepared:
     std: tuple[float, ...]
     """Divided by per channel; measured: population standard deviation of the same pixels."""
 
+    @property
+    def divisor(self) -> tuple[float, ...]:
+        """`std`, but 1 for a constant channel, which is only centred."""
+        return tuple(each if each > _CONSTANT else 1.0 for each in self.std)
+
 
 def prepare(
     images: Images,

@@ -31,6 +31,7 @@ __all__ = [
     "SingleValue",
     "Taken",
     "drawn",
+    "refuse_one",
     "run_batch",
     "size_of",
     "take",
@@ -98,7 +99,7 @@ def take(batches: Iterable[Any] | Taken, most_batches: int = 32) -> Taken:
 
 def drawn(batches: Iterable[Any]) -> Iterator[Any]:
     """One after another. Raises UsageError for one in the place of many, and where they raise."""
-    _refuse_one(batches)
+    refuse_one(batches)
     count = 0
     try:
         for batch in batches:
@@ -113,7 +114,8 @@ def drawn(batches: Iterable[Any]) -> Iterator[Any]:
         ) from error
 
 
-def _refuse_one(batches: Any) -> None:
+def refuse_one(batches: Any) -> None:
+    """Raises UsageError for one batch in the place of many."""
     alike = isinstance(batches, tuple) and all(isinstance(each, Tensor) for each in batches)
     pair = alike and len({each.dim() for each in batches}) > 1
     if isinstance(batches, Tensor | Mapping) or pair or not isinstance(batches, Iterable):

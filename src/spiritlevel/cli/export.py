@@ -1,0 +1,306 @@
+"""`spiritlevel export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spiritlevel.catalogue import say
+from spiritlevel.cli import ended, image_options
+from spiritlevel.cli.aside import told_aside
+from spiritlevel.errors import ExportError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spiritlevel.cli.subject import Images, Subject
+    from spiritlevel.data import Prepared
+    from spiritlevel.export import ExportReport, Normalization
+
+__all__ = ["export"]
+
+Format = Literal["onnx", "pt2", "openvino", "int8"]
+_MODEL, _DATA, _OUTPUT = "Model", "Data", "Output"
+_IN_A_RUN = ("best.safetensors", "last.safetensors")
+
+
+def export(
+    weights: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_WEIGHTS",
+            help="The folder of a run, whose best weights are taken, or a file of weights.",
+        ),
+    ],
+    to: Annotated[Format, typer.Option(help="What to write.", rich_help_panel=_OUTPUT)] = "onnx",
+    data: Annotated[str | None, image_options.data(_DATA)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file. (default: beside the weights, by their name)", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One of ours, or pkg.module:factory, for weights that do not tell.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    recalibrate: Annotated[
+        bool,
+        typer.Option(
+            "--recalibrate",
+            help="Exact population statistics first, of training images.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="That OpenVINO computes in.", rich_help_panel=_OUTPUT),
+    ] = "float32",
+    image_size: Annotated[int | None, image_options.image_size(_DATA)] = None,
+    mean: Annotated[str | None, image_options.mean(_DATA)] = None,
+    std: Annotated[str | None, image_options.std(_DATA)] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.", rich_help_panel=_DATA)] = 64,
+    batches: Annotated[
+        int,
+        typer.Option(help="Of training images, for --recalibrate and int8.", rich_help_panel=_DATA),
+    ] = 32,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> int:
+    """A model as a file, its batch norms folded away, that is proven on the test images.
+
+    Exit 0: the file is there and right; 1: it is not right, and nothing is left behind; 2: wrong
+    use. The file takes any batch and tells its classes and how images are normalised.
+    """
+    from spiritlevel.cli.study import numbers
+    from spiritlevel.cli.subject import read_images
+    from spiritlevel.export import FORMATS, ExportReport
+    from spiritlevel.files import refuse_unwritable
+
+    if data is None:
+        raise UsageError(
+            "got no --data; wanted the images that the file is verified on, as --data mnist5k"
+        )
+    for name, value in (("--batches", batches), ("--batch-size", batch_size)):
+        if value < 1:
+            raise UsageError(f"got {name} {value}; wanted 1 or more")
+    if precision != "float32" and to != "openvino":
+        raise UsageError(f"got --precision {precision} for {to}; wanted it with --to openvino")
+    file = _weights(weights)
+    target = out or _target(file, to, FORMATS[to])
+    refuse_unwritable(target)
+    read = read_images(
+        data,
+        image_size=image_size,
+        mean=numbers("--mean", mean, float),
+        std=numbers("--std", std, float),
+        batch_size=batch_size,
+        most=batches,
+    )
+    with told_aside():
+        subject, recipe = _model(weights, file, model, read)
+        _tell(subject, file or weights, read, recalibrate or to == "int8")
+        try:
+            report = _exported(
+                subject,
+                read,
+                batch_size,
+                recipe,
+                target=target,
+                to=to,
+                precision=precision,
+                recalibrate=recalibrate,
+            )
+        except ExportError as error:
+            if not isinstance(error.report, ExportReport):
+                raise
+            report, failure = error.report, str(error)
+        else:
+            failure = ""
+    _print(report, as_json)
+    if failure:
+        print(f"spiritlevel: {failure}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+def _weights(given: str) -> Path | None:
+    """The file; None where it is on the hub. Raises UsageError."""
+    from spiritlevel.models.weights import refuse_suffix
+
+    if given.startswith("hf:"):
+        return None
+    path = Path(given)
+    if path.is_dir():
+        found = next((path / name for name in _IN_A_RUN if (path / name).is_file()), None)
+        if found is None:
+            raise UsageError(
+                f"got the folder {path}, which holds neither {' nor '.join(_IN_A_RUN)}; wanted "
+                "that of a run, or a file of weights"
+            )
+        return found
+    refuse_suffix(path)
+    if not path.is_file():
+        raise UsageError(f"got {path}, which is not there; wanted a run or a file of weights")
+    return path
+
+
+def _target(file: Path | None, to: str, suffix: str) -> Path:
+    if file is None:
+        raise UsageError("got weights of the hub and no --out; wanted a name for the file")
+    return file.with_name(f"{file.stem}-int8{suffix}" if to == "int8" else file.stem + suffix)
+
+
+def _model(given: str, file: Path | None, spec: str | None, read: Images) -> tuple[Subject, Any]:
+    """With its weights, and the recipe that they tell. Raises UsageError."""
+    from spiritlevel.cli import subject
+    from spiritlevel.models import load_weights, read_metadata
+
+    told = {} if file is None else read_metadata(file)
+    if spec is not None:
+        builder = subject.builder(spec)
+        if (code := builder.told()) is not None:
+            print(code, file=sys.stderr)
+        built = builder.build(read)
+    elif "model" in told:
+        built = _told_by_weights(told["model"], given, read)
+    else:
+        raise UsageError(
+            f"got weights {file or given} that do not tell their model; wanted --model, its name "
+            "or pkg.module:factory, or weights that spiritlevel saved as .safetensors"
+        )
+    load_weights(built.model, file or given)
+    return built, told.get("recipe")
+
+
+def _told_by_weights(options: dict[str, Any], given: str, read: Images) -> Subject:
+    from spiritlevel.cli.subject import Subject
+    from spiritlevel.models import create_model
+
+    options = {name: each for name, each in options.items() if name not in ("weights", "new_head")}
+    try:
+        model = create_model(**options)
+    except (UsageError, TypeError) as error:
+        raise UsageError(
+            f"got weights {given} of a model that cannot be made ({error}); wanted one of ours. "
+            "Name it by --model"
+        ) from error
+    prepared = read.prepared
+    images = {"num_classes": prepared.num_classes, "in_chans": prepared.channels}
+    for name, value in images.items():
+        own = options.get(name, value)
+        if own != value:
+            raise UsageError(
+                f"got weights {given} of a model with {name}={own}, and data {read.name} with "
+                f"{value}; wanted the same. Give the data that it was trained on"
+            )
+    return Subject(model, options["name"])
+
+
+def _exported(
+    subject: Subject,
+    read: Images,
+    batch_size: int,
+    recipe: Any,
+    *,
+    target: Path,
+    to: str,
+    precision: str,
+    recalibrate: bool,
+) -> ExportReport:
+    from spiritlevel.cli.progress import Share
+    from spiritlevel.export import export as write
+
+    prepared = read.prepared
+    with Share() as bar:
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.tell(done / total, what)
+            if ended:
+                raise KeyboardInterrupt
+
+        return write(
+            subject.model,
+            target,
+            prepared.test_x[:2],
+            to=to,
+            batches=TestImages(prepared, batch_size),
+            calibration=read,
+            recalibrate=recalibrate,
+            precision=precision,
+            classes=read.classes,
+            normalization=_normalization(prepared),
+            recipe=recipe,
+            progress=tell,
+        )
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """All of them in batches, in their order, as often as they are asked for."""
+
+    prepared: Prepared
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.prepared.test_y) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(self.prepared.test_y), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            yield self.prepared.test_x[rows], self.prepared.test_y[rows]
+
+
+def _normalization(prepared: Prepared) -> Normalization:
+    from spiritlevel.export import Normalization
+
+    return Normalization(
+        mean=prepared.mean,
+        std=prepared.divisor,
+        size=prepared.size,
+        channels="RGB" if prepared.channels == 3 else "grey",
+    )
+
+
+def _tell(subject: Subject, weights: Path | str, read: Images, fed: bool) -> None:
+    print(say("terminal.export.model", name=subject.spec, weights=weights), file=sys.stderr)
+    test = len(read.prepared.test_y)
+    told = say("terminal.export.fed", name=read.name, test=test)
+    if fed:
+        told = say("terminal.export.fed_training", told=told, fed=read.fed)
+    print(told, file=sys.stderr)
+
+
+def _print(report: ExportReport, as_json: bool) -> None:
+    """On a terminal the verdicts have colours; elsewhere it is plain text."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2))
+        return
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        print(report)
+        return
+    head, *rows = report.cells()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(name)
+    for cells, row in zip(rows, report.rows, strict=True):
+        table.add_row(*cells[:-1], Text(cells[-1], "green" if row.ok else "bold red"))
+    console.print(Text(report.title(), "bold"))
+    console.print(table)
+    for line in report.lines():
+        console.print(line)

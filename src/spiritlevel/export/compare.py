@@ -1,0 +1,138 @@
+"""How far a file's outputs are from the model's, batch after batch.
+
+Outputs in float32 agree where no value differs by more than `TOLERANCE` of the largest of its
+tensor (or of 0.001, where all are less); whole numbers where they are equal. Where the first output
+is logits (N, K), K of 2 or more, no sample may have another top-1, but for those whose two largest
+logits lie within `TIE`. A file of less precision is judged by the accuracy that is left: it may
+lose `MOST_LOST`; without targets so many samples may have another top-1; without logits, or on an
+example alone, nothing but shapes is judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spiritlevel.export.report import Differs, Verification
+
+__all__ = ["MOST_LOST", "TIE", "TOLERANCE", "Comparison"]
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Other types have 1e-2. The file adds in another order, layer upon layer."""
+TIE = 1e-4
+MOST_LOST = 0.01
+
+
+@dataclass
+class Comparison:
+    """What is found on one kind of input; `add` takes a batch after the other."""
+
+    compared: str
+    kind: str = "float32"
+    batch: int = 0
+    samples: int = 0
+    difference: float = 0.0
+    allowed: float = 0.0
+    """What was allowed of the largest difference."""
+    worst: float = -1.0
+    """The largest difference as a share of what was allowed of it."""
+    logits: int = 0
+    """Samples that have some."""
+    differs: list[Differs] = field(default_factory=list)
+    judged: int = 0
+    """Samples with a target."""
+    right_model: int = 0
+    right_file: int = 0
+    wrong: str = ""
+
+    def add(self, expected: list[Tensor], found: list[Tensor], target: Tensor | None) -> None:
+        """One call of the model: its outputs, the file's, and the labels (N,) where there are."""
+        size = len(expected[0]) if expected[0].dim() else 1
+        if len(expected) != len(found):
+            self._fail(f"{len(found)} outputs for {len(expected)}")
+        for place, (ours, theirs) in enumerate(zip(expected, found, strict=False)):
+            self._values(f"output {place}" if place else "the output", ours, theirs)
+        if is_logits(expected[0]) and found and found[0].shape == expected[0].shape:
+            self._classes(expected[0], found[0], target)
+        self.batch, self.samples = max(self.batch, size), self.samples + size
+
+    def _values(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+        if ours.shape != theirs.shape:
+            self._fail(f"{name} is {tuple(theirs.shape)} for {tuple(ours.shape)}")
+            return
+        if not ours.numel():
+            return
+        finite = ours.isfinite()
+        if not torch.equal(finite, theirs.isfinite()):
+            self._fail(f"{name} is infinite or NaN elsewhere")
+            return
+        share = TOLERANCE.get(ours.dtype, 1e-2) if ours.is_floating_point() else 0.0
+        wide = torch.complex128 if ours.is_complex() else torch.float64
+        ours, theirs = (torch.where(finite, each, 0).to(wide) for each in (ours, theirs))
+        allowed = share * max(float(ours.abs().max()), 1e-3)
+        difference = float((ours - theirs).abs().max())
+        worse = difference / allowed if allowed else float(difference > 0) * torch.inf
+        worse = worse if difference else 0.0
+        if worse > self.worst:
+            self.worst, self.difference, self.allowed = worse, difference, allowed
+        if worse > 1 and self.kind == "float32":
+            self._fail(f"{name} differs by {difference:.1e}")
+
+    def _classes(self, ours: Tensor, theirs: Tensor, target: Tensor | None) -> None:
+        top, by_model = ours.double().topk(2, dim=1)
+        by_file = theirs.argmax(1)
+        self.logits += len(ours)
+        for row in (by_model[:, 0] != by_file).nonzero()[:, 0].tolist():
+            gap = float(top[row, 0] - top[row, 1])
+            model, file = int(by_model[row, 0]), int(by_file[row])
+            self.differs.append(Differs(self.samples + row, model, file, gap, gap <= TIE))
+        if target is not None and target.shape == by_file.shape and not target.is_floating_point():
+            target = target.cpu()
+            self.judged += len(target)
+            self.right_model += int((by_model[:, 0] == target).sum())
+            self.right_file += int((by_file == target).sum())
+
+    def _fail(self, why: str) -> None:
+        self.wrong = self.wrong or why
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the samples with the same top-1."""
+        return 1 - len(self.differs) / self.logits if self.logits else None
+
+    def row(self) -> Verification:
+        """The verdict."""
+        wrong = self.wrong or (self._rounding() if self.kind == "float32" else self._coarse())
+        return Verification(
+            self.compared,
+            self.batch,
+            self.samples,
+            self.kind,
+            self.difference,
+            self.allowed,
+            self.agreement,
+            not wrong,
+            wrong,
+        )
+
+    def _rounding(self) -> str:
+        flips = sum(not each.tie for each in self.differs)
+        return f"{flips} samples in another class" if flips else ""
+
+    def _coarse(self) -> str:
+        if self.compared == "example":
+            return ""
+        if self.judged:
+            lost = (self.right_model - self.right_file) / self.judged
+            told = f"it loses {100 * lost:.1f} points of accuracy"
+        else:
+            lost = len(self.differs) / self.logits if self.logits else 0.0
+            told = f"{lost:.1%} of the samples in another class"
+        return f"{told}, of {100 * MOST_LOST:g} allowed" if lost > MOST_LOST else ""
+
+
+def is_logits(output: Tensor) -> bool:
+    """Whether a largest one of its values is a class."""
+    return output.dim() == 2 and output.shape[1] > 1 and output.is_floating_point()

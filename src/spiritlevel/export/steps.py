@@ -1,0 +1,305 @@
+"""Copy, recalibrate, fold, write, run, compare; and the file is there only if it is right."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from spiritlevel.catalogue import say
+from spiritlevel.errors import ExportError, UsageError
+from spiritlevel.export.example import Example, read_example
+from spiritlevel.export.metadata import Metadata, Normalization, as_normalization
+from spiritlevel.export.place import drafted
+from spiritlevel.export.report import ExportReport
+from spiritlevel.export.runtimes import Runtime
+from spiritlevel.export.training_form import refuse_training_form
+from spiritlevel.export.verify import calls_of, milliseconds, on_data, on_example, outputs_of
+from spiritlevel.files import refuse_unwritable
+from spiritlevel.lent.feeding import Forward, Progress, refuse_one, take
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.surgery.verify import kept
+
+__all__ = ["FORMATS", "export"]
+
+FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "int8": ".onnx"}
+"""What `to` may be, and how such files are called."""
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Any,
+    *,
+    to: str | None = None,
+    batches: Iterable[Any] | None = None,
+    recalibrate: bool = False,
+    calibration: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+    precision: str = "float32",
+    classes: Sequence[str] | None = None,
+    normalization: Normalization | Mapping[str, Any] | None = None,
+    recipe: Any = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write the model, in eval and with its batch norms folded, to a file that is proven right.
+
+    `example` is a tensor, a tuple of the model's inputs or a dict of them by name; its batch may be
+    1. `to` is "onnx", "pt2", "openvino" or "int8", by default what the suffix says: .onnx, .pt2 or
+    .xml. The file takes any batch. It is opened and run at two batch sizes on the example, and on
+    all of `batches` (as `sl.check` takes them, with `forward`), and held against the model in eval
+    as `compare` says. `recalibrate=True` gives what is exported exact population statistics first,
+    of `calibration` (default: `batches`), which int8 takes its ranges from, too. `classes`,
+    `normalization` and `recipe` go into the file.
+
+    The model is not changed. Raises UsageError for what cannot be exported, such as a batch norm
+    that normalises by the batch in eval; ExportError, whose `report` tells more, where the file is
+    not right: then nothing is left behind, and a file that was there is as it was; MissingExtra.
+    """
+    target = Path(path)
+    to = _format(target, to)
+    if recalibrate and batches is None and calibration is None:
+        raise UsageError(
+            "got recalibrate=True without data; wanted batches=, or calibration=, to take the "
+            "statistics of"
+        )
+    if precision not in ("float32", "bfloat16") or (precision != "float32" and to != "openvino"):
+        raise UsageError(
+            f"got precision={precision!r} for {to}; wanted float32, or bfloat16 and to='openvino'"
+        )
+    told = Metadata(_classes(classes), as_normalization(normalization))
+    refuse_unwritable(target)
+    tell = progress or (lambda what, done, total: None)
+    batches, calibration = _held(batches), _held(calibration)
+    original = _copied(model)
+    given = read_example(original, example)
+    if recalibrate:
+        tell("recalibrating", 0, 1)
+        _recalibrate(original, batches if calibration is None else calibration, forward)
+    original.eval().requires_grad_(False)
+    notes = _refuse(original, given, told)
+    traced = given.of_batch(max(2, given.batch))
+    tell("folding", 0, 1)
+    folded = _folded(original, traced)
+    recipe = _recipe(model, original, folded, recalibrate, recipe)
+    told = replace(told, recipe=recipe, versions=_versions())
+    options: dict[str, Any] = {}
+    if to == "int8":
+        options["calibration"] = _inputs(
+            original, batches if calibration is None else calibration, forward
+        )
+    if to == "openvino":
+        options["precision"] = precision
+    with drafted(target) as draft:
+        tell(f"writing {target.name}", 0, 1)
+        runtime = _writer(to)(folded, draft, traced, told, **options)
+        report = _verified(runtime, original, traced, batches, forward, tell)
+        report = replace(
+            report,
+            path=str(path),
+            format=to,
+            bytes=sum(file.stat().st_size for file in draft.parent.iterdir()),
+            folded=recipe["folded"],
+            left=tuple(recipe["left"]),
+            recalibrated=recalibrate,
+        )
+        if not report.ok:
+            raise ExportError(_told(report), report=report)
+    return report
+
+
+def _format(path: Path, to: str | None) -> str:
+    if to is None:
+        to = next((name for name, suffix in FORMATS.items() if suffix == path.suffix), None)
+    elif to in FORMATS and path.suffix != FORMATS[to]:
+        raise UsageError(
+            f"got {path} for {to}; wanted a name that ends in {FORMATS[to]}. Rename it, or leave "
+            "to= out"
+        )
+    if to not in FORMATS:
+        wanted = ", ".join(f"{name} ({suffix})" for name, suffix in FORMATS.items())
+        raise UsageError(
+            f"got {path} to export to{f' and to={to!r}' if to else ''}; wanted a name that ends in "
+            f".onnx, .pt2 or .xml, and to=, where it is given, one of: {wanted}"
+        )
+    return to
+
+
+def _writer(to: str) -> Callable[..., Runtime]:
+    """Loaded when it is asked for, since each format has packages of its own."""
+    name = {"pt2": "program"}.get(to, to)
+    module = importlib.import_module(f"spiritlevel.export.{name}")
+    return cast(Callable[..., Runtime], module.write)
+
+
+def _held(batches: Iterable[Any] | None) -> Iterable[Any] | None:
+    """What can be read more than once. Raises UsageError."""
+    if batches is not None:
+        refuse_one(batches)
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def _classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not all(isinstance(each, str) for each in classes):
+        raise UsageError(f"got classes={classes!r}; wanted a name for each, as ['cat', 'dog']")
+    return tuple(classes)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """On the CPU, without what torch.compile and DDP put around it. Raises UsageError."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(f"got {type(model).__name__} to export; wanted a torch.nn.Module")
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = inner.module
+    held = [*inner.parameters(), *inner.buffers()]
+    if any(is_lazy(each) for each in held):
+        raise UsageError("got a model with lazy layers; run it once on a batch before the export")
+    if any(each.is_meta for each in held):
+        raise UsageError(
+            "got a model on the device meta, where it has no numbers; load its weights"
+        )
+    if any(each.dtype == torch.bfloat16 for each in held):
+        raise UsageError(
+            "got a model in bfloat16, which files are not verified in; wanted float32: export "
+            "copy.deepcopy(model).float()"
+        )
+    try:
+        copied = copy.deepcopy(inner)
+    except Exception as error:  # whatever a module of the user's holds
+        raise UsageError(
+            f"got {type(error).__name__} while copying {type(inner).__name__} ({error}); wanted a "
+            "model that copy.deepcopy takes, since the export works on a copy"
+        ) from error
+    return copied.cpu()
+
+
+def _recalibrate(model: nn.Module, batches: Any, forward: Forward | None) -> None:
+    """In the modes that it has, by which frozen layers are told."""
+    from spiritlevel.surgery.recalibrate import recalibrate
+
+    recalibrate(model, batches, forward=forward)
+
+
+def _refuse(model: nn.Module, given: Example, told: Metadata) -> tuple[str, ...]:
+    """Notes of what running the example shows. Raises UsageError for what cannot be exported."""
+    with kept(model):  # it may count its calls
+        refuse_training_form(model, given)
+        outputs = outputs_of(model, given)
+        alone = outputs_of(model, given.of_batch(1))
+    if told.classes is not None and outputs[0].shape[-1:] != (len(told.classes),):
+        raise UsageError(
+            f"got {len(told.classes)} names of classes for outputs of shape "
+            f"{tuple(outputs[0].shape)}; wanted one for each along the last axis"
+        )
+    return () if _independent(outputs, alone) else (say("terminal.export.mates"),)
+
+
+def _independent(outputs: list[torch.Tensor], alone: list[torch.Tensor]) -> bool:
+    """Whether the first sample has the same outputs without the others, where that can be seen."""
+    for together, single in zip(outputs, alone, strict=False):
+        first = together[:1]
+        if not (single.dim() and single.is_floating_point() and first.shape == single.shape):
+            continue
+        scale = max(float(first.abs().max()), 1e-3) if first.numel() else 1.0
+        if not torch.allclose(first, single, rtol=0, atol=1e-2 * scale, equal_nan=True):
+            return False
+    return True
+
+
+def _folded(model: nn.Module, given: Example) -> nn.Module:
+    from spiritlevel.surgery.fold import fold
+
+    with torch.no_grad():
+        folded: nn.Module = fold(model, given.as_given)
+    return folded.eval()
+
+
+def _recipe(
+    model: nn.Module, original: nn.Module, folded: nn.Module, recalibrated: bool, given: Any
+) -> dict[str, Any]:
+    before, left = (batch_norms(each) for each in (original, folded))
+    told: dict[str, Any] = {
+        "model": getattr(original, "made_as", None) or type(original).__name__,
+        "recalibrated": recalibrated,
+        "folded": len(before) - len(left),
+        "left": list(left),
+    }
+    if given is not None:
+        held = dataclasses.is_dataclass(given) and not isinstance(given, type)
+        told["training"] = dataclasses.asdict(given) if held else given
+    return told
+
+
+def _versions() -> dict[str, str | int]:
+    from spiritlevel import __version__
+
+    return {"spiritlevel": __version__, "torch": str(torch.__version__)}
+
+
+def _inputs(model: nn.Module, batches: Any, forward: Forward | None) -> list[list[torch.Tensor]]:
+    """What the model is given for the first batches, by position: for int8 to take ranges from."""
+    if batches is None:
+        raise UsageError(
+            "got int8 without data; wanted calibration=, or batches=, to take the ranges of its "
+            "values from"
+        )
+    taken = take(batches).batches
+    return [inputs for batch in taken for inputs, _ in calls_of(model, batch, forward)]
+
+
+def _verified(
+    runtime: Runtime,
+    model: nn.Module,
+    given: Example,
+    batches: Iterable[Any] | None,
+    forward: Forward | None,
+    tell: Progress,
+) -> ExportReport:
+    tell("running the file", 0, 1)
+    found = on_example(runtime, model, given)
+    if batches is not None:
+        total = len(batches) if isinstance(batches, Sized) else 0
+        found.append(
+            on_data(
+                runtime, model, given, batches, forward, lambda n: tell("comparing", n, total or n)
+            )
+        )
+    data = found[-1]
+    ours, theirs = milliseconds(runtime, model, given)
+    judged = bool(data.judged)
+    return ExportReport(
+        path="",
+        format="",
+        runtime=runtime.name,
+        bytes=0,
+        rows=tuple(each.row() for each in found),
+        differs=tuple(data.differs) if batches is not None else (),
+        samples=data.judged,
+        accuracy_model=data.right_model / data.judged if judged else None,
+        accuracy_file=data.right_file / data.judged if judged else None,
+        ms_model=ours,
+        ms_file=theirs,
+    )
+
+
+def _told(report: ExportReport) -> str:
+    wrong = [
+        f"on {row.compared} of batch {row.batch}, {row.why}" for row in report.rows if not row.ok
+    ]
+    return (
+        f"got a {report.format} file that gives other numbers in {report.runtime} than the model "
+        f"does: {'; '.join(wrong)}. Wanted the same; nothing was written to {report.path}. Does "
+        "the model keep a count, draw at random, or do other things for other inputs or batches?"
+    )
