@@ -158,7 +158,16 @@ def test_models_of_many_kinds_become_programs(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+def test_what_onnx_runtime_cannot_do_is_told(tmp_path):
+    """It has no convolution in float64, which the exporter does not know."""
+    model, example = CASES["double"]()
+    with pytest.raises(ExportError, match=r"NotImplemented.*node_conv2d"):
+        sl.export(model, tmp_path / "model.onnx", example)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"double"}))
 def test_models_of_many_kinds_become_onnx(name, tmp_path):
     model, example = CASES[name]()
     report = sl.export(model, tmp_path / "model.onnx", example)
@@ -218,6 +227,18 @@ def test_a_forward_of_ones_own(tmp_path):
         forward=lambda model, batch: model(batch["pixels"]).softmax(1),
     )
     assert report.rows[-1].samples == report.samples == 21
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        return x.add_(1)
+
+
+def test_a_model_may_write_to_its_input(tmp_path):
+    x = torch.randn(2, 4)
+    before = x.clone()
+    assert sl.export(InPlace(), tmp_path / "m.pt2", x, batches=[x, x[:1]]).ok
+    assert torch.equal(x, before)
 
 
 class Centred(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_map_only
 
 from spiritlevel.errors import UsageError
 
@@ -54,7 +54,9 @@ class Example:
     def run(self, model: nn.Module) -> Any:
         """The model's output. Raises UsageError for whatever it raises."""
         try:
-            return model(*self.args, **self.kwargs)
+            # Copies, for it may write to them.
+            args, kwargs = tree_map_only(Tensor, Tensor.clone, (self.args, self.kwargs))
+            return model(*args, **kwargs)
         except UsageError:
             raise
         except Exception as error:
@@ -135,7 +137,9 @@ def _is_input(value: Any) -> bool:
 
 
 def _to_cpu(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, Tensor) and not value.is_meta else value
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return value.detach().clone().cpu()
 
 
 def flat(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -41,8 +41,8 @@ def quiet(model: nn.Module, what: str) -> Iterator[None]:
     except Exception as error:
         raise ExportError(
             f"got {type(error).__name__} from {_where(model, error)} on the way to {what}: "
-            f"{_text(error)}. Wanted a model that torch.export can follow for any batch; change "
-            "that part of it"
+            f"{_text(error)}. Wanted a model that torch.export follows for any batch, of "
+            "operations that such a file has; change that part of it"
         ) from error
     finally:
         logging.disable(disabled)

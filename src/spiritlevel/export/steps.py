@@ -26,8 +26,8 @@ from spiritlevel.export.training_form import refuse_training_form
 from spiritlevel.export.verify import calls_of, milliseconds, on_data, on_example, outputs_of
 from spiritlevel.files import refuse_unwritable
 from spiritlevel.lent.feeding import Forward, Progress, refuse_one, take
+from spiritlevel.lent.kept import kept
 from spiritlevel.lent.norms import batch_norms
-from spiritlevel.surgery.verify import kept
 
 __all__ = ["FORMATS", "export"]
 
@@ -67,15 +67,7 @@ def export(
     """
     target = Path(path)
     to = _format(target, to)
-    if recalibrate and batches is None and calibration is None:
-        raise UsageError(
-            "got recalibrate=True without data; wanted batches=, or calibration=, to take the "
-            "statistics of"
-        )
-    if precision not in ("float32", "bfloat16") or (precision != "float32" and to != "openvino"):
-        raise UsageError(
-            f"got precision={precision!r} for {to}; wanted float32, or bfloat16 and to='openvino'"
-        )
+    _check(to, precision, recalibrate and batches is None and calibration is None)
     told = Metadata(_classes(classes), as_normalization(normalization))
     refuse_unwritable(target)
     tell = progress or (lambda what, done, total: None)
@@ -111,6 +103,7 @@ def export(
             folded=recipe["folded"],
             left=tuple(recipe["left"]),
             recalibrated=recalibrate,
+            notes=notes,
         )
         if not report.ok:
             raise ExportError(_told(report), report=report)
@@ -132,6 +125,19 @@ def _format(path: Path, to: str | None) -> str:
             f".onnx, .pt2 or .xml, and to=, where it is given, one of: {wanted}"
         )
     return to
+
+
+def _check(to: str, precision: str, without_data: bool) -> None:
+    """Raises UsageError for options that do not go together."""
+    if without_data:
+        raise UsageError(
+            "got recalibrate=True without data; wanted batches=, or calibration=, to take the "
+            "statistics of"
+        )
+    if precision not in ("float32", "bfloat16") or (precision != "float32" and to != "openvino"):
+        raise UsageError(
+            f"got precision={precision!r} for {to}; wanted float32, or bfloat16 and to='openvino'"
+        )
 
 
 def _writer(to: str) -> Callable[..., Runtime]:

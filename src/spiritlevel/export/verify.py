@@ -123,9 +123,11 @@ def _running(model: nn.Module) -> Iterator[list[Call]]:
     calls: list[Call] = []
     held: list[list[Tensor]] = []
 
-    def begins(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begins(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = [each for each in flat(model, args, kwargs) if isinstance(each, Tensor)]
-        held.append(tree_map_only(Tensor, Tensor.clone, inputs))  # it may write to them
+        held.append([each.clone() for each in inputs])
+        # Copies here as there, for model and file may write to what they are given.
+        return tree_map_only(Tensor, Tensor.clone, (args, kwargs))
 
     def ends(_: nn.Module, _args: Any, output: Any) -> None:
         outputs = [each.clone() for each in tree_leaves(output) if isinstance(each, Tensor)]
