@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from fold_cases import AHEAD, CONVS, RIGHT, STAYS, lived, net
 from torch import Tensor, nn
-from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import spiritlevel as sl
@@ -29,14 +28,16 @@ FORGOTTEN = "`transpose=True` forgotten"
 def rows() -> Iterator[tuple[str, ...]]:
     """The case; torch's function for a pair, torch.fx's pass over a model, and ours."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own import
+        from torch.fx.experimental.optimization import fuse
+
         for name, model, shape in _models():
             model, x = model.double().eval(), torch.randn(shape, dtype=torch.float64)
             other = torch.randn(3, *shape[1:], dtype=torch.float64)
             yield (
                 name,
                 _told(_by_torch(name), model, x, other),
-                _told(lambda m, _: optimization.fuse(m), model, x, other),
+                _told(lambda m, _: fuse(m), model, x, other),
                 _told(sl.fold, model, x, other),
             )
 
