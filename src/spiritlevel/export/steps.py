@@ -25,7 +25,7 @@ from spiritlevel.export.runtimes import Runtime
 from spiritlevel.export.training_form import refuse_training_form
 from spiritlevel.export.verify import calls_of, milliseconds, on_data, on_example, outputs_of
 from spiritlevel.files import refuse_unwritable
-from spiritlevel.lent.feeding import Forward, Progress, refuse_one, take
+from spiritlevel.lent.feeding import Forward, Progress, refuse_one, take, targets
 from spiritlevel.lent.kept import kept
 from spiritlevel.lent.norms import batch_norms
 
@@ -86,9 +86,10 @@ def export(
     told = replace(told, recipe=recipe, versions=_versions())
     options: dict[str, Any] = {}
     if to == "int8":
-        options["calibration"] = _inputs(
+        options["calibration"], options["targets"] = _inputs(
             original, batches if calibration is None else calibration, forward
         )
+        options["on_batch"] = tell
     if to == "openvino":
         options["precision"] = precision
     with drafted(target) as draft:
@@ -103,7 +104,7 @@ def export(
             folded=recipe["folded"],
             left=tuple(recipe["left"]),
             recalibrated=recalibrate,
-            notes=notes,
+            notes=(*notes, *report.notes),
         )
         if not report.ok:
             raise ExportError(_told(report), report=report)
@@ -254,15 +255,22 @@ def _versions() -> dict[str, str | int]:
     return {"spiritlevel": __version__, "torch": str(torch.__version__)}
 
 
-def _inputs(model: nn.Module, batches: Any, forward: Forward | None) -> list[list[torch.Tensor]]:
-    """What the model is given for the first batches, by position: for int8 to take ranges from."""
+def _inputs(
+    model: nn.Module, batches: Any, forward: Forward | None
+) -> tuple[list[list[torch.Tensor]], list[torch.Tensor | None]]:
+    """What the model is given for the first batches, by position, and their targets: for int8."""
     if batches is None:
         raise UsageError(
             "got int8 without data; wanted calibration=, or batches=, to take the ranges of its "
             "values from"
         )
-    taken = take(batches).batches
-    return [inputs for batch in taken for inputs, _ in calls_of(model, batch, forward)]
+    inputs: list[list[torch.Tensor]] = []
+    wanted: list[torch.Tensor | None] = []
+    for batch in take(batches).batches:
+        calls = calls_of(model, batch, forward)
+        inputs += [given for given, _ in calls]
+        wanted += [targets(batch)] if len(calls) == 1 else [None] * len(calls)
+    return inputs, wanted
 
 
 def _verified(
@@ -297,6 +305,7 @@ def _verified(
         accuracy_file=data.right_file / data.judged if judged else None,
         ms_model=ours,
         ms_file=theirs,
+        notes=tuple(getattr(runtime, "notes", ())),
     )
 
 
