@@ -2,9 +2,21 @@
 
 from spiritlevel.bench.agree import Mismatch
 from spiritlevel.bench.allocator import allocator
+from spiritlevel.bench.deploy import BATCHES, deploy
 from spiritlevel.bench.first_step import first_step
 from spiritlevel.bench.fuse import fuse
 from spiritlevel.bench.norms import SHAPES, norms
 from spiritlevel.bench.probe import SIZES, probe
 
-__all__ = ["SHAPES", "SIZES", "Mismatch", "allocator", "first_step", "fuse", "norms", "probe"]
+__all__ = [
+    "BATCHES",
+    "SHAPES",
+    "SIZES",
+    "Mismatch",
+    "allocator",
+    "deploy",
+    "first_step",
+    "fuse",
+    "norms",
+    "probe",
+]

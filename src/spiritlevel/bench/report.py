@@ -28,6 +28,7 @@ def tables(found: _Found) -> Iterator[Table | str]:
         "bench fuse": _fuse,
         "bench allocator": _allocator,
         "bench probe": _probe,
+        "bench deploy": _deploy,
     }[found["command"]](found)
 
 
@@ -122,6 +123,29 @@ def _probe(found: _Found) -> Iterator[Table | str]:
             images = ""
     yield table
     yield say("terminal.bench.how_probe", **found["settings"])
+
+
+def _deploy(found: _Found) -> Iterator[Table | str]:
+    settings = found["settings"]
+    for row in found["cases"]:
+        title = say("terminal.bench.deployed", batch=row["batch"], **settings)
+        columns = ("milliseconds", "throughput", "over_eager", "distance", "top1")
+        table = _table(title, "form", *columns)
+        eager = row["forms"]["eager"]["seconds"]["median"]
+        by_time = sorted(row["forms"].items(), key=lambda item: item[1]["seconds"]["median"])
+        for name, form in by_time:
+            median = form["seconds"]["median"]
+            rate, far = f"{form['images_a_second']:.1f}", f"{form['largest_difference']:.1g}"
+            same = f"{100 * form['same_top1']:.0f} %"
+            table.add_row(name, f"{1e3 * median:.1f}", rate, f"{eager / median:.2f}", far, same)
+        yield table
+        ratios = _table("", "over", "mean_of_rounds")
+        for name, one in row["ratios"].items():
+            ratios.add_row(found["meaning"][name], _ratio(one, interval=True))
+        yield ratios
+        fastest = row["fastest"]
+        told = {"fastest": fastest["float32"], "of_all": fastest["of all"]}
+        yield say("terminal.bench.how_deploy", **settings, **told)
 
 
 def _percent(one: _Found) -> str:

@@ -1,4 +1,4 @@
-"""`spiritlevel bench`: norms, fuse, allocator and probe."""
+"""`spiritlevel bench`: norms, fuse, allocator, probe and deploy."""
 
 from __future__ import annotations
 
@@ -147,6 +147,39 @@ def probe(
             every=every,
             rounds=rounds,
             threads=threads,
+            progress=tell,
+        )
+
+    return _run(measure, out)
+
+
+@app.command("deploy")
+def deploy(
+    out: Out = None,
+    model: Annotated[str, typer.Option(help="A name of `spiritlevel models`.")] = "ghostnet_100",
+    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 224,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Images of a call; may be repeated. (default: 1 and 32)"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Calls of the largest batch; others get more.")] = 20,
+    threads: Threads = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Leave torch.compile out.")
+    ] = False,
+) -> int:
+    """A network at inference: eager, folded, compiled, ONNX Runtime, OpenVINO, int8."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+
+        return bench.deploy(
+            model=model,
+            size=size,
+            batches=tuple(batch or bench.BATCHES),
+            rounds=rounds,
+            threads=threads,
+            compiled=not no_compile,
             progress=tell,
         )
 
