@@ -50,11 +50,15 @@ def widened(example: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example)
 
 
-def first_apart(before: Given, after: Given, truth: Given | None = None) -> str | None:
-    """The first that is not the same but for roundings, where the outputs are not.
+def first_apart(
+    before: Given, after: Given, truth: Given | None = None, *, anywhere: bool = False
+) -> str | None:
+    """The first that is not the same but for roundings, where the outputs are not, or `anywhere`.
 
     `truth` is what the first model gives in float64.
     """
+    if anywhere:
+        return next((name for name in after if _apart(name, before, after, truth)), None)
     if _apart(OUTPUT, before, after, truth):
         return next(name for name in after if _apart(name, before, after, truth))
     return None

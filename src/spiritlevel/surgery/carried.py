@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from spiritlevel.surgery.flow import Flow, Shape
+from spiritlevel.surgery.patterns import bases, written
+from spiritlevel.surgery.tracer import hooked
 
 __all__ = ["LAYERS", "Tracks", "residual_of"]
 
@@ -67,10 +69,13 @@ _LOOKS: frozenset[Any] = frozenset(
 
 
 class Tracks:
-    """`gone` tells which modules have been merged away: they let through what they are given."""
+    """`values` is one of the flow's; `gone` tells which modules have been merged away: they let
+    through what they are given."""
 
-    def __init__(self, flow: Flow, gone: Callable[[nn.Module], bool]) -> None:
-        self.flow, self.gone = flow, gone
+    def __init__(
+        self, flow: Flow, values: dict[fx.Node, Any], gone: Callable[[nn.Module], bool]
+    ) -> None:
+        self.flow, self.values, self.gone = flow, values, gone
 
     def back(self, norm: fx.Node) -> dict[fx.Node, Tensor] | str:
         """The layers whose outputs, and nothing else, the batch norm is given; or why not.
@@ -120,7 +125,9 @@ class Tracks:
             node = reader
         if _input_of(reader) is not node or len(reader.args) + len(reader.kwargs) != 1:
             return f"{reader.target} is called with other arguments than one input"
-        shape = self.flow.values.get(norm)
+        if self._written_between(norm, reader):
+            return "its input may be written before its output is read"
+        shape = self.values.get(norm)
         if not isinstance(shape, Shape) or len(shape.of) < 2:
             return "its output is no tensor of two axes or more"
         codes = {norm: _codes(shape.of[1], 0)}
@@ -136,12 +143,22 @@ class Tracks:
             return "what follows it mixes channels"
         return reader, channel_of
 
+    def _written_between(self, norm: fx.Node, reader: fx.Node) -> bool:
+        """Where the norm no longer makes a tensor of its own, its output is its input."""
+        held = bases(norm.all_input_nodes[0], self.flow.root)
+        node = norm.next
+        while node is not reader:
+            if any(bases(into, self.flow.root) & held for into in written(node, self.flow.root)):
+                return True
+            node = node.next
+        return False
+
     def _collect(self, node: fx.Node, reader: fx.Node, layers: dict[fx.Node, Tensor]) -> str | None:
         """Into `layers`, the layers that make the node, by way of what moves; or why not."""
         if self._readers(node) != [reader]:
             return f"the output of {_called(node)} goes to other places, too"
         if self._is_layer(node):
-            shape = self.flow.values.get(node)
+            shape = self.values.get(node)
             if not isinstance(shape, Shape):
                 return f"{node.target} gives no tensor"
             if node not in layers:
@@ -154,12 +171,12 @@ class Tracks:
 
     def _axis(self, node: fx.Node) -> int:
         """That of the channels in what a layer gives."""
-        module, shape = self.flow.module(node), self.flow.values[node]
+        module, shape = self.flow.module(node), self.values[node]
         assert module is not None
         return _channel_axis(module, len(shape.of))
 
     def _holds_tensor(self, node: fx.Node) -> bool:
-        value = self.flow.values.get(node)
+        value = self.values.get(node)
         return isinstance(value, Shape) or (
             isinstance(value, tuple | list) and any(isinstance(each, Shape) for each in value)
         )
@@ -175,12 +192,27 @@ class Tracks:
         if node.op == "call_module":
             module = self.flow.module(node)
             assert module is not None
-            return type(module) in _MODULES or self.gone(module)
+            return self.gone(module) or (type(module) in _MODULES and _as_it_was_made(module))
+        if not all(map(self._of_shapes, self._numbers(node))):
+            return False
         if node.op == "call_function":
-            if node.target is operator.getitem and not isinstance(node.args[0], fx.Node):
-                return False
             return node.target in _FUNCTIONS and not self._trains(node)
         return node.op == "call_method" and node.target in _METHODS
+
+    def _numbers(self, node: fx.Node) -> list[fx.Node]:
+        """What an operation is given that is no tensor."""
+        return [each for each in node.all_input_nodes if not self._holds_tensor(each)]
+
+    def _of_shapes(self, node: fx.Node) -> bool:
+        """Whether a number is one of a tensor's sizes, or is computed of such alone."""
+        if _only_looks(node, node):
+            return True
+        inputs = node.all_input_nodes
+        return (
+            bool(inputs)
+            and not any(map(self._holds_tensor, inputs))
+            and all(map(self._of_shapes, inputs))
+        )
 
     def _trains(self, node: fx.Node) -> bool:
         """A dropout that is on in eval, too: its default."""
@@ -214,7 +246,7 @@ class Tracks:
             return made[each]
 
         def compute(each: fx.Node) -> Any:
-            value = self.flow.values.get(each)
+            value = self.values.get(each)
             if each in codes:
                 assert isinstance(value, Shape)
                 place = self._axis(each) if axis is None else axis
@@ -291,6 +323,12 @@ def _input_of(node: fx.Node) -> Any:
 def residual_of(node: fx.Node) -> Any:
     """What a call of a fused batch norm adds; None without one."""
     return node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
+
+
+def _as_it_was_made(module: nn.Module) -> bool:
+    """Nobody has changed what it does, nor what it divides by."""
+    plain = not hooked(module) and "forward" not in vars(module)
+    return plain and getattr(module, "divisor_override", None) is None
 
 
 def _only_looks(node: fx.Node, at: fx.Node) -> bool:

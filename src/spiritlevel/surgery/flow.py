@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from spiritlevel.kernels import backend
 from spiritlevel.lent.kept import kept
@@ -26,7 +27,7 @@ from spiritlevel.surgery.tracer import Leaf, Mode, Untraceable, hooked, layer, t
 from spiritlevel.surgery.verify import run
 from spiritlevel.surgery.work import wraps
 
-__all__ = ["Flow", "Flows", "Shape", "flows"]
+__all__ = ["Flow", "Flows", "Shape", "flows", "other_sizes"]
 
 
 class Shape(NamedTuple):
@@ -37,13 +38,14 @@ class Shape(NamedTuple):
 
 @dataclass
 class Flow:
-    """A part of the model whose forward is a graph, and what the example gave its nodes."""
+    """A part of the model whose forward is a graph."""
 
     root: nn.Module
     graph: fx.Graph
     opened: set[nn.Module]
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    """Tensors as `Shape`; empty where the example does not come by."""
+    values: list[dict[fx.Node, Any]] = field(default_factory=list)
+    """What the example gave its nodes, and inputs of other sizes, tensors as `Shape`. Empty where
+    the example does not come by."""
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that the node calls."""
@@ -63,8 +65,13 @@ def flows(model: nn.Module, example: Any, leaf: Leaf) -> Flows:
     while True:
         parts = _Parts(model, leaf, closed)
         known = len(closed)
-        with _watched(parts.found, closed), kept(model), backend.use("aten"):
-            run(model, example)
+        for number, each in enumerate((example, *other_sizes(example))):
+            try:
+                with _watched(parts), kept(model), backend.use("aten"):
+                    run(model, each)
+            except Exception:  # other sizes it need not take
+                if number == 0:
+                    raise
         if len(closed) == known:
             break
     for flow in parts.found:
@@ -72,6 +79,29 @@ def flows(model: nn.Module, example: Any, leaf: Leaf) -> Flows:
             why = "the example does not come by"
             parts.unseen.update(dict.fromkeys(flow.root.modules(), why))
     return Flows([flow for flow in parts.found if flow.values], parts.unseen)
+
+
+def other_sizes(example: Any) -> list[Any]:
+    """The example with a sample more, and with more positions: what a reshape or a padding does
+    there it may not have done."""
+    tensors = [t for t in tree_leaves(example) if isinstance(t, Tensor) and t.dim()]
+    if not tensors or not all(t.numel() for t in tensors):
+        return []
+    samples = len(tensors[0])
+
+    def grown(tensor: Tensor, batch: int, second: int, more: int) -> Tensor:
+        for axis in range(tensor.dim()):
+            by = batch if axis == 0 and len(tensor) == samples else 0
+            by = second if axis == 1 else more * (axis - 1) if axis > 1 else by
+            if by:
+                places = torch.arange(tensor.shape[axis] + by, device=tensor.device)
+                tensor = tensor.index_select(axis, places % tensor.shape[axis])
+        return tensor
+
+    def all_grown(*by: int) -> Any:
+        return tree_map_only(Tensor, lambda tensor: grown(tensor, *by), example)
+
+    return [all_grown(1, 0, 0), all_grown(0, 1, 0), all_grown(0, 0, 1), all_grown(1, 0, 3)]
 
 
 class _Parts:
@@ -123,8 +153,43 @@ class _Parts:
         self.found.append(Flow(root, tracer.graph, tracer.opened | {root}))
         return self.found[-1]
 
+    def refuse_options(self, root: nn.Module, flow: Flow, given: inspect.BoundArguments) -> None:
+        """Raises Untraceable where an optional argument of the call decides what is done."""
+        for name, parameter in given.signature.parameters.items():
+            if name not in given.arguments or parameter.default is parameter.empty:
+                continue
+            try:
+                options = {name: parameter.default}
+                other = traced_in(root, self._is_node, training=False, given=options)
+            except Untraceable:
+                continue  # it cannot do without
+            if _deeds(other.graph, name) != _deeds(flow.graph, name):
+                raise Untraceable(f"it does other things without its argument {name}")
+
     def _is_node(self, module: nn.Module) -> bool:
         return self._atom(module) or hooked(module) or wraps(module) or module in self.closed
+
+
+def _deeds(graph: fx.Graph, option: str) -> list[Any]:
+    """What is called in a graph, and with which tensors, without what torch.fx adds to hold an
+    argument to its value. The option itself is as good as a constant."""
+
+    def holds(node: fx.Node) -> bool:
+        name = getattr(node.target, "__name__", "")
+        return name.startswith("_assert") or (bool(node.users) and all(map(holds, node.users)))
+
+    nodes = [node for node in graph.nodes if node.op.startswith("call_") and not holds(node)]
+    names: dict[Any, Any] = {node: place for place, node in enumerate(nodes)}
+
+    def named(leaf: Any) -> Any:
+        known = isinstance(leaf, fx.Node) and leaf.target != option
+        return names.get(leaf, str(leaf)) if known else None
+
+    ends = [node for node in graph.nodes if node.op == "output"]
+    return [
+        (node.op, node.target if node in names else "", tree_map(named, (node.args, node.kwargs)))
+        for node in (*nodes, *ends)
+    ]
 
 
 def _closed_parts(module: nn.Module, opened: set[nn.Module]) -> list[nn.Module]:
@@ -147,55 +212,110 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _watched(found: list[Flow], closed: dict[nn.Module, str]) -> Iterator[None]:
+def _watched(parts: _Parts) -> Iterator[None]:
     """Within it, each part's first call is compared with its graph, which is given its inputs."""
-    handles = []
-    for flow in found:
-        watch = _Watch(flow, closed)
-        handles.append(flow.root.register_forward_pre_hook(watch.begins, with_kwargs=True))
-        handles.append(flow.root.register_forward_hook(watch.ends))
-        handles += [module.register_forward_pre_hook(watch.calls) for module in watch.nodes]
+    watches = [_Watch(flow, parts) for flow in parts.found]
+    handles = [handle for watch in watches for handle in watch.hooks()]
     try:
         yield
+        for watch in watches:
+            watch.judge()
     finally:
+        for watch in reversed(watches):
+            watch.stop()
         for handle in handles:
             handle.remove()
 
 
 class _Watch:
-    """Of one part: what its graph calls in its first call, and what its own code calls."""
+    """Of one part: what its graph does in its first call, and what its own code does."""
 
-    def __init__(self, flow: Flow, closed: dict[nn.Module, str]) -> None:
-        self.flow, self.closed = flow, closed
+    def __init__(self, flow: Flow, parts: _Parts) -> None:
+        self.flow, self.parts = flow, parts
         called = (flow.module(node) for node in flow.graph.nodes)
         script = torch.jit.ScriptModule, NoneType  # which take no hooks
         self.nodes = {module for module in called if not isinstance(module, script)}
-        self.log: list[nn.Module] = []
-        self.shown: list[nn.Module] = []
+        self.log: _Log | None = None
+        self.shown: list[Any] = []
+        self.found: dict[fx.Node, Any] = {}
+        self.why = ""
         self.done = False
 
-    def calls(self, module: nn.Module, _given: Any) -> None:
-        if not self.done:
-            self.log.append(module)
+    def hooks(self) -> Iterator[Any]:
+        root = self.flow.root
+        yield root.register_forward_pre_hook(self.begins, with_kwargs=True)
+        yield root.register_forward_hook(self.ends)
+        for module in self.nodes:
+            yield module.register_forward_pre_hook(self.enters)
+            yield module.register_forward_hook(self.leaves)
+
+    def enters(self, module: nn.Module, _given: Any) -> None:
+        if self.log is not None:
+            self.log.done.append(module)
+            self.log.depth += 1
+
+    def leaves(self, _module: nn.Module, _given: Any, _output: Any) -> None:
+        if self.log is not None:
+            self.log.depth -= 1
 
     def begins(self, root: nn.Module, given: Any, named: Any) -> None:
         if self.done:
             return
-        self.log = []
         try:
             bound = inspect.signature(root.forward).bind(*given, **named)
+            self.parts.refuse_options(root, self.flow, bound)
             bound.apply_defaults()
             values = tree_map_only(Tensor, Tensor.clone, dict(bound.arguments))
-            self.flow.values.update(_Interpreter(self.flow, values).seen())
+            self.log = _Log()
+            with self.log:
+                self.found = _Interpreter(self.flow, values).seen()
         except Exception as error:
-            self.closed.setdefault(root, f"its graph does not run on the example: {error}")
-        self.shown, self.log = self.log, []
+            self.log, self.done = None, True
+            told = f"its graph does not run on the example: {error}"
+            self.why = str(error) if isinstance(error, Untraceable) else told
+            return
+        self.shown, self.log = self.log.done, _Log()
+        self.log.__enter__()  # type: ignore[no-untyped-call]
 
-    def ends(self, root: nn.Module, _given: Any, _output: Any) -> None:
-        if not self.done and self.shown != self.log:
-            why = "on the example it runs other layers than its graph shows"
-            self.closed.setdefault(root, why)
-        self.done = True
+    def ends(self, _root: nn.Module, _given: Any, _output: Any) -> None:
+        if self.log is None:
+            return
+        if self.shown != self.log.done:
+            self.why = "on the example it does other things than its graph shows"
+        self.stop()
+
+    def judge(self) -> None:
+        """Once the model has come to its end, which it need not for other sizes."""
+        if self.why:
+            self.parts.closed.setdefault(self.flow.root, self.why)
+        elif self.found:
+            self.flow.values.append(self.found)
+
+    def stop(self) -> None:
+        if self.log is not None:
+            self.log.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.log, self.done = None, True
+
+
+class _Log(TorchFunctionMode):
+    """The layers that a part calls, and the functions of torch outside of them, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[Any] = []
+        self.depth = 0
+        """Of layers within layers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if self.depth == 0 and name not in _ASKS:
+            self.done.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+_ASKS = frozenset(("__get__", "size", "dim", "numel", "stride", "is_floating_point", "__len__"))
 
 
 class _Interpreter(fx.Interpreter):

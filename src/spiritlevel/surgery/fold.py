@@ -21,7 +21,7 @@ from spiritlevel.models.reparam import deploy_
 from spiritlevel.surgery.beside import OUTPUT, Given, first_apart, given, widened
 from spiritlevel.surgery.eligible import FUSED, places
 from spiritlevel.surgery.flow import flows
-from spiritlevel.surgery.in_eval import is_norm
+from spiritlevel.surgery.in_eval import OfRank, is_norm
 from spiritlevel.surgery.log import Entry, note
 from spiritlevel.surgery.merging import is_layer, merge_after, merge_before
 from spiritlevel.surgery.plan import Plan, plan
@@ -44,8 +44,11 @@ def fold(model: nn.Module, example: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"got {type(model).__name__} to fold; wanted a torch.nn.Module")
-    if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+    held = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, held)):
         raise UsageError("got a model with lazy layers to fold; run it once on a batch before")
+    if any(tensor.is_meta for tensor in held):
+        raise UsageError("got a model on the device meta, which has no numbers; load its weights")
     original = _copy(model)
     _runs(original, example)
     whole, deployed = _deployed(original)
@@ -70,18 +73,29 @@ def _copy(model: nn.Module) -> nn.Module:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(model, computed).eval()
+    try:
+        return copy.deepcopy(model, computed).eval()
+    except Exception as error:  # whatever a module of the user's holds
+        raise UsageError(
+            f"got {type(error).__name__} while copying {type(model).__name__} ({error}); wanted a "
+            "model that copy.deepcopy takes"
+        ) from error
 
 
 def _runs(original: nn.Module, example: Any) -> None:
     try:
-        given(original, example)
+        outputs = given(original, example)[OUTPUT]
     except Exception as error:
         raise UsageError(
             f"got a model that raised {type(error).__name__} on the example: {error}; wanted an "
             "example that its forward takes: a tensor, a tuple of inputs or a dict of inputs by "
             "name"
         ) from error
+    if not any(bool(each.isfinite().any()) for each in outputs):
+        raise UsageError(
+            "got a model and an example that give no finite number, by which a folded copy could "
+            "be compared; wanted outputs that are tensors, or tuples, lists and dicts of them"
+        )
 
 
 def _deployed(original: nn.Module) -> tuple[nn.Module, list[Entry]]:
@@ -122,6 +136,9 @@ def _carry_out(found: Plan, model: nn.Module) -> None:
             )
             (merge_before if merge.before else merge_after)(layer, factor, shift)
         rest = copy.deepcopy(held.rest).eval()
+        if merge.rank is not None:
+            guard = OfRank(merge.rank).eval()
+            rest = guard if held.plain else nn.Sequential(guard, rest).eval()
         for parent, name in slots[norm]:
             parent._modules[name] = rest
 
@@ -133,15 +150,15 @@ def _picked(values: Tensor, channels: Tensor, other: float) -> Tensor:
 
 def _verify(original: nn.Module, folded: nn.Module, found: Plan, example: Any) -> None:
     """In float64, where the model runs in it, and as it is. Raises UsageError."""
-    paths = [path for merge in found.merges for path in merge.same()]
-    paths = [path for path in paths if path in dict(original.named_modules())]
+    there = dict(original.named_modules())  # before branches were merged
+    paths = [path for path in found.same() if path in there]
     wide, truth = widened(example), None
     with suppress(Exception):  # code that asks for float32
         truth = given(copy.deepcopy(original).double(), wide, paths)
     if truth is not None:
         exact, _ = _deployed(copy.deepcopy(original).double())
         _carry_out(found, exact)
-        _refuse(first_apart(truth, _run(exact, wide, paths)), "in float64")
+        _refuse(first_apart(truth, _run(exact, wide, paths), anywhere=True), "in float64")
     before, after = given(original, example, paths), _run(folded, example, paths)
     _refuse(first_apart(before, after, truth), "beyond rounding")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from spiritlevel.lent.kept import own
 
@@ -17,29 +19,39 @@ _NOTHING = CellType()
 
 
 def kept_by(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules that it keeps beside its children, in lists, functions and methods."""
+    """Modules that it keeps beside its children: in lists, functions, methods and objects."""
     return kept(own(module))
 
 
-def kept(value: Any, seen: set[int] | None = None) -> Iterator[nn.Module]:
-    """The modules in a value, which may hold itself; `seen` are the values around it."""
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    inside: Iterable[Any] = ()
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, list | tuple | set | frozenset):
-        inside = value
-    elif isinstance(value, dict):
-        inside = value.values()
-    elif isinstance(value, functools.partial):
-        inside = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, MethodType):
-        inside = (value.__self__,)
-    elif isinstance(value, FunctionType):
+def kept(value: Any) -> Iterator[nn.Module]:
+    """The modules in a value, which may hold itself; not what is inside of them."""
+    seen: set[int] = set()
+    queue: list[Any] = [value]
+    while queue:
+        each = queue.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Module):
+            yield each
+        else:
+            queue += _inside(each)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, weakref.ref):
+        return (value(),)
+    if isinstance(value, MethodType):
+        return (value.__self__,)
+    if isinstance(value, FunctionType):
         cells = value.__closure__ or ()
-        inside = [cell.cell_contents for cell in cells if cell != _NOTHING]
-    for each in inside:
-        yield from kept(each, seen)
+        return [cell.cell_contents for cell in cells if cell != _NOTHING]
+    if isinstance(value, Tensor | type | ModuleType):
+        return ()
+    return getattr(value, "__dict__", {}).values()

@@ -59,7 +59,8 @@ def why_not_before(layer: nn.Module, shift: Tensor) -> str | None:
     if not bool(shift.any()) or not isinstance(layer, _ConvNd):
         return None
     if isinstance(layer, _ConvTransposeNd):
-        alone = set(layer.kernel_size) | set(layer.stride) == {1} and not any(layer.padding)
+        alone = set(layer.kernel_size) | set(layer.stride) == {1}
+        alone = alone and not any((*layer.padding, *layer.output_padding))
         return None if alone else "it is transposed, and does not take all channels everywhere"
     padding = layer.padding
     none = set(layer.kernel_size) == {1} if padding == "same" else padding == "valid"
@@ -135,5 +136,8 @@ def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
         layer.__class__ = parametrize.type_before_parametrizations(layer)
         del layer.parametrizations
     for name, value in (("weight", weight), ("bias", bias)):
+        if name in layer._buffers:
+            layer._buffers[name] = value.to(dtype)
+            continue
         layer._parameters.pop(name, None)
         layer.register_parameter(name, nn.Parameter(value.to(dtype), requires_grad=learns))

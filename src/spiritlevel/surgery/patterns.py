@@ -21,7 +21,7 @@ from spiritlevel.surgery import activations
 from spiritlevel.surgery.in_place import WRITING, iadd
 from spiritlevel.surgery.tracer import layer
 
-__all__ = ["Pattern", "match", "merge"]
+__all__ = ["Pattern", "bases", "match", "merge", "written"]
 
 IsNorm = Callable[[nn.Module], bool]
 
@@ -161,16 +161,16 @@ def _preferred(other: fx.Node, norm: fx.Node, add: fx.Node, root: nn.Module) -> 
 
 def _why_not_summed(norm: fx.Node, add: fx.Node, other: fx.Node, root: nn.Module) -> str | None:
     """Why the batch norm cannot run where the sum does."""
-    elsewhere = _bases(other, root) != {other} or len(other.users) > 1
-    if other in _written(add, root) and elsewhere:
+    elsewhere = bases(other, root) != {other} or len(other.users) > 1
+    if other in written(add, root) and elsewhere:
         return "the sum is written into a tensor that is used elsewhere"
     (x,) = norm.all_input_nodes
-    read = _bases(x, root)
+    read = bases(x, root)
     node = norm.next
     while node is not add:
-        if any(_bases(written, root) & read for written in _written(node, root)):
+        if any(bases(into, root) & read for into in written(node, root)):
             return "its input may be written before the sum"
-        if any(_of_norm(base, norm) for x in node.all_input_nodes for base in _bases(x, root)):
+        if any(_of_norm(base, norm) for x in node.all_input_nodes for base in bases(x, root)):
             return "what it holds is used before the sum"
         node = node.next
     return None
@@ -185,15 +185,15 @@ def _rewritten_later(act: Activation, other: fx.Node, add: fx.Node, root: nn.Mod
     """Whether a backward pass would miss what was added, written after it was saved."""
     if act.name == "relu":  # saves its output
         return False
-    kept, node = _bases(other, root), add.next
+    kept, node = bases(other, root), add.next
     while node.op != "output":
-        if any(_bases(written, root) & kept for written in _written(node, root)):
+        if any(bases(into, root) & kept for into in written(node, root)):
             return True
         node = node.next
     return False
 
 
-def _written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+def written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
     """Nodes whose memory the node may write."""
     inputs = node.all_input_nodes
     if node.op not in ("call_module", "call_method", "call_function") or not inputs:
@@ -240,7 +240,7 @@ _FRESH_FUNCTIONS = (
 )
 
 
-def _bases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
+def bases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
     """Nodes whose memory the node's output may be; itself alone, where it is new for sure."""
     found, queue = set(), [node]
     while queue:
@@ -259,7 +259,7 @@ def _fresh(node: fx.Node, root: nn.Module) -> bool:
         if activations.of_module(module) is not None:
             return not getattr(module, "inplace", False)
         return isinstance(module, _FRESH_MODULES)
-    return node.target in _FRESH_FUNCTIONS and not _written(node, root)
+    return node.target in _FRESH_FUNCTIONS and not written(node, root)
 
 
 def _is_call(node: fx.Node, root: nn.Module, of: IsNorm) -> bool:

@@ -8,17 +8,17 @@ pads with nothing that the shift would miss.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
 from spiritlevel.surgery.carried import LAYERS, Tracks, residual_of
-from spiritlevel.surgery.eligible import places
-from spiritlevel.surgery.flow import Flow, Flows
+from spiritlevel.surgery.eligible import FUSED, places
+from spiritlevel.surgery.flow import Flow, Flows, Shape
 from spiritlevel.surgery.in_eval import InEval, in_eval, is_norm
-from spiritlevel.surgery.kept import kept_by
+from spiritlevel.surgery.kept import kept, kept_by
 from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.merging import why_not, why_not_before
 
@@ -39,10 +39,8 @@ class Merge:
     parts: tuple[Part, ...]
     before: bool
     """Whether the norm stands before the layer."""
-
-    def same(self) -> list[str]:
-        """Whose output must stay what it was."""
-        return [part.layer for part in self.parts] if self.before else [self.norm]
+    rank: int | None
+    """Of the norm's input, where a linear layer is beside it; it takes all."""
 
     def entry(self) -> Entry:
         layers = tuple(part.layer for part in self.parts)
@@ -58,6 +56,16 @@ class Plan:
     norms: dict[str, InEval] = field(default_factory=dict)
     """What the merged ones do."""
     left: list[Entry] = field(default_factory=list)
+
+    def same(self) -> list[str]:
+        """The modules whose outputs must be what they were: the last of those merged in a row."""
+        into = [{part.layer for part in merge.parts} for merge in self.merges if not merge.before]
+        found = []
+        for merge in self.merges:
+            layers = {part.layer for part in merge.parts}
+            if sum(bool(layers & each) for each in into) == (0 if merge.before else 1):
+                found += sorted(layers) if merge.before else [merge.norm]
+        return found
 
     def entries(self) -> list[Entry]:
         found = [*(merge.entry() for merge in self.merges), *self.left]
@@ -86,6 +94,16 @@ class _Planner:
         opened = {module for flow in seen.found for module in flow.opened}
         closed = [module for module in model.modules() if module not in opened]
         self.kept = {inner for module in closed for inner in kept_by(module)}
+        for module in model.modules():
+            for inner in kept([module._forward_hooks, module._forward_pre_hooks]):
+                self.kept.update(inner.modules())
+        self.hooked = {
+            inner: path or "the model itself"
+            for path, module in model.named_modules()
+            if module._forward_hooks or module._forward_pre_hooks
+            for inner in module.modules()
+            if inner is not module
+        }
         self.gone: set[nn.Module] = set()
         self.plan = Plan()
 
@@ -94,7 +112,7 @@ class _Planner:
         held, why = dict[nn.Module, InEval](), dict[nn.Module, str]()
         for norm in norms:
             adds = any(residual_of(node) is not None for _, node in self.calls.get(norm, ()))
-            found = self._why_unseen(norm) or in_eval(norm, adds=adds)
+            found = self._why_unseen(norm) or self._why_not(norm) or in_eval(norm, adds=adds)
             if isinstance(found, str):
                 why[norm] = found
             else:
@@ -124,7 +142,8 @@ class _Planner:
                 raise _No(f"{error}; {other}") from None
         path = self.paths[norm]
         named = tuple(Part(self.paths[layer], each) for layer, each in parts.items())
-        self.plan.merges.append(Merge(path, named, before))
+        rank = self._rank(norm) if any(isinstance(each, nn.Linear) for each in parts) else None
+        self.plan.merges.append(Merge(path, named, before, rank))
         self.plan.norms[path] = held
         self.gone.add(norm)
 
@@ -132,8 +151,8 @@ class _Planner:
         """The layers before a norm, which is merged into them."""
         parts: dict[nn.Module, Tensor] = {}
         reached: set[fx.Node] = set()
-        for flow, node in self.calls[norm]:
-            found = Tracks(flow, self._lets_through).back(node)
+        for flow, tracks, node in self._tracks(norm):
+            found = tracks.back(node)
             if isinstance(found, str):
                 raise _No(found)
             for call, channels in found.items():
@@ -150,8 +169,8 @@ class _Planner:
             raise _No("an activation stands between it and what follows")
         parts: dict[nn.Module, Tensor] = {}
         reached: set[fx.Node] = set()
-        for flow, node in self.calls[norm]:
-            found = Tracks(flow, self._lets_through).ahead(node)
+        for flow, tracks, node in self._tracks(norm):
+            found = tracks.ahead(node)
             if isinstance(found, str):
                 raise _No(found)
             layer = flow.module(found[0])
@@ -164,12 +183,26 @@ class _Planner:
                 raise _No(f"{self.paths[layer]} follows it: {why}")
         return parts
 
+    def _rank(self, norm: nn.Module) -> int | None:
+        flow, node = self.calls[norm][0]
+        shape = flow.values[0].get(node.all_input_nodes[0])
+        return len(shape.of) if isinstance(shape, Shape) else None
+
+    def _tracks(self, norm: nn.Module) -> Iterator[tuple[Flow, Tracks, fx.Node]]:
+        """Each call, in each size of the inputs."""
+        for flow, node in self.calls[norm]:
+            for values in flow.values:
+                yield flow, Tracks(flow, values, self._lets_through), node
+
     def _lets_through(self, module: nn.Module) -> bool:
         return module in self.gone and self.plan.norms[self.paths[module]].plain
 
     def _join(self, parts: dict[nn.Module, Tensor], layer: nn.Module, channels: Tensor) -> None:
         if not torch.equal(parts.setdefault(layer, channels), channels):
-            raise _No(f"{self.paths[layer]} is called several times, with other channels")
+            raise _No(
+                f"{self.paths[layer]} has other channels of it in another call, or for inputs of "
+                "another size"
+            )
 
     def _check(self, layers: Iterable[nn.Module], reached: set[fx.Node]) -> None:
         for layer in layers:
@@ -190,14 +223,28 @@ class _Planner:
         if len(flows) > 1:
             return "is called in several parts of the model"
         (flow,) = flows.values()
+        if module in self.hooked:
+            return f"is inside of {self.hooked[module]}, which is hooked; remove the hook before"
         if module in self.kept:
-            return "is kept by another module, which is no graph"
+            return "is kept by a hook, or by another module, which is no graph"
         if flow.root is not self.model and len(self.places[module]) > 1:
             return f"is shared: it has {len(self.places[module])} names"
         path = next(p for p, m in flow.root.named_modules() if m is module)
         read = [str(node.target) for node in flow.graph.nodes if node.op == "get_attr"]
         if any(name.startswith(f"{path}.") for name in read):
             return "has its weights used beside its call"
+        return None
+
+    def _why_not(self, norm: nn.Module) -> str | None:
+        """Why what is seen of its calls is not all."""
+        fused = type(norm) in FUSED.values()
+        for _, node in self.calls[norm]:
+            if len(node.args) + len(node.kwargs) > 1 + fused:
+                return "is called with other arguments than its input"
+        for parent, _ in self.places[norm]:
+            others = [m for m in parent.children() if is_norm(m) and m not in self.calls]
+            if type(parent) in (nn.ModuleList, nn.ModuleDict) and others:
+                return "is one of several, of which its model chooses"
         return None
 
     def _functions(self) -> list[Entry]:

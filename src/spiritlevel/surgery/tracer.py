@@ -84,8 +84,13 @@ class Mode(int):
     owner: nn.Module
 
 
-def traced_in(root: nn.Module, leaf: Leaf, *, training: bool) -> Tracer:
-    """A tracer after its work, in train() or eval(). Raises Untraceable."""
+def traced_in(
+    root: nn.Module, leaf: Leaf, *, training: bool, given: dict[str, Any] | None = None
+) -> Tracer:
+    """A tracer after its work, in train() or eval(); `given` are arguments that have a value.
+
+    Raises Untraceable.
+    """
     tracer = Tracer(leaf)
     modes = [(module, module.training) for module in root.modules()]
     try:
@@ -96,7 +101,7 @@ def traced_in(root: nn.Module, leaf: Leaf, *, training: bool) -> Tracer:
         with _NoNumbers(), _unchanged(root):  # type: ignore[no-untyped-call]
             if "forward" in root.__dict__:
                 raise Untraceable("its forward is replaced on the instance")
-            tracer.trace(root)
+            tracer.trace(root, given)
     except Exception as error:
         raise Untraceable(_told(error)) from error
     finally:
