@@ -41,7 +41,7 @@ def test_a_folded_ghostnet_has_no_norm_and_the_papers_parameters():
         pytest.param("ghostnetv2_100", {}, marks=pytest.mark.slow),
         pytest.param("ghostnetv3_050", {}, marks=pytest.mark.slow),
         ("ghost_vgg16", {"width": 0.125}),
-        ("resnet56", {}),
+        pytest.param("resnet56", {}, marks=pytest.mark.slow),
         pytest.param("ghost_resnet56", {}, marks=pytest.mark.slow),
     ],
 )
@@ -58,6 +58,7 @@ def test_models_of_ours(name, options):
     assert (fused(x) - y).abs().max() <= 2e-5 * y.abs().max()
 
 
+@pytest.mark.slow
 def test_the_branches_of_v3_become_one_before():
     model, x = lived(sl.create_model("ghostnetv3_050")), torch.randn(2, 3, 32, 32)
     folded = sl.fold(model, x)
@@ -66,7 +67,15 @@ def test_the_branches_of_v3_become_one_before():
     assert convs == sum(isinstance(module, nn.Conv2d) for module in deploy(model).modules())
 
 
-@pytest.mark.parametrize("norm", ["ghost:2", "renorm", "frozen", "none"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param("ghost:2", marks=pytest.mark.slow),
+        "renorm",
+        pytest.param("frozen", marks=pytest.mark.slow),
+        pytest.param("none", marks=pytest.mark.slow),
+    ],
+)
 def test_ghostnets_of_other_norms(norm):
     model = lived(sl.create_model("ghostnet_050", norm=norm))
     folded = sl.fold(model, torch.randn(IMAGES[0], 3, 32, 32))
