@@ -24,7 +24,13 @@ def record(name: str) -> Any:
 
 
 def main() -> None:
-    for name, made in (("docs/bench.md", page), ("docs/probe.md", cost), ("README.md", quoted)):
+    made_by = {
+        "docs/bench.md": page,
+        "docs/probe.md": cost,
+        "docs/export.md": speed,
+        "README.md": quoted,
+    }
+    for name, made in made_by.items():
         file = ROOT / name
         file.write_text(made(file.read_text()))
 
@@ -67,6 +73,61 @@ def cost(before: str) -> str:
                 f"{value:.1f} % ({low:.1f} to {high:.1f}) |"
             )
     how = before.split("\n## What it costs\n")[0].rstrip()
+    return "\n".join([how, "", *lines]) + "\n"
+
+
+def speed(before: str) -> str:
+    """docs/export.md, with how fast each form is anew."""
+    found, shipped = record("deploy"), json.loads((ROOT / "docs/ship.json").read_text())
+    about = found["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["runtimes"].items())
+    lines = [
+        "## Speed",
+        "`spiritlevel bench deploy` runs a network in every form, interleaved in one process, once "
+        "their outputs were compared: here",
+        f"{about['model']} at {about['size']}×{about['size']} on two cores of an AMD EPYC with "
+        f"AVX2, {about['threads']} threads each ({versions}),",
+        "from [deploy.json](bench/deploy.json), which `python tools/measured.py` put here. "
+        "*Folded* forms are ours; the others are",
+        "the same network without `fold`, exported and run in the same way.",
+    ]
+    for row in found["cases"]:
+        one = row["batch"] == 1
+        eager = row["forms"]["eager"]["seconds"]["median"]
+        lines += [
+            "",
+            f"| batch {row['batch']} | {'ms' if one else 'images a second'} | eager / this | "
+            "largest difference | same top-1 |",
+            "|---|---|---|---|---|",
+        ]
+        by_time = sorted(row["forms"].items(), key=lambda item: item[1]["seconds"]["median"])
+        for name, form in by_time:
+            median = form["seconds"]["median"]
+            rate = f"{1e3 * median:.1f}" if one else f"{form['images_a_second']:.0f}"
+            lines.append(
+                f"| {name} | {rate} | {eager / median:.2f} | {form['largest_difference']:.0e} | "
+                f"{100 * form['same_top1']:.0f} % |"
+            )
+    lines += ["", "| aimed at | batch | measured | |", "|---|---|---|---|"]
+    for row in found["cases"]:
+        for name, aim, told in (
+            ("float32", 0.97, "fastest float32 form without `fold` over ours: 0.97 or more"),
+            (
+                "lower precision",
+                1.4,
+                "fastest float32 form over the fastest of less precision: 1.4",
+            ),
+        ):
+            ratio = row["ratios"][name]
+            verdict = "reached" if ratio["value"] >= aim else "missed"
+            lines.append(f"| {told} | {row['batch']} | {interval(ratio)} | {verdict} |")
+    int8, exact = (shipped["forms"][name]["accuracy"] for name in ("ONNX, int8", "ONNX"))
+    lost = 100 * (exact - int8)
+    lines.append(
+        f"| int8 costs at most 1 point of accuracy ([shipped](ship.md)) | – | {lost:.2f} points | "
+        f"{'reached' if lost <= 1 else 'missed'} |"
+    )
+    how = before.split("\n## Speed\n")[0].rstrip()
     return "\n".join([how, "", *lines]) + "\n"
 
 

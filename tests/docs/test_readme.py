@@ -231,6 +231,21 @@ def test_the_speeds_it_quotes_are_those_that_a_run_wrote():
     assert list(quoted.groups()) == [f"{ratio['value']:.2f}" for ratio in found]
 
 
+def test_what_it_says_of_a_shipped_network_is_what_a_run_wrote():
+    found = json.loads((ROOT / "docs/ship.json").read_text())
+    forms = found["forms"]
+    quoted = re.search(
+        r"gets ([\d.]+%) of ([^ ]+ \(JPEG\)) right changes none of its ([\d,]+) predictions as "
+        r"ONNX, `torch.export` or OpenVINO file, and gets ([\d.]+%) in int8",
+        README.replace("\n", " "),
+    )
+    assert quoted is not None
+    exact = [forms[name] for name in ("ONNX", "torch.export", "OpenVINO")]
+    assert all(form["changed"] == 0 and form["ok"] for form in exact)
+    wanted = (f"{exact[0]['accuracy']:.2%}", found["data"], f"{found['counts']['test']:,}")
+    assert quoted.groups() == (*wanted, f"{forms['ONNX, int8']['accuracy']:.2%}")
+
+
 def test_the_speeds_in_docs_are_those_that_a_run_wrote():
     page = (ROOT / "docs/bench.md").read_text()
     for group in measured("norms")["figures"]:
@@ -266,6 +281,13 @@ def test_docs_are_what_the_tool_writes_and_call_missed_what_is_missed():
     assert tool.quoted(README) == README
     probe = (ROOT / "docs/probe.md").read_text()
     assert tool.cost(probe) == probe
+    exported = (ROOT / "docs/export.md").read_text()
+    assert tool.speed(exported) == exported
+    for case in measured("deploy")["cases"]:
+        ratio = case["ratios"]["float32"]
+        told = f"{ratio['value']:.2f}× ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        verdict = "reached" if ratio["value"] >= 0.97 else "missed"
+        assert f"| {case['batch']} | {told} | {verdict} |" in exported
     assert "| probe |" in probe
     _, aims = page.split("## What was aimed at")
     rows = re.findall(r"^\| (.+) \| (at most )?([\d.]+) \| ([\d.]+) \| (\w+) \|$", aims, re.M)

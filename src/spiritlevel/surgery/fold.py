@@ -40,7 +40,11 @@ def fold(model: nn.Module, example: Any) -> nn.Module:
 
     `example` is a tensor, a tuple of inputs or a dict of inputs by name. On it the copy is compared
     with the model in eval(), in float64 and in the model's own types; where they differ by more
-    than roundings do, UsageError names the first layer that does. The model itself stays as it is.
+    than roundings do, UsageError names the first layer that does. Inputs of other sizes are looked
+    at, too, where the model takes them: what hangs on sizes, optional arguments or values stays.
+    All of this is of `forward`; a method of another name may see what is left of a batch norm.
+
+    The model itself stays as it is. Raises UsageError.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"got {type(model).__name__} to fold; wanted a torch.nn.Module")
