@@ -103,6 +103,8 @@ def deploy(
 
 _BUILT = 0.3
 """Of the bar, for what is made before anything is timed."""
+_PAUSE = 0.02
+"""Seconds."""
 _MOST_ROUNDS = 10
 """How many times the rounds small batches get at most."""
 
@@ -200,7 +202,7 @@ def _measure(
     with backend.use("aten"):
         compared = _compared(forms, images)
     rounds = rounds * min(_MOST_ROUNDS, max(1, largest // batch))
-    samples = interleaved([form.subject(images) for form in forms], rounds, tell)
+    samples = interleaved([form.subject(images) for form in forms], rounds, tell, pause=_PAUSE)
     medians = {name: summary(taken).median for name, taken in samples.items()}
     return {
         "batch": batch,

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,16 @@ class Ratio:
 
 
 def interleaved(
-    subjects: Sequence[Subject], rounds: int, tick: Callable[[float], None] | None = None
+    subjects: Sequence[Subject],
+    rounds: int,
+    tick: Callable[[float], None] | None = None,
+    *,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Name -> seconds of each round. `tick` is told after each round which share is done."""
+    """Name -> seconds of each round. `tick` is told after each round which share is done.
+
+    `pause` is waited before each run: threads of other runtimes spin for a while when they are done.
+    """
     for _ in range(_WARM_UP):
         for subject in subjects:
             subject.run()
@@ -84,6 +91,7 @@ def interleaved(
         for done in range(1, rounds + 1):
             shuffle(order)
             for subject in order:
+                sleep(pause)
                 samples[subject.name].append(_seconds(subject.run))
             if tick is not None:
                 tick(done / rounds)
