@@ -79,7 +79,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Name -> seconds of each round. `tick` is told after each round which share is done.
 
-    `pause` is waited before each run: threads of other runtimes spin for a while when they are done.
+    `pause` is waited before each run: other runtimes' threads spin for a while when they are done.
     """
     for _ in range(_WARM_UP):
         for subject in subjects:
