@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from spiritlevel.lent.feeding import MOST_BYTES, run_batch, take, targets
 
@@ -39,3 +40,23 @@ def test_batches_that_fill_memory_are_cut(monkeypatch):
     assert (len(taken.batches), taken.exhausted) == (2, False)
     assert taken.notes == ("measured on the first 2 batches: they fill 1 MiB",)
     assert MOST_BYTES == 1 << 30
+
+
+def test_a_model_without_parameters_does_not_write_to_the_batch():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.mul_(2)
+
+    x = torch.ones(3)
+    assert run_batch(InPlace(), x).eq(2).all()
+    assert x.eq(1).all()
+
+
+def test_what_a_loader_draws_from_goes_on_as_it_stood():
+    g = torch.Generator().manual_seed(3)
+    loader = DataLoader(torch.arange(99), 9, shuffle=True, generator=g)
+    before, state = g.get_state(), torch.get_rng_state()
+    first, second = take(loader), take(loader)
+    assert torch.equal(torch.cat(first.batches), torch.cat(second.batches))
+    assert torch.equal(g.get_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)

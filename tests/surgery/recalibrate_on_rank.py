@@ -1,4 +1,4 @@
-"""One of the processes of test_recalibrate_ranks.py: its rank, how many there are, a file to meet.
+"""One of several processes. Takes its rank, how many there are, a file to meet, "all" or "few".
 
 Prints, as JSON, the running statistics or the error of each situation.
 """
@@ -47,6 +47,65 @@ def own(rank, world):
     return pairs()[:2] if rank == 0 else pairs()[2:]
 
 
+class Own(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x * 2)
+
+
+class Drifts(list):
+    """Others in each pass, on rank 1."""
+
+    def __iter__(self):
+        held = list(super().__iter__())
+        self[:] = [(x + 1, y) for x, y in held]
+        return iter(held)
+
+
+def lazy(rank):
+    return nn.Sequential(nn.LazyBatchNorm2d()) if rank == 1 else nn.Sequential(nn.BatchNorm2d(2))
+
+
+def refused(model, batches, **options):
+    try:
+        sl.recalibrate(model, batches, **options)
+    except UsageError as error:
+        return str(error)
+    return "done"
+
+
+def few(rank: int):
+    """Two ranks; nothing that a collective of torch's would wait for."""
+    found = {}
+    for sequential in (False, True):
+        mine = own(rank, 2)
+        found[f"uneven {sequential}"] = outcome(net(), mine, sequential=sequential)
+    found["a loader raises"] = outcome(net(), stops(rank))
+    found["lazy"] = refused(lazy(rank), pairs())
+    found["no module"] = refused(7 if rank == 1 else net(), pairs())
+    found["type of an option"] = refused(net(), pairs(), accuracy="no" if rank == 1 else True)
+    found["no norms"] = refused(nn.Linear(2, 2) if rank == 1 else net(), pairs())
+    found["own forward"] = outcome(nn.Sequential(nn.BatchNorm2d(2), Own(2)).double(), pairs())
+    drifting = Drifts(pairs()) if rank == 1 else pairs()
+    found["drifting"] = outcome(net(), drifting)
+    drifting = Drifts(pairs()) if rank == 1 else pairs()
+    found["drifting, in order"] = outcome(net(), drifting, sequential=True)
+    for which in (0, 1):
+        found[f"twice on {which}"] = outcome(Twice(rank == which), pairs(), sequential=True)
+    return found
+
+
+class Twice(nn.Module):
+    """Its norm is called again behind its own output."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.again, self.norm = again, nn.BatchNorm2d(2).double()
+
+    def forward(self, x):
+        y = self.norm(x)
+        return self.norm(2 * y + 1) if self.again else y
+
+
 def situations(rank: int, world: int):
     found = {}
     for sequential in (False, True):
@@ -72,8 +131,8 @@ def situations(rank: int, world: int):
 
 
 if __name__ == "__main__":
-    rank, world, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    rank, world, meeting, which = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    print(json.dumps(situations(rank, world)))
+    print(json.dumps(few(rank) if which == "few" else situations(rank, world)))
     dist.destroy_process_group()

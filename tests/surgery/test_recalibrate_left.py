@@ -109,14 +109,15 @@ def test_frozen_by_what_is_trained():
     assert told(whole) == []
 
 
-def test_frozen_by_a_train_of_its_own():
+@pytest.mark.parametrize("training", [False, True])
+def test_frozen_by_a_train_of_its_own(training):
     class Keeps(nn.Sequential):
         def train(self, mode=True):
             super().train(mode)
             self[1].eval()
             return self
 
-    model = Keeps(*net()).train()
+    model = Keeps(*net()).train(training)
     was = model[1].running_mean.clone()
     sl.recalibrate(model, pairs())
     assert torch.equal(model[1].running_mean, was)
@@ -180,12 +181,19 @@ def test_other_libraries_batch_norms():
     class MyBatchNorm(nn.Module):
         """Channels last, its statistics of another shape."""
 
+        momentum = 0.1
+
         def __init__(self):
             super().__init__()
             self.register_buffer("running_mean", torch.zeros(1, 1, 3).double())
             self.register_buffer("running_var", torch.ones(1, 1, 3).double())
 
         def forward(self, x):
+            if self.training:
+                var, mean = torch.var_mean(x, (0, 1))
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+                return (x - mean) / var.sqrt()
             return (x - self.running_mean) / self.running_var.sqrt()
 
     x = torch.randn(8, 5, 3, dtype=torch.float64) * 2 + 1
@@ -326,6 +334,33 @@ def test_what_is_no_model():
         sl.recalibrate(pairs(), net())
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"sequential": "yes"}, "got sequential='yes'; wanted True or False"),
+        ({"sequential": 1}, "got sequential=1; wanted True or False"),
+        ({"accuracy": None}, "got accuracy=None; wanted True or False"),
+        ({"forward": "x"}, "got forward='x'; wanted a function of a model and a batch"),
+    ],
+)
+@pytest.mark.parametrize("make", [net, lambda: nn.Linear(2, 2)])
+def test_options_of_other_types(options, text, make):
+    model = make()
+    before = everything(model)
+    with pytest.raises(UsageError) as raised:
+        sl.recalibrate(model, pairs(), **options)
+    assert str(raised.value) == text
+    assert everything(model) == before
+
+
+def test_data_parallel_runs_on_its_first_device():
+    model = nn.DataParallel(net()).train()
+    model.device_ids = [0, 1]
+    sl.recalibrate(model, pairs())
+    assert model.device_ids == [0, 1]
+    assert_statistics(model.module[1], moments(net()[0](images())))
+
+
 def test_a_generator_too_large_to_hold(monkeypatch):
     monkeypatch.setattr("spiritlevel.lent.feeding.MOST_BYTES", 1 << 12)
     model = net()
@@ -334,37 +369,7 @@ def test_a_generator_too_large_to_hold(monkeypatch):
         sl.recalibrate(model, iter(pairs()), sequential=True)
     assert str(raised.value).startswith(
         "got a list_iterator, which can be read once, and sequential=True, which reads it once a "
-        "layer; it cannot be held, since its first 1 batches fill"
+        "layer; it cannot be held, since its first 1 batch fill"
     )
     assert everything(model) == before
     sl.recalibrate(model, iter(pairs()))  # all at once it is not held
-
-
-def test_batches_that_are_others_when_read_again():
-    class Fewer(list):
-        def __iter__(self):
-            found = super().__iter__()
-            if len(self) > 1:
-                self.pop()
-            return iter(list(found))
-
-    with pytest.raises(UsageError, match=r"^got other batches when they were read again, for '1'"):
-        sl.recalibrate(net(), Fewer(pairs()), sequential=True)
-
-
-class OnlyOnce:
-    """Looks as if it could be read again."""
-
-    def __init__(self):
-        self.rest = iter(pairs())
-
-    def __iter__(self):
-        return self.rest
-
-
-def test_batches_that_look_as_if_they_could_be_read_again():
-    model = sl.recalibrate(net(), OnlyOnce())
-    assert_statistics(model[1], moments(model[0](images())))
-    assert model.spiritlevel_log[0].metric is None
-    with pytest.raises(UsageError, match=r"^got other batches when they were read again, for '1'"):
-        sl.recalibrate(net(), OnlyOnce(), sequential=True)

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from recalibrate_cases import net, pairs
+from recalibrate_start_ranks import outcomes
 
 import spiritlevel as sl
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
-
-
-def outcomes(world, meeting):
-    children = [
-        subprocess.Popen(
-            [sys.executable, HERE / "recalibrate_on_rank.py", str(rank), str(world), str(meeting)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=HERE,
-        )
-        for rank in range(world)
-    ]
-    try:
-        found = [child.communicate(timeout=120) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0] * world, found
-    return [json.loads(output) for output, _ in found]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ __all__ = [
     "chances_apart",
     "frozen_norms",
     "put_in",
+    "refuse_lazy",
     "seeded",
     "takes_batch",
 ]
@@ -42,10 +43,7 @@ def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
     `DistributedDataParallel` asks another process, which need not be measuring, or have as many
     batches. Raises UsageError for lazy layers.
     """
-    if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
-        raise UsageError(
-            "got a model with lazy layers; run it once on a batch before it is measured"
-        )
+    refuse_lazy(model)
     needs = [(p, p.requires_grad) for p in model.parameters()]
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -67,10 +65,19 @@ def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
                     module.forward = partial(_alone, module)
                 if isinstance(module, nn.parallel.DistributedDataParallel):
                     module.require_forward_param_sync = False
+                if isinstance(module, nn.DataParallel):
+                    module.device_ids = []  # on its first device: copies of a norm are not heard
             yield buffers_back
     finally:
         for parameter, needed in needs:
             parameter.requires_grad_(needed)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
+        raise UsageError(
+            "got a model with lazy layers; run it once on a batch before it is measured"
+        )
 
 
 def _eager() -> Any:

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.errors import UsageError
-from spiritlevel.lent.kept import choices, put_back
+from spiritlevel.lent.rewound import rewound
 
 __all__ = [
     "MOST_BYTES",
@@ -36,6 +36,7 @@ __all__ = [
     "size_of",
     "take",
     "targets",
+    "tensors_in",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -75,16 +76,13 @@ def take(batches: Iterable[Any] | Taken, most_batches: int = 32) -> Taken:
     if isinstance(most_batches, bool) or not isinstance(most_batches, int) or most_batches < 1:
         raise UsageError(f"got most_batches={most_batches!r}; wanted a number of 1 or more")
     taken: list[Any] = []
-    held, states = 0, choices()
-    with torch.random.fork_rng([]):
-        try:
-            for batch in islice(drawn(batches), most_batches):
-                taken.append(batch)
-                held += sum(t.nbytes for t in tree_leaves(_plain(batch)) if isinstance(t, Tensor))
-                if held >= MOST_BYTES:
-                    break
-        finally:
-            put_back(states)
+    held = 0
+    with rewound(batches):
+        for batch in islice(drawn(batches), most_batches):
+            taken.append(batch)
+            held += sum(t.nbytes for t in tensors_in(batch))
+            if held >= MOST_BYTES:
+                break
     if not taken:
         raise UsageError("got no batches; wanted an iterable of at least one")
     full = held >= MOST_BYTES
@@ -179,21 +177,22 @@ def targets(batch: Any) -> Tensor | None:
 
 def size_of(batch: Any) -> int:
     """Samples: the length of the first tensor; 0 where there is none."""
-    leaves = tree_leaves(_plain(batch))
-    return next((len(t) for t in leaves if isinstance(t, Tensor) and t.dim()), 0)
+    return next((len(t) for t in tensors_in(batch) if t.dim()), 0)
+
+
+def tensors_in(batch: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(_plain(batch)) if isinstance(t, Tensor)]
 
 
 def _moved(model: nn.Module, batch: Any) -> Any:
     held = [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
-    if not held:
-        return batch
-    device = held[0].device
+    device = held[0].device if held else None
     kind = next((t.dtype for t in held if t.is_floating_point()), torch.float32)
 
     def move(tensor: Tensor) -> Tensor:
         cast = kind != torch.float32 and tensor.dtype == torch.float32
         # A copy, since a model may write to its input in place, and the batch is fed again.
-        return tensor.to(device, kind if cast else tensor.dtype, copy=True)
+        return tensor.to(device or tensor.device, kind if cast else tensor.dtype, copy=True)
 
     return tree_map_only(Tensor, move, batch)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["channels_first", "heard"]
+__all__ = ["channels_first", "heard", "heard_calls", "input_of"]
+
+HearCall = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
 
 
 def channels_first(norm: nn.Module, x: Tensor) -> Tensor:
@@ -21,20 +23,54 @@ def channels_first(norm: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def heard(
-    modules: dict[str, nn.Module], hear: Callable[[str, nn.Module, Tensor], object]
+    modules: Mapping[str, nn.Module], hear: Callable[[str, nn.Module, Tensor], object]
 ) -> Iterator[None]:
     """Within it `hear(path, module, input)` is called before each pass of the modules."""
 
-    def hook_of(path: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = next((t for t in (*given, *named.values()) if isinstance(t, Tensor)), None)
-            if x is not None and x.dim() > 1 and x.is_floating_point() and x.numel():
-                hear(path, module, x.detach())
+    def hear_call(
+        path: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        x = input_of(given, named)
+        if x is not None:
+            hear(path, module, x)
 
-        return hook
-
-    with ExitStack() as hooks:
-        for path, module in modules.items():
-            handle = module.register_forward_pre_hook(hook_of(path), with_kwargs=True)
-            hooks.callback(handle.remove)
+    with heard_calls(modules, hear_call):
         yield
+
+
+@contextmanager
+def heard_calls(modules: Mapping[str, nn.Module], hear: HearCall) -> Iterator[None]:
+    """Within it `hear(path, module, arguments, keywords)` is called before each forward of the
+    modules, hooks or none: a model may call `module.forward(x)`."""
+
+    def of(path: str, module: nn.Module) -> Any:
+        inner = module.forward
+
+        def forward(*given: Any, **named: Any) -> Any:
+            hear(path, module, given, named)
+            return inner(*given, **named)
+
+        return forward
+
+    with ExitStack() as back:
+        for path, module in modules.items():
+            had = vars(module).get("forward")
+            module.forward = of(path, module)
+            back.callback(_put_back, module, had)
+        yield
+
+
+def _put_back(module: nn.Module, had: Any) -> None:
+    if had is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = had
+
+
+def input_of(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
+    """The first tensor, `input` and `x` before other keywords; None where it has no channels."""
+    by_name = sorted(named.items(), key=lambda item: item[0] not in ("input", "x"))
+    values = (*given, *(value for _, value in by_name))
+    x = next((t for t in values if isinstance(t, Tensor)), None)
+    fits = x is not None and x.dim() > 1 and x.is_floating_point() and x.numel()
+    return x.detach() if x is not None and fits else None

@@ -15,8 +15,8 @@ __all__ = ["Entry", "Journal", "note"]
 class Entry:
     """One line of `model.spiritlevel_log`.
 
-    `action` is "fused", "replaced", "rewritten", "converted", "recalibrated", "fixed" or "left";
-    `paths` name the modules, "" the model itself.
+    `action` is "fused", "replaced", "rewritten", "folded", "converted", "recalibrated", "fixed",
+    "equalised" or "left"; `paths` name the modules, "" the model itself.
     """
 
     action: str

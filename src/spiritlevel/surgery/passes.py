@@ -12,16 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.lent.as_used import chances_apart
 from spiritlevel.lent.feeding import Forward, drawn, run_batch, targets
-from spiritlevel.lent.heard import channels_first, heard
-from spiritlevel.lent.kept import choices, put_back
+from spiritlevel.lent.heard import channels_first, heard_calls, input_of
 from spiritlevel.lent.pooled import Pooled, by_sample
 from spiritlevel.lent.score import Metric, metric_of, output_of, score
+from spiritlevel.surgery.reading import Reading
+from spiritlevel.surgery.trial import takes
 
 __all__ = ["Fed", "Passes", "Score"]
 
@@ -56,16 +56,26 @@ class Passes:
         self,
         model: nn.Module,
         norms: Mapping[str, Any],
+        own: set[str],
         batches: Iterable[Any],
         forward: Forward | None,
         buffers_back: Callable[[], None],
+        rewind: Callable[[], None],
     ) -> None:
-        self.model, self.norms, self.forward = model, dict(norms), forward
+        """`own`: norms that are tried first; `rewind` puts back what the loader draws from."""
+        self.model, self.forward = model, forward
+        self.norms: dict[str, Any] = dict(norms)
         self.batches = batches
-        self.buffers_back = buffers_back
+        self.own, self.buffers_back, self.rewind = own, buffers_back, rewind
+        self.unlike: set[str] = set()
+        """Those in `own` that do not take the statistics of what they are given; not measured."""
         self.count = 0
         """Batches of the last pass."""
-        self._start = choices(), torch.get_rng_state()
+        self.same = True
+        """Whether the last whole pass has read what the first has."""
+        self._first: Reading | None = None
+        self._last = Reading()
+        self._tried: dict[str, bool] = {}
 
     def fed(self, done: Mapping[str, Pooled], only: str | None = None) -> dict[str, Fed]:
         """By path, in the order in which they were first called; the statistics handed to them are
@@ -102,6 +112,12 @@ class Passes:
                     f"got NaN or infinity in what {spoiled[0]!r} is fed by batch {self.count - 1} "
                     "(counted from 0); wanted finite inputs and weights. Nothing was changed"
                 )
+        if not self.same:
+            raise UsageError(
+                f"got other batches when they were read again: {self._last}, and at first "
+                f"{self._first}; wanted the same in each pass, as a list gives, or a loader whose "
+                "chances are those of torch, NumPy and Python"
+            )
         return found
 
     def scored(self, done: Mapping[str, Pooled]) -> Score | None:
@@ -128,16 +144,48 @@ class Passes:
 
     def _each(self, hear: Hear) -> Iterator[tuple[Any, Any]]:
         """Batch and result, the same data in each pass: the loader's chances start as they were."""
-        put_back(self._start[0])
-        torch.set_rng_state(self._start[1])
-        self.count = 0
+
+        def hear_call(path: str, norm: nn.Module, given: Any, named: Any) -> None:
+            x = input_of(given, named)
+            if x is not None and (path not in self.own or self._takes(path, given, named, x)):
+                hear(path, norm, x)
+
+        self.rewind()
+        self.count, self._last = 0, Reading()
         for batch in drawn(self.batches):
+            self._last.add(batch)
             result = None
-            with chances_apart(self.model), heard(self.norms, hear), suppress(_Enough):
+            with chances_apart(self.model), heard_calls(self.norms, hear_call), suppress(_Enough):
                 result = run_batch(self.model, batch, self.forward)
             self.buffers_back()
             self.count += 1
             yield batch, result
+            self._refuse_changed()
+        if self._first is None:
+            self._first = self._last
+        self.same = self._last.same(self._first)
+
+    def _takes(self, path: str, given: Any, named: Any, x: Tensor) -> bool:
+        """Tried at each call of the first pass; those after it read the same."""
+        if self._first is None and path not in self.unlike:
+            norm, first = self.norms[path], path not in self._tried
+            moved = channels_first(norm, x)
+            part = Pooled.of_samples(*by_sample(moved), moved[0, 0].numel())
+            if first or part.count > 1:
+                before = self._tried.get(path, True)
+                self._tried[path] = before and takes(norm, given, named, x, part)
+                if first and not self._tried[path]:
+                    self.unlike.add(path)
+        return path not in self.unlike
+
+    def _refuse_changed(self) -> None:
+        for path, taken in self._tried.items():
+            if not taken and path not in self.unlike:
+                raise UsageError(
+                    f"got {path!r}, whose own forward takes other statistics than those of what "
+                    f"it is given in batch {self.count - 1} (counted from 0), though not before; "
+                    "have it left as it is: put it in eval(), in a model that is in train()"
+                )
 
 
 def _hand(norm: Any, mean: Tensor, var: Tensor) -> None:

@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.lent.as_used import borrowed, frozen_norms
+from spiritlevel.lent.as_used import borrowed, frozen_norms, refuse_lazy
 from spiritlevel.lent.feeding import MOST_BYTES, Forward, take
 from spiritlevel.lent.guard import lent_buffers
 from spiritlevel.lent.norms import batch_norms
 from spiritlevel.lent.pooled import Pooled
+from spiritlevel.lent.rewound import rewound
 from spiritlevel.lent.score import Metric
-from spiritlevel.lent.together import together
+from spiritlevel.lent.together import ranks, together
 from spiritlevel.surgery.log import note
 from spiritlevel.surgery.passes import Fed, Passes, Score
-from spiritlevel.surgery.recalibration import left, told, whole
+from spiritlevel.surgery.recalibration import left, many, told, whole
 from spiritlevel.surgery.statistics import fit, set_statistics, tracks
+from spiritlevel.surgery.trial import OWN, apart, unusual
 
 __all__ = ["recalibrate"]
 
@@ -48,7 +50,8 @@ def recalibrate(
     the layers before it done: one pass a layer and one to find the order. A layer that is called
     again behind its own output divides by the batch's there.
 
-    Frozen layers keep what they have, as do those that no batch reaches. Nothing else changes, and
+    Frozen layers keep what they have, as do those that no batch reaches, that share it, or whose
+    own forward takes other statistics than those of what it is given. Nothing else changes, and
     nothing at all where this raises: modes, weights, gradients, momentum, hooks, random states.
     `num_batches_tracked` becomes the number of calls that the statistics are from, but for batch
     renormalization. With targets in the batches `accuracy` costs two more passes: before and after.
@@ -56,44 +59,69 @@ def recalibrate(
 
     In a process group every rank must call it, with batches of its own, as many as it has: all end
     with the statistics of all data. Raises UsageError, on all ranks, for batches that are none, do
-    not end, or are not finite, for fewer than two values a channel, and for lazy layers.
+    not end, are not finite, or are others when `sequential` reads them again, for fewer than two
+    values a channel, and for lazy layers.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"got a {type(model).__name__}; wanted a torch.nn.Module")
-    if not any(map(tracks, batch_norms(model).values())):
-        note(model, left(model, {}, {}, set()))
+    if not _any(model, forward, sequential, accuracy):
+        note(model, left(model, {}, {}, set(), {}))
         return model
-    with lent_buffers(model), borrowed(model) as buffers_back:
-        frozen = frozen_norms(model)
-        norms: dict[str, Any] = {
-            path: norm
-            for path, norm in batch_norms(model).items()
-            if tracks(norm) and path not in frozen
-        }
-        model.eval()
-        for norm in norms.values():
-            norm.training = False
-        passes = Passes(model, norms, batches, forward, buffers_back)
-        again = _agreed(passes, sequential, accuracy)
+    own = unusual(model)
+    others = apart(model, own, alone=ranks() == 1)
+    with lent_buffers(model), borrowed(model) as buffers_back, rewound(batches) as rewind:
+        passes = Passes(model, {}, own, batches, forward, buffers_back, rewind)
+        frozen: set[str] = set()
+        again = _agreed(passes, frozen, others, sequential, accuracy)
+        norms = passes.norms
         fed, count = _measured(passes)
         if sequential:
             fed = _in_order(passes, fed)
         _refuse(norms, fed)
         pooled = {path: each.pooled for path, each in fed.items()}
-        before = _scored(passes, {}) if again and accuracy and norms else None
+        before = _scored(passes, {}) if again and accuracy and fed else None
         after = None if before is None else _scored(passes, pooled)
-    summary = whole(sequential, count, before, after, once=accuracy and not again)
-    entries = [*told(norms, fed), *left(model, norms, fed, frozen)]
+    once = accuracy and not (again and passes.same)
+    summary = whole(sequential, count, before, after, once=once)
+    others |= dict.fromkeys(passes.unlike, OWN)
+    entries = [*told(norms, fed), *left(model, norms, fed, frozen, others)]
     _write(norms, fed)
-    note(model, [summary, *entries] if norms else entries)
+    note(model, [summary, *entries] if fed else entries)
     return model
 
 
-def _agreed(passes: Passes, sequential: bool, accuracy: bool) -> bool:
-    """Whether all ranks can read their batches again; what can be read once is held for
-    `sequential` alone. Raises UsageError where ranks want different things."""
+def _any(model: Any, forward: Any, sequential: Any, accuracy: Any) -> bool:
+    """Whether a rank has a norm with running statistics. Raises UsageError for wrong types."""
 
     def work() -> Tensor:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"got a {type(model).__name__}; wanted a torch.nn.Module")
+        for name, value in (("sequential", sequential), ("accuracy", accuracy)):
+            if not isinstance(value, bool):
+                raise UsageError(f"got {name}={value!r}; wanted True or False")
+        if forward is not None and not callable(forward):
+            raise UsageError(f"got forward={forward!r}; wanted a function of a model and a batch")
+        refuse_lazy(model)
+        return torch.tensor([float(any(map(tracks, batch_norms(model).values())))])
+
+    return bool(together(work, 1).any())
+
+
+def _agreed(
+    passes: Passes, frozen: set[str], others: Mapping[str, str], sequential: bool, accuracy: bool
+) -> bool:
+    """Puts the model in eval(), its norms into `passes`, and those that are frozen into `frozen`.
+
+    Whether all ranks can read their batches again; what can be read once is held for
+    `sequential` alone. Raises UsageError where ranks want different things.
+    """
+
+    def work() -> Tensor:
+        frozen.update(frozen_norms(passes.model))
+        kept = frozen | others.keys()
+        norms = batch_norms(passes.model).items()
+        passes.norms = {path: norm for path, norm in norms if tracks(norm) and path not in kept}
+        passes.model.eval()
+        for norm in passes.norms.values():
+            norm.training = False
         once = isinstance(passes.batches, Iterator)
         if once and sequential:
             passes.batches, once = _held(passes.batches), False
@@ -112,8 +140,9 @@ def _held(batches: Iterable[Any]) -> Iterable[Any]:
     if not held.exhausted:
         raise UsageError(
             f"got a {type(batches).__name__}, which can be read once, and sequential=True, which "
-            f"reads it once a layer; it cannot be held, since its first {len(held.batches)} "
-            f"batches fill {MOST_BYTES >> 20} MiB. Wanted a list or a loader"
+            f"reads it once a layer; it cannot be held, since its first "
+            f"{many(len(held.batches), 'batch')} fill {MOST_BYTES >> 20} MiB. Wanted a list or a "
+            "loader"
         )
     return held.batches
 
@@ -129,7 +158,7 @@ def _measured(passes: Passes) -> tuple[dict[str, Fed], int]:
     fed, count = _shared(passes, {}, list(norms))
     if count == 0:
         raise UsageError("got no batches; wanted an iterable of at least one")
-    if not fed:
+    if not fed and not passes.unlike:
         raise UsageError(
             f"got batches that reach none of the batch norms {', '.join(norms)}; wanted a forward "
             "pass that calls them"
@@ -145,8 +174,8 @@ def _in_order(passes: Passes, fed: Mapping[str, Fed]) -> dict[str, Fed]:
         anew, _ = _shared(passes, done, [path], path if before.most == 1 else None)
         if path not in anew or anew[path].pooled.count != before.pooled.count:
             raise UsageError(
-                f"got other batches when they were read again, for {path!r}; wanted as many values "
-                "in each pass, as a list or a loader gives"
+                f"got another number of values for {path!r} when the same batches were read again; "
+                "wanted a forward pass that gives it as many in each"
             )
         found[path] = anew[path]
     return found
@@ -214,20 +243,22 @@ _METRICS: tuple[Metric, ...] = ("accuracy", "mean squared error")
 
 
 def _scored(passes: Passes, done: Mapping[str, Pooled]) -> Score | None:
-    """Of all ranks; None where one has batches whose targets do not fit."""
+    """Of all ranks; None where one has batches whose targets do not fit, or which are others."""
 
     def work() -> Tensor:
         found = passes.scored(done)
         if found is None:
             kind = -1.0 if passes.count else 0.0  # a rank without batches asks for nothing
-            return torch.tensor([kind, 0, 0], dtype=torch.float64)
+            return torch.tensor([kind, 0, 0, passes.same], dtype=torch.float64)
         kind = 1.0 + _METRICS.index(found.metric)
-        return torch.tensor([kind, found.total, found.samples], dtype=torch.float64)
+        row = [kind, found.total, found.samples, passes.same]
+        return torch.tensor(row, dtype=torch.float64)
 
-    rows = together(work, 3)
+    rows = together(work, 4)
+    passes.same = bool(rows[:, 3].all())
     kinds = {int(kind) for kind in rows[:, 0].tolist() if kind}
     samples = int(rows[:, 2].sum())
-    if len(kinds) != 1 or -1 in kinds or not samples:
+    if len(kinds) != 1 or -1 in kinds or not samples or not passes.same:
         return None
     return Score(_METRICS[kinds.pop() - 1], float(rows[:, 1].sum()), samples)
 

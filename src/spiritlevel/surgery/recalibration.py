@@ -15,7 +15,7 @@ from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.passes import Fed, Score
 from spiritlevel.surgery.statistics import moved, tracks
 
-__all__ = ["Recalibrated", "Recalibration", "left", "told", "whole"]
+__all__ = ["Recalibrated", "Recalibration", "left", "many", "told", "whole"]
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,30 @@ def told(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> Iterator[Entry]:
         shift, least, largest = moved(norms[path], each.pooled)
         why = (
             f"mean moved by up to {shift:.3g} standard deviations, variance times {least:.3g} to "
-            f"{largest:.3g}; {each.pooled.count:,} values a channel in {each.calls:,} calls"
+            f"{largest:.3g}; {each.pooled.count:,} values a channel in {many(each.calls, 'call')}"
         )
         factor, count = (least, largest), each.pooled.count
         yield Recalibrated("recalibrated", (path,), why, shift, factor, count, each.calls)
 
 
 def left(
-    model: nn.Module, norms: Mapping[str, Any], fed: Mapping[str, Fed], frozen: set[str]
+    model: nn.Module,
+    norms: Mapping[str, Any],
+    fed: Mapping[str, Fed],
+    frozen: set[str],
+    apart: Mapping[str, str],
 ) -> Iterator[Entry]:
-    """What keeps the statistics that it has, by reason."""
+    """What keeps the statistics that it has, by reason; `apart`: reasons by path."""
     others = batch_norms(model)
     reasons = {
-        "no batch reached it": [path for path in norms if path not in fed],
+        "no batch reached it": [path for path in norms if path not in fed and path not in apart],
         "frozen: kept in eval(), or not trained where others are": [
             path for path in others if path in frozen
         ],
+        **{
+            reason: [path for path in others if apart.get(path) == reason and path not in frozen]
+            for reason in dict.fromkeys(apart.values())
+        },
         "it has no running statistics": [
             path for path, norm in others.items() if not tracks(norm) and path not in frozen
         ],
@@ -83,19 +91,24 @@ def left(
 def whole(
     sequential: bool, batches: int, before: Score | None, after: Score | None, *, once: bool
 ) -> Recalibration:
-    """`once`: accuracy was wanted of batches that can be read once."""
+    """`once`: accuracy was wanted of batches that do not come again."""
     how = (
         "one layer after another, in the order below, each fed what it sees in eval()"
         if sequential
         else "all layers at once, each by the batch's statistics meanwhile"
     )
     others = f" on {ranks()} ranks" if ranks() > 1 else ""
-    why = f"{how}; {batches:,} batches{others}"
+    why = f"{how}; {many(batches, 'batch')}{others}"
     if once:
         why += "; accuracy needs batches that can be read again"
     if before is None or after is None:
         return Recalibration("recalibrated", (), why, sequential, batches)
     metric, samples = before.metric, after.samples
     was, now = before.total / before.samples, after.total / after.samples
-    why += f"; {metric} {was:.4g} -> {now:.4g} in eval() on {samples:,} samples"
+    why += f"; {metric} {was:.4g} -> {now:.4g} in eval() on {many(samples, 'sample')}"
     return Recalibration("recalibrated", (), why, sequential, batches, metric, was, now, samples)
+
+
+def many(count: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
