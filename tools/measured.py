@@ -97,7 +97,7 @@ def speed(before: str) -> str:
         lines += [
             "",
             f"| batch {row['batch']} | {'ms' if one else 'images a second'} | eager / this | "
-            "largest difference | same top-1 |",
+            "largest difference | correlation |",
             "|---|---|---|---|---|",
         ]
         by_time = sorted(row["forms"].items(), key=lambda item: item[1]["seconds"]["median"])
@@ -106,7 +106,7 @@ def speed(before: str) -> str:
             rate = f"{1e3 * median:.1f}" if one else f"{form['images_a_second']:.0f}"
             lines.append(
                 f"| {name} | {rate} | {eager / median:.2f} | {form['largest_difference']:.0e} | "
-                f"{100 * form['same_top1']:.0f} % |"
+                f"{form['correlation']:.3f} |"
             )
     lines += ["", "| aimed at | batch | measured | |", "|---|---|---|---|"]
     for row in found["cases"]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spiritlevel.bench import Mismatch, deploy
-from spiritlevel.bench.deploy import KEPT, _compared, _Form, _network
+from spiritlevel.bench.deploy import FOLLOWS, _compared, _Form, _network
 from spiritlevel.bench.report import tables
 from spiritlevel.errors import UsageError
 
@@ -50,7 +50,7 @@ def test_small_batches_get_more_rounds(found):
 def test_the_fastest_is_named_and_ratios_are_of_its_time(found):
     for row in found["cases"]:
         seconds = {name: form["seconds"]["median"] for name, form in row["forms"].items()}
-        right = {n for n, form in row["forms"].items() if form["same_top1"] >= KEPT}
+        right = {n for n, form in row["forms"].items() if form["correlation"] >= FOLLOWS}
         assert seconds[row["fastest"]["of all"]] == min(seconds[name] for name in right)
         exact = [name for name, form in row["forms"].items() if form["precision"] == "float32"]
         assert row["fastest"]["float32"] == min(exact, key=seconds.get)
@@ -91,6 +91,12 @@ def test_a_form_of_less_precision_is_told_by_its_top1():
         found = _compared([_Form("eager", lambda x: x, False), turned], images, 3)
     assert found["int8"]["largest_difference"] == pytest.approx(1)
     assert found["int8"]["same_top1"] < 1
+    assert found["int8"]["correlation"] < FOLLOWS
+
+
+def test_what_always_gives_the_same_follows_nothing():
+    forms = [_Form("eager", lambda x: x, False), _Form("int8", torch.zeros_like, True, "int8")]
+    assert _compared(forms, torch.eye(3), 3)["int8"]["correlation"] == 0
 
 
 def test_the_network_has_statistics_of_what_it_was_fed():

@@ -129,14 +129,14 @@ def _deploy(found: _Found) -> Iterator[Table | str]:
     settings = found["settings"]
     for row in found["cases"]:
         title = say("terminal.bench.deployed", batch=row["batch"], **settings)
-        columns = ("milliseconds", "throughput", "over_eager", "distance", "top1")
+        columns = ("milliseconds", "throughput", "over_eager", "distance", "follows")
         table = _table(title, "form", *columns)
         eager = row["forms"]["eager"]["seconds"]["median"]
         by_time = sorted(row["forms"].items(), key=lambda item: item[1]["seconds"]["median"])
         for name, form in by_time:
             median = form["seconds"]["median"]
             rate, far = f"{form['images_a_second']:.1f}", f"{form['largest_difference']:.1g}"
-            same = f"{100 * form['same_top1']:.0f} %"
+            same = f"{form['correlation']:.2f}"
             table.add_row(name, f"{1e3 * median:.1f}", rate, f"{eager / median:.2f}", far, same)
         yield table
         ratios = _table("", "over", "mean_of_rounds")
