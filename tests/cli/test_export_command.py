@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 import torch
+from rich.text import Text
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from spiritlevel import create_model
-from spiritlevel.cli import main
+from spiritlevel.cli import ended, main
+from spiritlevel.cli import export as command
+from spiritlevel.cli.progress import Share
 from spiritlevel.data import load, prepare
-from spiritlevel.export import read_metadata
+from spiritlevel.export import ExportReport, Verification, read_metadata
 from spiritlevel.models import save_weights
 
 SIDE = 28
@@ -156,7 +161,10 @@ WRONG = {
     "batches": (["--data", "digits", "--batches", "-1"], "got --batches -1"),
     "precision": (["--data", "digits", "--precision", "bfloat16"], "wanted it with --to openvino"),
     "mean": (["--data", "digits", "--mean", "a"], "got --mean a"),
-    "suffix": (["--data", "digits", "--out", "x.pth"], "got x.pth for onnx"),
+    "suffix": (["--data", "digits", "--out", "x.pth"], "got --out x.pth for --to onnx"),
+    "suffix of another": (["--data", "digits", "--out", "x.pt2"], "got --out x.pt2 for --to onnx"),
+    "device": (["--data", "nothing", "--out", "/dev/null"], "got --out /dev/null for --to onnx"),
+    "no name": (["--data", "nothing", "--out", ""], "got --out . for --to onnx"),
     "folder": (["--data", "digits", "--out", "no/x.onnx"], "wanted a folder that is there"),
     "model": (["--data", "digits", "--model", "ghostnet_10"], "Did you mean ghostnet_1"),
     "other model": (["--data", "digits", "--model", "small_vgg"], "do not fit SmallVGG"),
@@ -206,6 +214,85 @@ def test_weights_that_lie_of_their_model(made_as, told, weights, tmp_path, capsy
     err = capsys.readouterr().err
     assert told in err
     assert names(tmp_path) == ["lies.safetensors"]
+
+
+def test_the_recipe_of_a_run_that_diverged(run, tmp_path):
+    save_weights(trained("mlp", 1), tmp_path / "nan.safetensors", recipe={"epochs": 1})
+    path = tmp_path / "told.safetensors"
+    told = {"model": json.dumps({"name": "mlp", "num_classes": 10, "in_chans": 1})}
+    save_file(load_file(tmp_path / "nan.safetensors"), path, {**told, "recipe": '{"lr": NaN}'})
+    assert main(["export", str(path), *DIGITS, "--to", "pt2"]) == 0
+    assert read_metadata(tmp_path / "told.pt2").recipe["training"] == {"lr": None}
+
+
+def test_an_end_that_python_dropped_ends_it_at_the_next_step(run, monkeypatch, capsys):
+    monkeypatch.setattr(Share, "tell", lambda self, share, what: ended.append(signal.SIGTERM))
+    assert main(["export", str(run), *DIGITS, "--to", "pt2"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith("\nstopped\n")
+    assert names(run) == ["best.safetensors", "last.safetensors"]
+
+
+CLOSED = """
+import signal, sys
+from spiritlevel.cli import main
+from spiritlevel.cli.progress import Share
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup would not have it
+Share.tell = lambda *_: signal.raise_signal(signal.SIGHUP)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up here")
+def test_a_terminal_that_closes_leaves_nothing(run):
+    command = [sys.executable, "-c", CLOSED, "export", str(run), *DIGITS, "--to", "pt2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGHUP, done.stderr
+    assert done.stderr.endswith("\nstopped\n")
+    assert names(run) == ["best.safetensors", "last.safetensors"]
+
+
+REPORT = ExportReport(
+    path="m\x1b[31m.onnx",
+    format="onnx",
+    runtime="ONNX Runtime 1.32.0",
+    bytes=4_000_000,
+    rows=(
+        Verification("example", 1, 1, "float32", 1.2e-6, 6.9e-5, 1.0, True),
+        Verification("data", 64, 10_000, "float32", 2.4e-6, 1.4e-4, 0.5, False, "it differs"),
+    ),
+)
+CELLS = ("compared on", "same top-1", "the example", "10,000", "1.4e-04", "50.00%", "FAILED")
+
+
+@pytest.mark.parametrize("columns", [30, 40, 60, 80, 120])
+def test_a_report_at_terminals_of_any_width(columns, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    command._print(REPORT, as_json=False)
+    out = capsys.readouterr().out
+    assert "\x1b[31m.onnx" not in out
+    plain = Text.from_ansi(out).plain
+    assert max(map(len, plain.splitlines())) <= columns
+    assert "\u2026" not in plain
+    assert [cell for cell in CELLS if cell not in plain] == []
+
+
+@pytest.mark.parametrize(
+    ("fed", "told"),
+    [
+        ((True, False), "statistics"),
+        ((False, True), "ranges"),
+        ((True, True), "statistics and ranges"),
+    ],
+)
+def test_what_training_images_are_for(fed, told, capsys):
+    read = SimpleNamespace(name="digits", prepared=SimpleNamespace(test_y=range(359)), fed=64)
+    command._tell(SimpleNamespace(spec="mlp"), "w\x1b[31m.pth", read, *fed)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "mlp with the weights w\\x1b[31m.pth"
+    assert second.endswith(f"359 test images; 64 training images for its {told}")
 
 
 @pytest.mark.slow

@@ -52,6 +52,31 @@ def test_a_tie_may_fall_either_way_and_is_listed():
     assert row.agreement == pytest.approx(2 / 3)
 
 
+def test_logits_that_are_equal_are_no_difference():
+    torch.manual_seed(0)
+    tied = torch.randint(0, 3, (200, 10)).float()
+    tied[3] = torch.nan
+    comparison = compared(tied, tied.clone(), tied.argmax(1))
+    assert comparison.differs == []
+    assert (comparison.right_model, comparison.right_file) == (200, 200)
+    assert comparison.row().agreement == 1.0
+
+
+def test_outputs_near_zero_may_differ_by_a_share_of_a_thousandth():
+    nothing = torch.zeros(4, 1)
+    assert compared(nothing, nothing + 0.9e-7).row().ok
+    assert not compared(nothing, nothing + 1.1e-7).row().ok
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_where_nothing_is_finite_nothing_was_compared(kind):
+    nothing = torch.full((3, 4), torch.nan)
+    row = compared(nothing, nothing.clone(), None, kind).row()
+    assert (row.ok, row.why) == (False, "no output is finite, so nothing was compared")
+    part = torch.tensor([[torch.nan, 1.0, -torch.inf]])
+    assert compared(part, part.clone()).row().ok
+
+
 def test_no_other_sample_may_change_its_class():
     """All within the tolerance, 1e-4 of the largest output, yet the class is another."""
     expected = torch.tensor([[5000.0, 0.0, 0.0], [0.0, 1.0, 1.1]])
@@ -73,7 +98,12 @@ def test_indices_go_on_from_batch_to_batch():
     [
         (torch.ones(2, 3), torch.ones(2, 4), "the output is (2, 4) for (2, 3)"),
         (torch.ones(2, 3), torch.full((2, 3), torch.nan), "infinite or NaN elsewhere"),
-        (torch.full((2, 1), torch.inf), torch.ones(2, 1), "infinite or NaN elsewhere"),
+        (torch.tensor([1.0, torch.inf]), torch.ones(2), "infinite or NaN elsewhere"),
+        (torch.tensor([1.0, torch.inf]), torch.tensor([1.0, -torch.inf]), "infinite or NaN else"),
+        (torch.tensor([1.0, torch.inf]), torch.tensor([1.0, torch.nan]), "infinite or NaN else"),
+        (torch.tensor([2**60]), torch.tensor([2**60 + 1]), "the output differs by 1.0e+00"),
+        (torch.ones(3, 2), torch.ones(3, 2).double(), "is torch.float64 for torch.float32"),
+        (torch.ones(3, dtype=torch.int64), torch.ones(3), "is torch.float32 for torch.int64"),
         (torch.tensor([1, 2]), torch.tensor([1, 3]), "the output differs by 1.0e+00"),
         (torch.tensor([True, False]), torch.tensor([True, True]), "the output differs"),
     ],

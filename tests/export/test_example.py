@@ -42,6 +42,18 @@ def test_samples_are_repeated_or_left_out():
     assert five.of_batch(1).tensors[0].shape == (1, 3)
 
 
+def test_what_the_batch_is_is_decided_on_the_example_as_it_was_given():
+    scale = torch.tensor([2.0, 3.0])
+    two = read_example(Takes(), {"mask": X[:1], "boxes": [scale, A[:1]], "x": X[:1]}).of_batch(2)
+    assert two.batched == (True, False, True, True)
+    three = two.of_batch(3)
+    assert [len(t) for t in three.tensors] == [3, 2, 3, 3]
+    assert three.kwargs["boxes"][0] is three.tensors[1]
+    shapes = two.dynamic_shapes(Takes())
+    assert shapes["boxes"][0] is None
+    assert shapes["boxes"][1].keys() == shapes["mask"].keys() == {0}
+
+
 def test_the_layout_of_memory_stays():
     x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     three = read_example(nn.Identity(), x).of_batch(3)

@@ -260,6 +260,9 @@ def test_what_the_exporter_freezes_is_found_and_nothing_is_left(tmp_path):
     assert "gives other numbers in torch.export" in str(caught.value)
     assert "nothing was written" in str(caught.value)
     assert not caught.value.report.ok
+    assert caught.value.report.notes == ()
+    assert caught.value.report.ms_file == 0
+    assert "milliseconds" not in str(caught.value.report)
     assert "FAILED" in str(caught.value.report)
     assert list(tmp_path.iterdir()) == []
 
@@ -296,8 +299,38 @@ def test_killed_in_the_middle_the_old_file_is_whole(tmp_path, request):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     assert path.read_bytes() == b"of yesterday"
+    assert len(list(tmp_path.iterdir())) == 2
     assert sl.export(classifier(), path, IMAGE).ok
     assert path.read_bytes() != b"of yesterday"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from torch import nn
+import spiritlevel as sl, torch
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+given = dict(batches=[torch.randn(4, 300)]) if {to!r} == "int8" else {{}}
+try:
+    sl.export(nn.Linear(300, 300), {path!r}, torch.randn(1, 300), to={to!r}, **given)
+except sl.errors.UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "pt2", "openvino", "int8"])
+def test_a_full_disk_is_told_and_nothing_is_left(to, tmp_path, request):
+    path = tmp_path / f"m{sl.export.FORMATS[to]}"
+    path.write_bytes(b"of yesterday")
+    code = FULL.format(tests=str(request.path.parent), path=str(path), to=to)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"while writing {path}; wanted a folder that is there and has room" in done.stdout
+    assert path.read_bytes() == b"of yesterday"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 class Late(nn.Module):
@@ -371,6 +404,94 @@ def test_what_cannot_be_followed_is_named(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+class Clashing(nn.Linear):
+    """Its input is called as its weight is."""
+
+    def forward(self, weight):
+        return super().forward(weight)
+
+
+def test_a_file_that_declares_another_shape_than_it_gives_is_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"got output of shape \(1, 3\) .* declares \[3, 3\]"):
+        sl.export(Clashing(4, 3), tmp_path / "m.onnx", torch.randn(2, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Named(nn.Module):
+    def forward(self, x, x_0, output):
+        return {"a.b": x[0] + x_0 + output, "a_b": torch.cat([x[1], x[1]])}, x_0 + 1
+
+
+class Output(nn.Module):
+    def forward(self, output):
+        return output + 1
+
+
+def test_names_are_made_distinct(tmp_path):
+    x = torch.randn(2, 4)
+    sl.export(Named(), tmp_path / "m.onnx", ([x, 2 * x], x + 1, x))
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert [each.name for each in graph.input] == ["x_0", "x_1", "x_0_1", "output"]
+    assert [each.name for each in graph.output] == ["output_0_a_b", "output_0_a_b_1", "output_1"]
+    shape = graph.output[1].type.tensor_type.shape
+    assert [axis.dim_param or axis.dim_value for axis in shape.dim] == ["2*batch", 4]
+    sl.export(Output(), tmp_path / "n.onnx", x)
+    graph = onnx.load(tmp_path / "n.onnx").graph
+    assert [each.name for each in (*graph.input, *graph.output)] == ["output_1", "output"]
+
+
+def broken(value):
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_outputs_that_are_not_finite_are_refused(value, tmp_path):
+    with pytest.raises(UsageError, match="outputs are not finite on the example: "):
+        sl.export(broken(value), tmp_path / "m.pt2", torch.randn(2, 4).abs())
+    assert list(tmp_path.iterdir()) == []
+
+
+class Sum(nn.Module):
+    def forward(self, x, scale):
+        masked = torch.where(x > 0, x, -torch.inf)
+        return masked, (x * scale).sum()
+
+
+def test_a_scalar_masks_and_an_input_without_a_batch(tmp_path):
+    example = (torch.tensor([[1.0, -1.0, 2.0, 0.5]]), torch.tensor([2.0, 1.0, 1.0, 3.0]))
+    report = sl.export(Sum(), tmp_path / "m.pt2", example)
+    assert report.ok
+    assert [row.batch for row in report.rows] == [1, 3]
+
+
+def test_a_model_in_two_wrappers_and_names_of_a_generator(tmp_path):
+    wrapped = nn.DataParallel(torch.compile(nn.Linear(4, 3), backend="eager"))
+    sl.export(wrapped, tmp_path / "m.pt2", torch.randn(2, 4), classes=(c for c in "abc"))
+    told = read_metadata(tmp_path / "m.pt2")
+    assert (told.recipe["model"], told.classes) == ("Linear", ("a", "b", "c"))
+
+
+class Tallies(nn.Linear):
+    """It counts its calls in eval, too."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_buffers_that_change_in_eval_are_noted_and_go_into_the_file_as_they_were(tmp_path):
+    report = sl.export(Tallies(), tmp_path / "m.pt2", torch.randn(2, 4))
+    (note,) = report.notes
+    assert "the model writes to calls;" in note
+    assert torch.export.load(tmp_path / "m.pt2").state_dict["calls"] == 0
+
+
 class OfTwo(nn.Module):
     def forward(self, x):
         return x.view(2, 4) + 1
@@ -407,6 +528,12 @@ def loose(model, batch):
     return model[0](batch)
 
 
+class Lost:
+    def __iter__(self):
+        yield IMAGE
+        raise FileNotFoundError("img_0007.png")
+
+
 BAD = {
     "no module": (lambda: "net", {}, "got str to export"),
     "no suffix": (classifier, {"path": "model"}, "wanted a name that ends in .onnx, .pt2 or .xml"),
@@ -432,10 +559,24 @@ BAD = {
     "loose": (classifier, {"batches": [IMAGE], "forward": loose}, "does not call the model itself"),
     "names": (classifier, {"classes": ["a", "b"]}, "got 2 names of classes for outputs of shape"),
     "name": (classifier, {"classes": "abcde"}, "wanted a name for each"),
+    "classes": (classifier, {"classes": 5}, "wanted a name for each"),
+    "no names": (classifier, {"classes": []}, "wanted a name for each"),
+    "number": (classifier, {"normalization": {"mean": 0.5, "std": 0.25}}, "wanted tuples"),
+    "size": (
+        classifier,
+        {"normalization": {"mean": [0.5], "std": [0.5], "size": "big"}},
+        "got a normalization with size 'big'",
+    ),
+    "lost image": (classifier, {"batches": Lost()}, "got FileNotFoundError: img_0007.png from the"),
+    "lost first": (classifier, {"batches": iter(Lost())}, "after 1 of them"),
     "mean": (classifier, {"normalization": {"mean": [1.0], "std": [0.0]}}, "those of std above 0"),
     "key": (classifier, {"normalization": {"men": [1.0]}}, "wanted mean and std"),
     "kind": (classifier, {"normalization": 3}, "wanted a Normalization or a dict"),
-    "recipe": (classifier, {"recipe": {"f": print}}, "metadata that JSON cannot hold"),
+    "recipe": (
+        classifier,
+        {"recipe": {"f": print}},
+        "metadata that JSON cannot hold, in its recipe",
+    ),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), {}, "run it once on a batch"),
     "meta": (lambda: nn.Linear(3, 3, device="meta"), {}, "on the device meta"),
     "bfloat16": (lambda: classifier().bfloat16(), {}, "got a model in bfloat16"),

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import typer
 
     from spiritlevel.cli.app import app
+    from spiritlevel.cli.lines import tell
     from spiritlevel.errors import ExportError, SpiritlevelError
 
     # Newer typer brings its own copy of click: the class is taken from what typer itself raises.
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ended_by_signals():
             result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
         if ended:  # typer has made 130 of it
+            print("stopped", file=sys.stderr)
             return 128 + ended[0]
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpiritlevelError as error:
         if debug:
             raise
-        print(f"spiritlevel: {error}", file=sys.stderr)
+        tell(f"spiritlevel: {error}")
         return 1 if isinstance(error, ExportError) else 2
     except Exception as error:
         if debug:
@@ -69,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, too, ends a run as Ctrl-C does: with its workers, nothing half-written, and told.
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: with its workers, nothing half-written, told.
 
-    Either is kept in `ended`, for Python drops what is raised while it finalizes an object.
+    Each is kept in `ended`, for Python drops what is raised while it finalizes an object.
     """
 
     def stop(number: int, _frame: object) -> None:
@@ -83,7 +85,7 @@ def _ended_by_signals() -> Iterator[None]:
         return
     before = {
         number: signal.signal(number, stop)
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
         if signal.getsignal(number) != signal.SIG_IGN  # as in a shell's background
     }
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from spiritlevel.catalogue import say
 from spiritlevel.cli import ended, image_options
 from spiritlevel.cli.aside import told_aside
+from spiritlevel.cli.lines import printable, tell
 from spiritlevel.errors import ExportError, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ __all__ = ["export"]
 
 Format = Literal["onnx", "pt2", "openvino", "int8"]
 _MODEL, _DATA, _OUTPUT = "Model", "Data", "Output"
+_WIDE = 76
+"""Columns of a terminal that the report's table fits; below, each row is a block."""
 _IN_A_RUN = ("best.safetensors", "last.safetensors")
 
 
@@ -98,7 +100,12 @@ def export(
     if precision != "float32" and to != "openvino":
         raise UsageError(f"got --precision {precision} for {to}; wanted it with --to openvino")
     file = _weights(weights)
-    target = out or _target(file, to, FORMATS[to])
+    target = _target(file, to, FORMATS[to]) if out is None else out
+    if target.suffix != FORMATS[to]:
+        raise UsageError(
+            f"got --out {target} for --to {to}; wanted a name that ends in {FORMATS[to]}. Rename "
+            "it, or give another --to"
+        )
     refuse_unwritable(target)
     read = read_images(
         data,
@@ -110,7 +117,7 @@ def export(
     )
     with told_aside():
         subject, recipe = _model(weights, file, model, read)
-        _tell(subject, file or weights, read, recalibrate or to == "int8")
+        _tell(subject, file or weights, read, recalibrate, to == "int8")
         try:
             report = _exported(
                 subject,
@@ -130,7 +137,7 @@ def export(
             failure = ""
     _print(report, as_json)
     if failure:
-        print(f"spiritlevel: {failure}", file=sys.stderr)
+        tell(f"spiritlevel: {failure}")
     return 0 if report.ok else 1
 
 
@@ -165,12 +172,13 @@ def _model(given: str, file: Path | None, spec: str | None, read: Images) -> tup
     """With its weights, and the recipe that they tell. Raises UsageError."""
     from spiritlevel.cli import subject
     from spiritlevel.models import load_weights, read_metadata
+    from spiritlevel.study.records import finite
 
     told = {} if file is None else read_metadata(file)
     if spec is not None:
         builder = subject.builder(spec)
         if (code := builder.told()) is not None:
-            print(code, file=sys.stderr)
+            tell(code)
         built = builder.build(read)
     elif "model" in told:
         built = _told_by_weights(told["model"], given, read)
@@ -180,7 +188,8 @@ def _model(given: str, file: Path | None, spec: str | None, read: Images) -> tup
             "or pkg.module:factory, or weights that spiritlevel saved as .safetensors"
         )
     load_weights(built.model, file or given)
-    return built, told.get("recipe")
+    # A run that diverged tells of NaN, which JSON has not.
+    return built, finite(told.get("recipe"))
 
 
 def _told_by_weights(options: dict[str, Any], given: str, read: Images) -> Subject:
@@ -224,8 +233,8 @@ def _exported(
     prepared = read.prepared
     with Share() as bar:
 
-        def tell(what: str, done: int, total: int) -> None:
-            bar.tell(done / total, what)
+        def progress(what: str, done: int, total: int) -> None:
+            bar.tell(done / total if done else None, what)
             if ended:
                 raise KeyboardInterrupt
 
@@ -241,7 +250,7 @@ def _exported(
             classes=read.classes,
             normalization=_normalization(prepared),
             recipe=recipe,
-            progress=tell,
+            progress=progress,
         )
 
 
@@ -272,13 +281,18 @@ def _normalization(prepared: Prepared) -> Normalization:
     )
 
 
-def _tell(subject: Subject, weights: Path | str, read: Images, fed: bool) -> None:
-    print(say("terminal.export.model", name=subject.spec, weights=weights), file=sys.stderr)
+def _tell(subject: Subject, weights: Path | str, read: Images, *fed: bool) -> None:
+    tell(say("terminal.export.model", name=subject.spec, weights=weights))
     test = len(read.prepared.test_y)
     told = say("terminal.export.fed", name=read.name, test=test)
-    if fed:
-        told = say("terminal.export.fed_training", told=told, fed=read.fed)
-    print(told, file=sys.stderr)
+    names = ("statistics", "ranges")
+    used = [
+        say(f"terminal.export.{name}") for name, is_used in zip(names, fed, strict=True) if is_used
+    ]
+    if used:
+        used_for = f" {say('terminal.export.and')} ".join(used)
+        told = say("terminal.export.fed_training", told=told, fed=read.fed, used_for=used_for)
+    tell(told)
 
 
 def _print(report: ExportReport, as_json: bool) -> None:
@@ -292,15 +306,27 @@ def _print(report: ExportReport, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        print(report)
+        print(printable(str(report)))
         return
     head, *rows = report.cells()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name)
-    for cells, row in zip(rows, report.rows, strict=True):
-        table.add_row(*cells[:-1], Text(cells[-1], "green" if row.ok else "bold red"))
-    console.print(Text(report.title(), "bold"))
-    console.print(table)
+    verdicts = [
+        Text(cells[-1], "green" if row.ok else "bold red")
+        for cells, row in zip(rows, report.rows, strict=True)
+    ]
+    console.print(Text(printable(report.title()), "bold"))
+    if console.width >= _WIDE:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in head:
+            table.add_column(name)
+        for cells, verdict in zip(rows, verdicts, strict=True):
+            table.add_row(*cells[:-1], verdict)
+        console.print(table)
+    else:
+        for cells, verdict in zip(rows, verdicts, strict=True):
+            block = Table.grid(padding=(0, 2, 0, 0))
+            for name, cell in zip(head[:-1], cells, strict=False):
+                block.add_row(name, cell)
+            block.add_row(head[-1], verdict)
+            console.print(block, "")
     for line in report.lines():
-        console.print(line)
+        console.print(printable(line))

@@ -107,11 +107,11 @@ class Share:
         if self.bar is not None:
             self.bar.stop()
 
-    def tell(self, share: float, what: str) -> None:
-        """Draw it; `share` is 0 to 1."""
+    def tell(self, share: float | None, what: str) -> None:
+        """Draw it; `share` is 0 to 1, or None where it is not known."""
         if self.console.is_terminal:
             self._draw(share, what)
-        elif time.monotonic() - self.last > self.LINE_SECONDS:
+        elif share is not None and time.monotonic() - self.last > self.LINE_SECONDS:
             self.last = time.monotonic()
             self.say(say("terminal.bench.progress", percent=int(100 * share), what=what))
 
@@ -119,7 +119,7 @@ class Share:
         """A line above the bar, never broken or coloured."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _draw(self, share: float, what: str) -> None:
+    def _draw(self, share: float | None, what: str) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         if self.bar is None:
@@ -127,4 +127,5 @@ class Share:
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.task = self.bar.add_task(what, total=1.0)
             self.bar.start()
-        self.bar.update(self.task, completed=share, description=what)
+        known = {"total": 1.0, "completed": share} if share is not None else {"total": None}
+        self.bar.update(self.task, description=what, **known)

@@ -1,11 +1,12 @@
 """How far a file's outputs are from the model's, batch after batch.
 
 Outputs in float32 agree where no value differs by more than `TOLERANCE` of the largest of its
-tensor (or of 0.001, where all are less); whole numbers where they are equal. Where the first output
-is logits (N, K), K of 2 or more, no sample may have another top-1, but for those whose two largest
-logits lie within `TIE`. A file of less precision is judged by the accuracy that is left: it may
-lose `MOST_LOST`; without targets so many samples may have another top-1; without logits, or on an
-example alone, nothing but shapes is judged.
+tensor (or of 0.001, where all are less); whole numbers where they are equal. Types are the same,
+and what is infinite or NaN is so in both. Where the first output is logits (N, K), K of 2 or more,
+no sample may have another top-1, but for those whose two largest logits lie within `TIE`. A file of
+less precision is judged by the accuracy that is left: it may lose `MOST_LOST`; without targets so
+many samples may have another top-1; without logits, or on an example alone, nothing but shapes and
+types is judged.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Comparison:
     """Samples with a target."""
     right_model: int = 0
     right_file: int = 0
+    values: int = 0
+    """Of all outputs; and how many of them are finite."""
+    finite: int = 0
     wrong: str = ""
 
     def add(self, expected: list[Tensor], found: list[Tensor], target: Tensor | None) -> None:
@@ -64,15 +68,22 @@ class Comparison:
             return
         if not ours.numel():
             return
+        if ours.dtype != theirs.dtype:
+            self._fail(f"{name} is {theirs.dtype} for {ours.dtype}")
+            return
         finite = ours.isfinite()
-        if not torch.equal(finite, theirs.isfinite()):
+        self.values, self.finite = self.values + ours.numel(), self.finite + int(finite.sum())
+        alike = torch.isclose(ours[~finite], theirs[~finite], equal_nan=True)
+        if not torch.equal(finite, theirs.isfinite()) or not bool(alike.all()):
             self._fail(f"{name} is infinite or NaN elsewhere")
             return
-        share = TOLERANCE.get(ours.dtype, 1e-2) if ours.is_floating_point() else 0.0
-        wide = torch.complex128 if ours.is_complex() else torch.float64
-        ours, theirs = (torch.where(finite, each, 0).to(wide) for each in (ours, theirs))
-        allowed = share * max(float(ours.abs().max()), 1e-3)
-        difference = float((ours - theirs).abs().max())
+        if not bool(finite.any()):
+            return
+        ours, theirs = ours[finite], theirs[finite]
+        allowed = 0.0
+        if _has_fractions(ours):
+            allowed = TOLERANCE.get(ours.dtype, 1e-2) * max(float(ours.abs().max()), 1e-3)
+        difference = _largest_difference(ours, theirs)
         worse = difference / allowed if allowed else float(difference > 0) * torch.inf
         worse = worse if difference else 0.0
         if worse > self.worst:
@@ -81,17 +92,16 @@ class Comparison:
             self._fail(f"{name} differs by {difference:.1e}")
 
     def _classes(self, ours: Tensor, theirs: Tensor, target: Tensor | None) -> None:
-        top, by_model = ours.double().topk(2, dim=1)
-        by_file = theirs.argmax(1)
+        by_model, by_file = ours.argmax(1), theirs.argmax(1)
         self.logits += len(ours)
-        for row in (by_model[:, 0] != by_file).nonzero()[:, 0].tolist():
-            gap = float(top[row, 0] - top[row, 1])
-            model, file = int(by_model[row, 0]), int(by_file[row])
+        for row in (by_model != by_file).nonzero()[:, 0].tolist():
+            first, second = ours[row].double().topk(2).values.tolist()
+            gap, model, file = first - second, int(by_model[row]), int(by_file[row])
             self.differs.append(Differs(self.samples + row, model, file, gap, gap <= TIE))
         if target is not None and target.shape == by_file.shape and not target.is_floating_point():
             target = target.cpu()
             self.judged += len(target)
-            self.right_model += int((by_model[:, 0] == target).sum())
+            self.right_model += int((by_model == target).sum())
             self.right_file += int((by_file == target).sum())
 
     def _fail(self, why: str) -> None:
@@ -105,6 +115,8 @@ class Comparison:
     def row(self) -> Verification:
         """The verdict."""
         wrong = self.wrong or (self._rounding() if self.kind == "float32" else self._coarse())
+        if self.values and not self.finite:
+            wrong = wrong or "no output is finite, so nothing was compared"
         return Verification(
             self.compared,
             self.batch,
@@ -131,6 +143,19 @@ class Comparison:
             lost = len(self.differs) / self.logits if self.logits else 0.0
             told = f"{lost:.1%} of the samples in another class"
         return f"{told}, of {100 * MOST_LOST:g} allowed" if lost > MOST_LOST else ""
+
+
+def _has_fractions(values: Tensor) -> bool:
+    return values.is_floating_point() or values.is_complex()
+
+
+def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    if torch.equal(ours, theirs):
+        return 0.0
+    wide = torch.complex128 if ours.is_complex() else torch.float64
+    found = float((ours.to(wide) - theirs.to(wide)).abs().max())
+    # float64 has no digits for the last ones of an int64.
+    return found if _has_fractions(ours) else max(found, 1.0)
 
 
 def is_logits(output: Tensor) -> bool:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_map_only
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten_with_path,
+    tree_map,
+    tree_map_only,
+    tree_structure,
+    tree_unflatten,
+)
 
 from spiritlevel.errors import UsageError
 
@@ -21,7 +28,8 @@ __all__ = ["Example", "flat", "name_of", "read_example"]
 class Example:
     """What a model is called with: `model(*args, **kwargs)`, all of it tensors on the CPU.
 
-    The batch is the first axis of the first input, and of all inputs as long as it there.
+    The batch is the first axis of the first input, and of all inputs that the user's example has
+    as long as it there.
     """
 
     args: tuple[Any, ...]
@@ -30,16 +38,13 @@ class Example:
     """Of each tensor, in the order of the model's forward: x, mask, boxes_0."""
     tensors: tuple[Tensor, ...]
     """In the same order, which is that of `flat`."""
+    batched: tuple[bool, ...]
+    """Of each, whether its first axis is the batch."""
 
     @property
     def batch(self) -> int:
         """Samples."""
         return len(self.tensors[0])
-
-    @property
-    def batched(self) -> tuple[bool, ...]:
-        """Of each tensor, whether its first axis is the batch."""
-        return tuple(_is_batched(each, self.batch) for each in self.tensors)
 
     def __str__(self) -> str:
         """x (2, 3, 32, 32) torch.float32, ids (2, 8) torch.int64."""
@@ -61,38 +66,28 @@ class Example:
             raise
         except Exception as error:
             raise UsageError(
-                f"got {type(error).__name__} from {type(model).__name__} in eval, given an example "
-                f"of {self}: {' '.join(str(error).split())[:400]}. Wanted an example that the "
-                "model takes, and a model that takes any batch"
+                f"got {type(error).__name__} from {type(model).__name__} in eval, given the "
+                f"example at batch {self.batch}, {self}: {' '.join(str(error).split())[:400]}. "
+                "Wanted an example that the model takes, and a model that takes any batch"
             ) from error
 
     def of_batch(self, size: int) -> Example:
         """The same with so many samples: the first ones, over and over."""
-        batch = self.batch
-
-        def resized(value: Tensor) -> Tensor:
-            if not _is_batched(value, batch):
-                return value
-            rows = torch.arange(size) % batch
-            format = _format(value)
-            return value.index_select(0, rows).contiguous(memory_format=format)
-
-        args, kwargs = tree_map(resized, (self.args, self.kwargs))
-        tensors = tuple(resized(each) for each in self.tensors)
-        return Example(args, kwargs, self.names, tensors)
+        rows = torch.arange(size) % self.batch
+        tensors = tuple(
+            each.index_select(0, rows).contiguous(memory_format=_format(each)) if batched else each
+            for each, batched in zip(self.tensors, self.batched, strict=True)
+        )
+        # Leaves come in the order of the tensors: by position first, then as forward has them.
+        args, kwargs = tree_unflatten(list(tensors), tree_structure((self.args, self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs, tensors=tensors)
 
     def dynamic_shapes(self, model: nn.Module) -> Any:
         """As `torch.export.export` wants them, by the model's parameters: any batch."""
         batch = torch.export.Dim("batch")
         bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
-        return tree_map(
-            lambda each: {0: batch} if _is_batched(each, self.batch) else None,
-            dict(bound.arguments),
-        )
-
-
-def _is_batched(value: Tensor, batch: int) -> bool:
-    return value.dim() > 0 and len(value) == batch
+        shapes = [{0: batch} if batched else None for batched in self.batched]
+        return tree_unflatten(shapes, tree_structure(dict(bound.arguments)))
 
 
 def _format(value: Tensor) -> torch.memory_format:
@@ -129,7 +124,8 @@ def read_example(model: nn.Module, example: Any) -> Example:
             f"got an example whose first input, {names[0]}, has the shape "
             f"{tuple(tensors[0].shape)}; wanted a batch of one sample or more along its first axis"
         )
-    return Example(args, kwargs, names, tensors)
+    batched = tuple(each.dim() > 0 and len(each) == len(tensors[0]) for each in tensors)
+    return Example(args, kwargs, names, tensors, batched)
 
 
 def _is_input(value: Any) -> bool:

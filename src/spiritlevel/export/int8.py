@@ -163,8 +163,9 @@ class _Bench:
         targets = [*self.targets, *[None] * (len(self.calibration) - len(self.targets))]
         for inputs, expected, target in zip(self.calibration, self.expected, targets, strict=True):
             found = runtime.run(inputs)[0]
-            square += float((found - expected).double().square().sum())
-            total += float(expected.double().square().sum())
+            finite = expected.isfinite()  # it may be of masks, which are -inf in both
+            square += float((found - expected)[finite].double().square().sum())
+            total += float(expected[finite].double().square().sum())
             if is_logits(expected):
                 top = found.argmax(1)
                 samples += len(top)

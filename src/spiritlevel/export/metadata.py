@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +30,14 @@ class Normalization:
     layout: str = "NCHW"
 
     def __post_init__(self) -> None:
+        if not all(isinstance(each, tuple) for each in (self.mean, self.std, self.value_range)):
+            raise UsageError(
+                f"got a normalization with mean {self.mean!r}, std {self.std!r} and value_range "
+                f"{self.value_range!r}; wanted tuples of numbers, as mean=(0.5,)"
+            )
+        size = self.size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise UsageError(f"got a normalization with size {size!r}; wanted pixels, 1 or more")
         numbers = (*self.mean, *self.std, *self.value_range)
         if (
             not self.mean
@@ -63,13 +71,7 @@ class Metadata:
     def to_strings(self) -> dict[str, str]:
         """Keys of the file's own metadata -> JSON. Raises UsageError for what JSON cannot hold."""
         told = {key: value for key, value in asdict(self).items() if value is not None}
-        try:
-            return {f"{PREFIX}{k}": json.dumps(v, allow_nan=False) for k, v in told.items()}
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(
-                f"got metadata that JSON cannot hold ({error}); wanted numbers, strings, lists "
-                "and dicts"
-            ) from error
+        return {f"{PREFIX}{name}": _as_json(name, value) for name, value in told.items()}
 
     @classmethod
     def from_strings(cls, found: Mapping[str, str]) -> Metadata:
@@ -86,6 +88,16 @@ class Metadata:
             _mapping(told.get("recipe")),
             _mapping(told.get("versions")),
         )
+
+
+def _as_json(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"got metadata that JSON cannot hold, in its {name} ({error}); wanted finite numbers, "
+            "strings, lists and dicts"
+        ) from error
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -115,7 +127,7 @@ def as_normalization(value: Any) -> Normalization | None:
             "dict(mean=(0.5,), std=(0.25,))"
         )
     given: dict[str, Any] = {
-        name: each if isinstance(each, str | int) or each is None else tuple(each)
+        name: tuple(each) if isinstance(each, Iterable) and not isinstance(each, str) else each
         for name, each in value.items()
     }
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ def write(folded: nn.Module, path: Path, given: Example, meta: Metadata) -> Runt
             "is what one ONNX file holds. Export it as .pt2"
         )
     program = traced(folded, given)
+    outputs = _distinct(output_names(program), ())
+    inputs = _distinct(given.names, outputs)
     with quiet(folded, path.name):
         made = torch.onnx.export(
             program,
@@ -40,8 +45,8 @@ def write(folded: nn.Module, path: Path, given: Example, meta: Metadata) -> Runt
             verbose=False,
             opset_version=OPSET,
             external_data=False,
-            input_names=list(given.names),
-            output_names=output_names(program),
+            input_names=inputs,
+            output_names=outputs,
         )
         assert made is not None
         proto = made.model_proto
@@ -53,11 +58,21 @@ def write(folded: nn.Module, path: Path, given: Example, meta: Metadata) -> Runt
         return open_onnx(path)
 
 
+def _distinct(names: Sequence[str], taken: Collection[str]) -> list[str]:
+    """The same, but for a number behind what is taken: x, x_1."""
+    found: list[str] = []
+    for name in names:
+        held = {*names, *taken, *found} if name in found or name in taken else ()
+        numbered = (f"{name}_{i}" for i in count(1))
+        found.append(next(each for each in chain([name], numbered) if each not in held))
+    return found
+
+
 def _name_the_batch(graph: Any, given: Example) -> None:
-    """Axes of the batch are called so, not s77."""
+    """Axes of the batch are called so, not s77; and 2*batch, not 2*s77."""
     place = given.batched.index(True)
-    symbol = graph.input[place].type.tensor_type.shape.dim[0].dim_param
+    symbol = re.escape(graph.input[place].type.tensor_type.shape.dim[0].dim_param)
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param and axis.dim_param == symbol:
-                axis.dim_param = "batch"
+            if axis.dim_param and symbol:
+                axis.dim_param = re.sub(rf"\b{symbol}\b", "batch", axis.dim_param)

@@ -7,6 +7,7 @@ reads any: it takes the file for the zip archive that it is.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -49,5 +50,7 @@ def write(folded: nn.Module, path: Path, given: Example, meta: Metadata) -> Runt
     """A .pt2 file, with `meta` as its extra files. Raises ExportError."""
     program = traced(folded, given)
     with quiet(folded, path.name):
-        torch.export.save(program, path, extra_files=meta.to_strings())
+        made = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, made, extra_files=meta.to_strings())
+        path.write_bytes(made.getbuffer())
         return open_program(path)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from spiritlevel.errors import ExportError, SpiritlevelError
+from spiritlevel.files import is_full
 
 __all__ = ["quiet"]
 
@@ -23,7 +24,8 @@ _OPERATION = re.compile(r"torch\.ops\.([\w.]+)|OpOverload\(op='([\w.]+)'")
 
 @contextmanager
 def quiet(model: nn.Module, what: str) -> Iterator[None]:
-    """Nothing said within is heard, and what is raised becomes an ExportError in one line.
+    """Nothing said within is heard, and what is raised becomes an ExportError in one line,
+    but for a full disk.
 
     It names the innermost module at work, or the operation that has no form in the file.
     """
@@ -39,6 +41,8 @@ def quiet(model: nn.Module, what: str) -> Iterator[None]:
     except SpiritlevelError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
         raise ExportError(
             f"got {type(error).__name__} from {_where(model, error)} on the way to {what}: "
             f"{_text(error)}. Wanted a model that torch.export follows for any batch, of "

@@ -71,7 +71,8 @@ class ExportReport:
     """Share of them that the model gets right; None without targets."""
     accuracy_file: float | None = None
     ms_model: float = 0.0
-    """Median milliseconds of a sample at batch 1: the model in PyTorch, eager, as it was."""
+    """Median milliseconds of a sample at batch 1: the model in PyTorch, eager, as it was, on
+    torch's own kernels; 0 where the file is not right."""
     ms_file: float = 0.0
     """The same of the file, taken in turns with the model."""
     notes: tuple[str, ...] = ()
@@ -100,7 +101,8 @@ class ExportReport:
         if self.accuracy_model is not None and self.accuracy_file is not None:
             model, file = self.accuracy_model, self.accuracy_file
             told.append(_say("accuracy", samples=self.samples, model=model, file=file))
-        told.append(_say("milliseconds", model=self.ms_model, file=self.ms_file))
+        if self.ok:
+            told.append(_say("milliseconds", model=self.ms_model, file=self.ms_file))
         for each in self.differs[:_MOST]:
             line = _say("differs", **asdict(each))
             told.append(_say("tie", differs=line) if each.tie else line)

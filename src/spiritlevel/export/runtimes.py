@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from spiritlevel.errors import require
+from spiritlevel.errors import ExportError, require
 
 __all__ = ["Runtime", "open_onnx", "open_program"]
 
@@ -60,10 +60,23 @@ class _Onnx:
             str(path), options, providers=["CPUExecutionProvider"]
         )
         self._inputs = [each.name for each in self._session.get_inputs()]
+        self._declared = [(each.name, each.shape) for each in self._session.get_outputs()]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         arrays = [each.detach().cpu().contiguous().numpy() for each in inputs]
         outputs = self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
+        for (name, declared), found in zip(self._declared, outputs, strict=True):
+            # ONNX Runtime itself only warns.
+            if len(declared) != found.ndim or any(
+                isinstance(told, int) and told != length
+                for told, length in zip(declared, found.shape, strict=True)
+            ):
+                raise ExportError(
+                    f"got {name} of shape {found.shape} from a file that declares {declared}; "
+                    "wanted what it declares, which others rely on. Where an input of forward is "
+                    "called as a weight of the model is, rename it: the exporter takes the one's "
+                    "shape for the other's"
+                )
         return [torch.from_numpy(each) for each in outputs]
 
 

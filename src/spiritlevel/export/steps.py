@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from spiritlevel.export.runtimes import Runtime
 from spiritlevel.export.training_form import refuse_training_form
 from spiritlevel.export.verify import calls_of, milliseconds, on_data, on_example, outputs_of
 from spiritlevel.files import refuse_unwritable
-from spiritlevel.lent.feeding import Forward, Progress, refuse_one, take, targets
+from spiritlevel.lent.feeding import Forward, Progress, drawn, refuse_one, take, targets
 from spiritlevel.lent.kept import kept
 from spiritlevel.lent.norms import batch_norms
 
@@ -46,7 +46,7 @@ def export(
     calibration: Iterable[Any] | None = None,
     forward: Forward | None = None,
     precision: str = "float32",
-    classes: Sequence[str] | None = None,
+    classes: Iterable[str] | None = None,
     normalization: Normalization | Mapping[str, Any] | None = None,
     recipe: Any = None,
     progress: Progress | None = None,
@@ -152,24 +152,23 @@ def _held(batches: Iterable[Any] | None) -> Iterable[Any] | None:
     """What can be read more than once. Raises UsageError."""
     if batches is not None:
         refuse_one(batches)
-    return list(batches) if isinstance(batches, Iterator) else batches
+    return list(drawn(batches)) if isinstance(batches, Iterator) else batches
 
 
-def _classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+def _classes(classes: Iterable[str] | None) -> tuple[str, ...] | None:
     if classes is None:
         return None
-    if isinstance(classes, str) or not all(isinstance(each, str) for each in classes):
+    names = tuple(classes) if isinstance(classes, Iterable) else ()
+    if not names or isinstance(classes, str) or not all(isinstance(each, str) for each in names):
         raise UsageError(f"got classes={classes!r}; wanted a name for each, as ['cat', 'dog']")
-    return tuple(classes)
+    return names
 
 
 def _copied(model: nn.Module) -> nn.Module:
     """On the CPU, without what torch.compile and DDP put around it. Raises UsageError."""
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UsageError(f"got {type(model).__name__} to export; wanted a torch.nn.Module")
-    inner = getattr(model, "_orig_mod", model)
-    if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = inner.module
+    inner = _unwrapped(model)
     held = [*inner.parameters(), *inner.buffers()]
     if any(is_lazy(each) for each in held):
         raise UsageError("got a model with lazy layers; run it once on a batch before the export")
@@ -192,6 +191,13 @@ def _copied(model: nn.Module) -> nn.Module:
     return copied.cpu()
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
 def _recalibrate(model: nn.Module, batches: Any, forward: Forward | None) -> None:
     """In the modes that it has, by which frozen layers are told."""
     from spiritlevel.surgery.recalibrate import recalibrate
@@ -203,23 +209,50 @@ def _refuse(model: nn.Module, given: Example, told: Metadata) -> tuple[str, ...]
     """Notes of what running the example shows. Raises UsageError for what cannot be exported."""
     with kept(model):  # it may count its calls
         refuse_training_form(model, given)
+        before = {name: each.clone() for name, each in model.named_buffers()}
         outputs = outputs_of(model, given)
+        written = [name for name, each in model.named_buffers() if _differ(each, before.get(name))]
+        again = outputs_of(model, given)
         alone = outputs_of(model, given.of_batch(1))
+    _refuse_undefined(outputs)
     if told.classes is not None and outputs[0].shape[-1:] != (len(told.classes),):
         raise UsageError(
             f"got {len(told.classes)} names of classes for outputs of shape "
             f"{tuple(outputs[0].shape)}; wanted one for each along the last axis"
         )
-    return () if _independent(outputs, alone) else (say("terminal.export.mates"),)
+    notes = []
+    if _independent(outputs, again) and not _independent(outputs, alone):
+        notes.append(say("terminal.export.mates"))
+    if written:
+        notes.append(say("terminal.export.writes", names=", ".join(written)))
+    return tuple(notes)
 
 
-def _independent(outputs: list[torch.Tensor], alone: list[torch.Tensor]) -> bool:
-    """Whether the first sample has the same outputs without the others, where that can be seen."""
-    for together, single in zip(outputs, alone, strict=False):
-        first = together[:1]
-        if not (single.dim() and single.is_floating_point() and first.shape == single.shape):
+def _differ(now: torch.Tensor, before: torch.Tensor | None) -> bool:
+    return before is None or not torch.allclose(now, before, rtol=0, atol=0, equal_nan=True)
+
+
+def _refuse_undefined(outputs: list[torch.Tensor]) -> None:
+    """Raises UsageError for NaN, and where no value is finite. Masks are of -inf."""
+    for output in outputs:
+        if output.numel() and (bool(output.isnan().any()) or not bool(output.isfinite().any())):
+            raise UsageError(
+                f"got a model whose outputs are not finite on the example: of {output.numel()} "
+                f"values {int(output.isnan().sum())} are NaN and {int(output.isinf().sum())} "
+                "infinite; wanted numbers that a file can be held against. Look for NaN in its "
+                "weights and the example"
+            )
+
+
+def _independent(outputs: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    """Whether the first sample has the same outputs in the other run, where that can be seen."""
+    for together, single in zip(outputs, other, strict=False):
+        if not (together.dim() and single.dim() and single.is_floating_point()):
             continue
-        scale = max(float(first.abs().max()), 1e-3) if first.numel() else 1.0
+        first, single = together[:1], single[:1]
+        if first.shape != single.shape or not first.numel():
+            continue
+        scale = max(float(first.nan_to_num(0, 0, 0).abs().max()), 1e-3)
         if not torch.allclose(first, single, rtol=0, atol=1e-2 * scale, equal_nan=True):
             return False
     return True
@@ -291,14 +324,16 @@ def _verified(
             )
         )
     data = found[-1]
-    ours, theirs = milliseconds(runtime, model, given)
+    rows = tuple(each.row() for each in found)
+    right = all(row.ok for row in rows)
+    ours, theirs = milliseconds(runtime, model, given) if right else (0.0, 0.0)
     judged = bool(data.judged)
     return ExportReport(
         path="",
         format="",
         runtime=runtime.name,
         bytes=0,
-        rows=tuple(each.row() for each in found),
+        rows=rows,
         differs=tuple(data.differs) if batches is not None else (),
         samples=data.judged,
         accuracy_model=data.right_model / data.judged if judged else None,
@@ -313,8 +348,10 @@ def _told(report: ExportReport) -> str:
     wrong = [
         f"on {row.compared} of batch {row.batch}, {row.why}" for row in report.rows if not row.ok
     ]
+    article = "a" if report.format == "pt2" else "an"
     return (
-        f"got a {report.format} file that gives other numbers in {report.runtime} than the model "
-        f"does: {'; '.join(wrong)}. Wanted the same; nothing was written to {report.path}. Does "
-        "the model keep a count, draw at random, or do other things for other inputs or batches?"
+        f"got {article} {report.format} file that gives other numbers in {report.runtime} than "
+        f"the model does: {'; '.join(wrong)}. Wanted the same; nothing was written to "
+        f"{report.path}. Does the model keep a count, draw at random, or do other things for "
+        "other inputs or batches?"
     )

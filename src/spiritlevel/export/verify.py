@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,7 @@ from spiritlevel.export.compare import Comparison
 from spiritlevel.export.example import Example, flat
 from spiritlevel.export.runtimes import Runtime
 from spiritlevel.kernels import backend
-from spiritlevel.lent.feeding import Forward, run_batch, targets
+from spiritlevel.lent.feeding import Forward, drawn, run_batch, targets
 
 __all__ = ["Call", "calls_of", "milliseconds", "on_data", "on_example", "outputs_of"]
 
@@ -58,7 +59,7 @@ def on_data(
 ) -> Comparison:
     """On all batches. Raises UsageError for batches that do not fit, or none."""
     comparison = Comparison("data", runtime.precision)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(drawn(batches)):
         calls = calls_of(model, batch, forward)
         _compare(comparison, runtime, given, calls, targets(batch))
         tell(number + 1)
@@ -90,6 +91,8 @@ def _compare(
         _refuse_others(inputs, given)
         try:
             found = runtime.run(inputs)
+        except ExportError:
+            raise
         except Exception as error:  # each runtime has errors of its own
             raise ExportError(
                 f"got {type(error).__name__} from {runtime.name} for a batch of {len(inputs[0])}: "
@@ -153,18 +156,24 @@ def _running(model: nn.Module) -> Iterator[list[Call]]:
 def milliseconds(runtime: Runtime, model: nn.Module, given: Example) -> tuple[float, float]:
     """Median of a sample at batch 1: the model's, which is in eval, and the file's, in turns."""
     one = given.of_batch(1)
-    runs: list[Callable[[], object]] = [
-        lambda: model(*one.args, **one.kwargs),
-        lambda: runtime.run(one.tensors),
+    runs: list[Callable[[Example], object]] = [
+        lambda fed: model(*fed.args, **fed.kwargs),
+        lambda fed: runtime.run(fed.tensors),
     ]
     taken: list[list[float]] = [[], []]
     end = time.perf_counter() + _SECONDS
-    with torch.no_grad():
+    with backend.use("aten"), torch.no_grad():
         for each in runs * 2:
-            each()
+            each(_copy(one))
         while not taken[1] or (len(taken[1]) < _ROUNDS and time.perf_counter() < end):
             for run, times in zip(runs, taken, strict=True):
+                fed = _copy(one)
                 begun = time.perf_counter()
-                run()
+                run(fed)
                 times.append(1000 * (time.perf_counter() - begun))
     return median(taken[0]), median(taken[1])
+
+
+def _copy(given: Example) -> Example:
+    """For the model may write to it."""
+    return replace(given, **tree_map_only(Tensor, Tensor.clone, vars(given)))
