@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from spiritlevel.export import equalise
 from spiritlevel.export.equalise import equalised
 from spiritlevel.models import create_model
 from spiritlevel.models.ghost import GhostBottleneck
@@ -194,6 +195,7 @@ HELD = {
     "a mean of channels": lambda net, y: net.second(y * y.mean(1, keepdim=True)),
     "a layer called twice": lambda net, y: net.second(net.second(y)),
     "weights read apart": lambda net, y: net.second(y) * net.second.weight.sum(),
+    "indices": lambda net, y: net.third((F.max_pool2d(y, 1, return_indices=True) * 2)[2]),
     "itself called twice": lambda net, y: net.third(y) + net.first(y[:, :3]),
 }
 
@@ -286,3 +288,129 @@ def test_a_graph_that_does_not_run_is_told():
 
     (entry,) = equalised(Options(), [(torch.ones(1, 4, 4, 4),)]).spiritlevel_log
     assert entry.why.startswith("no ranges are equalised: its graph does not run: ")
+
+
+class Way(nn.Module):
+    """`first`, what `between` makes of its output, `last`."""
+
+    def __init__(self, first, between, last):
+        super().__init__()
+        self.first, self.between, self.last = first, between, last
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x)))
+
+
+ROW, ROWS_OF_8 = (2, 3, 6), nn.Conv1d(8, 4, 1)
+ACROSS = {
+    "a 2d maximum of rows": (nn.MaxPool2d((3, 1), 1, (1, 0)), ROWS_OF_8, ROW),
+    "a 2d mean of rows": (nn.AvgPool2d(3, 1, 1), ROWS_OF_8, ROW),
+    "its function": (lambda y: F.avg_pool2d(y, 3, 1, 1), ROWS_OF_8, ROW),
+    "a 1d maximum of points": (
+        lambda y: F.max_pool1d(y.mean(2), 3, 1, 1),
+        nn.Linear(8, 4),
+        ROW,
+    ),
+    "half of the points": (lambda y: F.max_pool1d(y.mean(2), 2), nn.Linear(4, 4), ROW),
+    "a pool of points to 4": (
+        lambda y: F.adaptive_avg_pool1d(y.mean(2), 4),
+        nn.Linear(4, 4),
+        ROW,
+    ),
+    "one sample's rows": (nn.Identity(), nn.Linear(8, 4), (3, 8)),
+    "points as one sample": (lambda y: y.mean(2), nn.Conv1d(2, 4, 1), ROW),
+    "a mean of channels": (lambda y: y.mean((1, 2)), nn.Linear(2, 4), ROW),
+    "a mean by names from the end": (lambda y: y.mean(-2), nn.Linear(6, 4), ROW),
+}
+
+
+@pytest.mark.parametrize("way", ACROSS)
+def test_across_channels_is_held(way):
+    torch.manual_seed(0)
+    between, last, shape = ACROSS[way]
+    model = Way(nn.Conv1d(3, 8, 1), between, last)
+    with torch.no_grad():
+        model.first.weight *= 10.0 ** torch.linspace(-1.5, 1.5, 8).view(-1, 1, 1)
+    x = torch.randn(shape)
+    other = equalised(model.eval(), [(x,)])
+    # Held by itself, not by the comparison at the end.
+    assert [entry.action for entry in getattr(other, "spiritlevel_log", ())] == []
+    assert torch.equal(other.first.weight, model.first.weight)
+
+
+def test_a_module_that_pools_across_channels_is_held():
+    model = spread_(nn.Sequential(conv(3, 8), nn.Flatten(1), nn.MaxPool1d(2), nn.Linear(4, 2)))
+    other = equalised(model, [(torch.randn(2, 3, 1, 1),)])
+    assert getattr(other, "spiritlevel_log", []) == []
+
+
+def test_one_sample_of_an_image_is_held():
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = conv(3, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.conv(x[0]).mean(2))
+
+    other = equalised(spread_(First()), [(torch.randn(2, 3, 8, 8),)])
+    assert getattr(other, "spiritlevel_log", []) == []
+
+
+def test_a_wrong_way_is_found_by_the_outputs(monkeypatch):
+    monkeypatch.setattr(equalise, "_HOMOGENEOUS", ("relu", "relu6"))
+    torch.manual_seed(0)
+    model = spread_(Net(HELD["ReLU6"]))
+    other = equalised(model, [(torch.randn(2, 3, 8, 8),)])
+    (entry,) = other.spiritlevel_log
+    assert (entry.action, entry.why) == (
+        "left",
+        "no ranges are equalised: its outputs became others",
+    )
+    assert torch.equal(other.first.weight, model.first.weight)
+
+
+def test_weights_in_any_order_of_memory():
+    torch.manual_seed(0)
+    model = spread_(nn.Sequential(conv(3, 8), nn.ReLU(), nn.Conv2d(8, 4, (3, 2))))
+    model[2].weight = nn.Parameter(torch.randn(4, 8, 2, 3).transpose(2, 3))
+    x = torch.randn(2, 3, 8, 8)
+    other = equalised(model, [(x,)])
+    assert done(other) == ["0"]
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+
+
+def test_the_product_of_all_rounds_is_bounded():
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8, bias=False), nn.ReLU(), conv(8, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[3] *= 1e-30
+    other = equalised(model, [(torch.randn(2, 3, 8, 8),)])
+    factor = model[0].weight[3, 0] / other[0].weight[3, 0]
+    assert factor.item() == 2.0**-20
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_in_range(dtype):
+    torch.manual_seed(0)
+    model = spread_(nn.Sequential(conv(3, 8, 3), nn.ReLU(), conv(8, 4)), decades=4.0)
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = 2e-6, 0.0
+        model[2].weight[:, 3] = 4e4
+    model, x = model.to(dtype), torch.randn(2, 3, 8, 8).to(dtype)
+    other = equalised(model, [(x,)])
+    assert done(other) == ["0"]
+    assert all(bool(each.isfinite().all()) for each in other.parameters())
+    with torch.no_grad():
+        got, expected = other(x), model(x)
+    # The products of what was too small for the type's whole precision round otherwise.
+    assert (got - expected).abs().max() <= 16 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+def test_a_layer_in_training_ends_the_way():
+    torch.manual_seed(0)
+    model = spread_(nn.Sequential(conv(3, 8), nn.Dropout(0.0), conv(8, 4)))
+    assert done(equalised(model, [(torch.randn(2, 3, 8, 8),)])) == ["0"]
+    model[1].train()
+    assert done(equalised(model, [(torch.randn(2, 3, 8, 8),)])) == []

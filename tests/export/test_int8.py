@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spiritlevel.data import load, prepare
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import ExportError, UsageError
 from spiritlevel.export import int8, read_metadata
 from spiritlevel.export.compare import MOST_LOST
 from spiritlevel.export.example import read_example
@@ -184,7 +184,111 @@ def nan(inputs):
     return inputs
 
 
+def test_lost_is_against_float32(net, digits, calibration, tmp_path):
+    """Targets that the network gets wrong, half of them, cost int8 nothing."""
+    inputs, targets = calibration
+    targets = [torch.where(torch.arange(len(y)) % 2 == 0, (y + 1) % 10, y) for y in targets]
+    given = read_example(net, digits.test_x[:2])
+    path = tmp_path / "net.onnx"
+    runtime = int8.write(net, path, given, META, calibration=inputs, targets=targets)
+    float32, quantized = runtime.trials
+    assert 0.4 < float32.accuracy < 0.6
+    assert abs(float32.accuracy - quantized.accuracy) <= MOST_LOST
+
+
+class Spoilt(nn.Module):
+    """Channels far apart, and a sum that holds them so: nothing can be equalised."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 8, 3, 4, 1)
+        self.head = head
+        torch.manual_seed(0)
+        with torch.no_grad():
+            self.one.weight[0] *= 1e6
+            self.two.weight[:, 0] *= 1e-6
+
+    def forward(self, x):
+        y = F.relu(self.one(x)) + 1.0
+        return self.head(self.two(y).flatten(1))
+
+
+SPOILT = {
+    "accuracy": (nn.Identity(), True, r"int8 loses \d+\.\d% of the samples .* accuracy"),
+    "top-1": (nn.Identity(), False, r"int8 loses \d+\.\d% of the samples .* top-1 of float32"),
+    "outputs": (
+        nn.Unflatten(1, (8, 4, 4)),
+        True,
+        r"int8 loses \d+\.\d% of the outputs on the calibration data, of 10% allowed: float32: "
+        r"the reference; plain int8: outputs \d+\.\d% off\. Nothing was written",
+    ),
+}
+
+
+@pytest.mark.parametrize("judged", SPOILT)
+def test_a_file_that_lost_too_much_is_not_kept(digits, calibration, tmp_path, judged):
+    head, with_targets, why = SPOILT[judged]
+    net = Spoilt(head).eval()
+    x = digits.train_x[:128]
+    with torch.no_grad():
+        right = net(x).flatten(1).argmax(1).split(64)
+    path = tmp_path / "net.onnx"
+    path.write_text("old")
+    with pytest.raises(ExportError, match=why):
+        int8.write(
+            net,
+            path,
+            read_example(net, x[:2]),
+            META,
+            calibration=[[part] for part in x.split(64)],
+            targets=right if with_targets else (),
+        )
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+
+
+def test_targets_that_are_no_classes_do_not_count(net, digits, calibration, tmp_path):
+    x, y = calibration[0][0][0][:16], calibration[1][0][:16]
+    wrong = [y.float(), F.one_hot(y, 10), y[:, None], y[:-1], None]
+    given = read_example(net, digits.test_x[:2])
+    path = tmp_path / "net.onnx"
+    runtime = int8.write(net, path, given, META, calibration=[[x]] * 5, targets=wrong)
+    assert [each.accuracy for each in runtime.trials] == [None, None]
+
+
+def test_targets_of_more_batches_and_calibration_to_be_read_once(net, calibration, tmp_path):
+    given = read_example(net, torch.zeros(2, 1, 16, 16))
+    inputs, targets = calibration
+    path = tmp_path / "net.onnx"
+    with pytest.raises(UsageError, match="got targets for 8 batches of 1"):
+        int8.write(net, path, given, META, calibration=inputs[:1], targets=targets)
+    with pytest.raises(UsageError, match=r"got a generator as calibration data, .* a list"):
+        int8.write(net, path, given, META, calibration=(each for each in inputs))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(net, calibration, tmp_path, value):
+    broken = copy.deepcopy(net)
+    with torch.no_grad():
+        broken.dw.weight[2] = value
+    given = read_example(net, torch.zeros(2, 1, 16, 16))
+    with pytest.raises(UsageError, match=r"got NaN or infinite values in dw\.weight, "):
+        int8.write(broken, tmp_path / "a.onnx", given, META, calibration=calibration[0])
+
+
+def test_a_first_axis_that_is_no_batch_is_held_to_the_example(calibration, tmp_path):
+    class Scaled(nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    given = read_example(Scaled(), (torch.ones(2, 4), torch.ones(4)))
+    batches = [[torch.ones(3, 4), torch.ones(1)]]
+    with pytest.raises(UsageError, match=r"got scale of shape \(1,\), .* wanted that of"):
+        int8.write(Scaled(), tmp_path / "a.onnx", given, META, calibration=batches)
+
+
 BAD = {
+    "no samples": (lambda inputs: [[inputs[0][0][:0]]], "got no calibration data for int8"),
     "none": (lambda inputs: [], "got no calibration data for int8"),
     "NaN": (nan, r"got x with NaN or infinite values in batch 1 of the calibration data"),
     "another size": (

@@ -17,6 +17,7 @@ of the given one, bit by bit, on whatever adds in the same order.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from spiritlevel.surgery import activations
 from spiritlevel.surgery.log import Entry, note
@@ -34,21 +37,23 @@ __all__ = ["equalised"]
 
 _HOMOGENEOUS = ("relu", "leaky_relu")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PASSING = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-)
-"""Modules that are homogeneous and keep each channel to itself, in eval."""
-_POOLS = (
-    *(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, torch.avg_pool1d),
-    *(nn.functional.avg_pool2d, nn.functional.avg_pool3d, nn.functional.adaptive_avg_pool2d),
-    *(nn.functional.max_pool2d, torch.adaptive_avg_pool1d, nn.functional.adaptive_avg_pool3d),
-)
+_AXES: dict[Any, int] = {
+    **dict.fromkeys((nn.Dropout1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d), 1),
+    **dict.fromkeys((nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), 2),
+    **dict.fromkeys((nn.Dropout3d, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d), 3),
+    **dict.fromkeys((torch.max_pool1d, torch.avg_pool1d, torch.adaptive_avg_pool1d), 1),
+    **dict.fromkeys((torch.max_pool2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d), 2),
+    **dict.fromkeys((torch.max_pool3d, F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d), 3),
+    **dict.fromkeys((F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d), 1),
+}
+"""Modules and functions that are homogeneous and keep each channel to itself, in eval, by the axes
+past batch and channels: torch takes a tensor of one less as one sample, and its batch as channels.
+"""
 _ROUNDS = 20
 """At most, over all convolutions: the factors of one change what others' weights look like."""
 _MOST = 2.0**20
-"""Of a factor: a channel that hardly ever fires is not blown up to fill the range."""
+"""Of a channel's factor, all rounds together, or its inverse: one that hardly ever fires is not
+blown up to fill the range."""
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 Channels = list[int | None]
@@ -81,25 +86,50 @@ def equalised(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> nn.Modul
     tell the ranges. Which convolutions were equalised is in the copy's `spiritlevel_log`; a model
     that is no graph, or has none that is free, is copied as it is.
     """
-    model = copy.deepcopy(model)
+    given, model = model, copy.deepcopy(model)
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 1))
     try:
         graph = traced_in(model, layer, training=False).graph
-        free, ranges = _measured(model, graph, batches)
+        free, ranges = _measured(model, graph, itertools.chain(first, batches))
+        spread = {each.path: _spread(ranges[each.node]) for each in free}
+        with torch.no_grad():
+            totals = {each.path: torch.ones_like(ranges[each.node]) for each in free}
+            for _ in range(_ROUNDS):
+                changed = [_equalise(each, ranges, totals[each.path]) for each in free]
+                if not any(changed):
+                    break
+            if free and not _same(given, model, first[0]):
+                raise Untraceable("its outputs became others")
     except Untraceable as error:
+        model = copy.deepcopy(given)
         note(model, [Entry("left", (), f"no ranges are equalised: {error}")])
         return model
-    spread = {each.path: _spread(ranges[each.node]) for each in free}
-    with torch.no_grad():
-        for _ in range(_ROUNDS):
-            factors = {each.path: _equalise(each, ranges) for each in free}
-            if all(bool((factor == 1).all()) for factor in factors.values()):
-                break
     entries = [
         Entry("equalised", (path,), f"its channels' ranges spread {before:.0f} to 1")
         for path, before in spread.items()
     ]
     note(model, entries)
     return model
+
+
+def _same(one: nn.Module, other: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether they give the same, but for rounding: a guard against a way nobody thought of."""
+    expected, found = (tree_leaves(each(*_copies(inputs))) for each in (one, other))
+    pairs = [(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor)]
+    for a, b in pairs:
+        allowed = 0.0
+        if a.is_floating_point() and a.numel():
+            largest = float(a.abs().nan_to_num(0.0, 0.0).max())
+            allowed = 16 * torch.finfo(a.dtype).eps * largest
+        if not torch.allclose(a, b, rtol=0, atol=allowed, equal_nan=True):
+            return False
+    return True
+
+
+def _copies(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """For a model may write to them."""
+    return [each.clone() for each in inputs]
 
 
 def _measured(
@@ -112,7 +142,7 @@ def _measured(
         run = _Run(model, graph)
         try:
             with torch.no_grad():
-                run.run(*inputs)
+                run.run(*_copies(inputs))
         except Exception as error:  # whatever a graph of the user's does with other arguments
             raise Untraceable(f"its graph does not run: {error}") from error
         if free is None:
@@ -158,7 +188,7 @@ def _all_free(
     for node in graph.nodes:
         if node.op == "call_module" and flow.ours(node):
             module = root.get_submodule(node.target)
-            if isinstance(module, _CONVOLUTIONS):
+            if isinstance(module, _CONVOLUTIONS) and flow.batched(node, module):
                 readers = flow.readers(node, list(range(module.out_channels)))
                 if readers:
                     yield _Free(node.target, node, module, tuple(readers))
@@ -197,6 +227,10 @@ class _Flow:
             and not any(id(each) in self.apart for each in module.parameters())
         )
 
+    def batched(self, node: fx.Node, layer: Layer) -> bool:
+        """Whether it is given samples, whose channels are axis 1, not one of them."""
+        return len(self.shapes[node]) == layer.weight.dim()
+
     def readers(self, node: fx.Node, channels: Channels) -> list[_Reader] | None:
         """All layers that the channels of a tensor end in; None where some end elsewhere."""
         found: list[_Reader] = []
@@ -217,19 +251,23 @@ class _Flow:
         self, user: fx.Node, node: fx.Node, channels: Channels
     ) -> list[Channels | _Reader | None]:
         """What the user makes of them: a tensor of its own, an end, or something else (None)."""
+        if user not in self.shapes:  # no tensor, such as a pool's with its indices
+            return [None]
         act = activations.of_node(user, self.root)
         if act is not None:
             return [channels if act[1].name in _HOMOGENEOUS else None]
         if user.op == "call_module":
-            return [self._of_module(user, channels)]
+            return [self._of_module(user, node, channels)]
         if user.target is torch.cat:
             return self._of_cat(user, node, channels)
         if user.target in (operator.mul, torch.mul, "mul"):
             return [channels if self._is_scaled(user, node) else None]
         if user.args[:1] != (node,) or node in user.all_input_nodes[1:]:
             return [None]
-        if user.target in _POOLS or user.target in ("contiguous", "clone", "detach"):
+        if user.target in ("contiguous", "clone", "detach"):
             return [channels]
+        if user.op == "call_function" and user.target in _AXES:
+            return [channels if self._has_axes(node, _AXES[user.target]) else None]
         if user.target in ("mean", torch.mean):
             return [channels if self._keeps_channels(user, node) else None]
         if user.target in ("flatten", torch.flatten):
@@ -239,23 +277,24 @@ class _Flow:
             return [_sliced(user.args[1], channels)]
         return [None]
 
-    def _of_module(self, user: fx.Node, channels: Channels) -> Channels | _Reader | None:
+    def _of_module(
+        self, user: fx.Node, node: fx.Node, channels: Channels
+    ) -> Channels | _Reader | None:
         module = self.root.get_submodule(str(user.target))
-        if isinstance(module, nn.Linear):
-            flat = len(self.shapes[user]) == 2
-            return _reader(module, channels) if flat and self.ours(user) else None
-        if isinstance(module, _CONVOLUTIONS):
-            batched = len(self.shapes[user]) == module.weight.dim()
-            return _reader(module, channels) if batched and self.ours(user) else None
-        if isinstance(module, nn.Flatten):
-            given = user.args[0]
+        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+            ours = self.batched(user, module) and self.ours(user)
+            return _reader(module, channels) if ours else None
+        if user.args != (node,) or user.kwargs or hooked(module) or "forward" in vars(module):
+            return None
+        if type(module) is nn.Flatten:
             flat = (module.start_dim, module.end_dim) == (1, -1)
-            return (
-                channels if flat and isinstance(given, fx.Node) and self._is_point(given) else None
-            )
-        passes = type(module) in _PASSING and not hooked(module) and "forward" not in vars(module)
-        indices = getattr(module, "return_indices", False)
-        return channels if passes and not indices and not module.training else None
+            return channels if flat and self._is_point(node) else None
+        if module.training:
+            return None
+        if type(module) in (nn.Identity, nn.Dropout):
+            return channels
+        axes = _AXES.get(type(module))
+        return channels if axes is not None and self._has_axes(node, axes) else None
 
     def _of_cat(
         self, user: fx.Node, node: fx.Node, channels: Channels
@@ -279,6 +318,10 @@ class _Flow:
         shape, made = self.shapes[node], self.shapes[user]
         alike = len(made) == len(shape) and made[1] == shape[1]
         return alike and not user.kwargs and list(user.args).count(node) == 1
+
+    def _has_axes(self, node: fx.Node, axes: int) -> bool:
+        """Past batch and channels."""
+        return len(self.shapes[node]) == axes + 2
 
     def _is_point(self, node: fx.Node) -> bool:
         """Whether each channel is one value."""
@@ -308,27 +351,54 @@ def _sliced(index: Any, channels: Channels) -> Channels | None:
     return channels[ends] if whole and known and isinstance(ends, slice) else None
 
 
-def _by_channel(module: Layer) -> Tensor:
-    """The weights as (groups, outputs of one, inputs of one, the rest), a view."""
-    weight, groups = module.weight, getattr(module, "groups", 1)
-    return weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
+def _by_channel(layer: Layer, of_weights: Tensor) -> Tensor:
+    """Whatever is shaped as its weights, as (groups, outputs of one, inputs of one, the rest)."""
+    groups, (outputs, inputs) = getattr(layer, "groups", 1), of_weights.shape[:2]
+    return of_weights.reshape(groups, outputs // groups, inputs, -1)
 
 
-def _equalise(free: _Free, ranges: dict[fx.Node, Tensor]) -> Tensor:
-    """In the weights and in the ranges; the factors."""
-    factor = _factors(free, ranges[free.node])
+def _equalise(free: _Free, ranges: dict[fx.Node, Tensor], total: Tensor) -> bool:
+    """In the weights, the ranges and the factors so far; whether anything changes."""
+    wanted = total * _factors(free, ranges[free.node])
+    factor = wanted.clamp(1 / _MOST, _MOST) / total
+    factor = torch.where(_exact(free, ranges[free.node], factor), factor, 1.0)
     ranges[free.node] = ranges[free.node] / factor
-    source = free.source
-    shape = (-1, *[1] * (source.weight.dim() - 1))
-    source.weight /= factor.to(source.weight.dtype).view(shape)
-    if source.bias is not None:
-        source.bias /= factor.to(source.bias.dtype)
+    total *= factor
+    for parameter in free.source.parameters(recurse=False):
+        parameter.div_(_by_output(parameter, factor))
     for reader in free.readers:
-        weight = _by_channel(reader.module)
-        of_input = torch.ones(weight.shape[0] * weight.shape[2], dtype=torch.float64)
-        of_input[list(reader.places)] = factor[list(reader.channels)]
-        weight *= of_input.to(weight.dtype).view(weight.shape[0], 1, weight.shape[2], 1)
-    return factor
+        reader.module.weight.mul_(_by_input(reader, factor))
+    return bool((factor != 1).any())
+
+
+def _exact(free: _Free, ranges: Tensor, factor: Tensor) -> Tensor:
+    """Of each channel, whether its numbers stay within their type's range: bool (out_channels,)."""
+    info = torch.finfo(free.source.weight.dtype)
+    made = ranges / factor
+    exact = (made <= info.max) & ((made >= info.tiny / info.eps) | (factor <= 1))
+    for parameter in free.source.parameters(recurse=False):
+        by = _by_output(parameter, factor)
+        exact &= (parameter / by * by == parameter).reshape(len(factor), -1).all(1)
+    for reader in free.readers:
+        weight, by = reader.module.weight, _by_input(reader, factor)
+        kept = _by_channel(reader.module, weight * by / by == weight).all(3).all(1).flatten()
+        channels = torch.tensor(reader.channels, dtype=torch.int64)
+        exact[channels[~kept[list(reader.places)]]] = False
+    return exact
+
+
+def _by_output(parameter: Tensor, factor: Tensor) -> Tensor:
+    return factor.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
+
+
+def _by_input(reader: _Reader, factor: Tensor) -> Tensor:
+    """As the reader's weights: (outputs, inputs of a group, 1, ...)."""
+    weight, groups = reader.module.weight, getattr(reader.module, "groups", 1)
+    outputs, inputs = weight.shape[:2]
+    of_input = torch.ones(groups * inputs, dtype=torch.float64)
+    of_input[list(reader.places)] = factor[list(reader.channels)]
+    grouped = of_input.view(groups, 1, inputs).expand(groups, outputs // groups, inputs)
+    return grouped.reshape(outputs, inputs, *[1] * (weight.dim() - 2)).to(weight.dtype)
 
 
 def _factors(free: _Free, ranges: Tensor) -> Tensor:
@@ -342,7 +412,7 @@ def _factors(free: _Free, ranges: Tensor) -> Tensor:
     """
     read = torch.zeros_like(ranges)
     for reader in free.readers:
-        weight = _by_channel(reader.module)
+        weight = _by_channel(reader.module, reader.module.weight)
         if weight.shape[2] == 1 and weight.shape[0] > 1:
             continue
         size = weight.abs().double()
@@ -358,9 +428,7 @@ def _factors(free: _Free, ranges: Tensor) -> Tensor:
     good = (ranges > 0) & (read > 0) & wanted.isfinite() & (wanted > 0)
     if not bool(good.any()):
         return torch.ones_like(ranges)
-    logs = torch.where(good, wanted, 1.0).log2().round()
-    limit = math.log2(_MOST)
-    return torch.exp2(logs.clamp(-limit, limit))
+    return torch.exp2(torch.where(good, wanted, 1.0).log2().round())
 
 
 def _spread(ranges: Tensor) -> float:

@@ -3,7 +3,8 @@
 Weights are int8, one scale an output channel; activations uint8, one scale a tensor, from the
 smallest and largest value on calibration data. A tensor whose channels differ much in range leaves
 the small ones a few of its 256 steps. Where plain int8 loses more than `compare.MOST_LOST` on the
-calibration data, ranges are equalised first (see `equalise`), and the better of both is kept.
+calibration data, ranges are equalised first (see `equalise`), and the better of both is kept. If
+that loses more as well, or outputs that are no logits are more than `MOST_OFF` off, no file is.
 
 Weights are held to 7 bits. Processors without VNNI, as every AVX2 one, add pairs of products of
 uint8 and int8 in 16 bits, which 8-bit weights overflow without a word.
@@ -21,7 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spiritlevel.errors import UsageError, require
+from spiritlevel.errors import ExportError, UsageError, require
 from spiritlevel.export import onnx
 from spiritlevel.export.compare import MOST_LOST, is_logits
 from spiritlevel.export.equalise import equalised
@@ -30,7 +31,10 @@ from spiritlevel.export.metadata import Metadata
 from spiritlevel.export.quiet import quiet
 from spiritlevel.export.runtimes import Runtime, open_onnx
 
-__all__ = ["Quantized", "Trial", "quantized", "write"]
+__all__ = ["MOST_OFF", "Quantized", "Trial", "quantized", "write"]
+
+MOST_OFF = 0.1
+"""Of outputs that are no logits: the root of the mean square of what differs, as a share."""
 
 Inputs = Sequence[Tensor]
 """Of one call of the model, by position."""
@@ -88,12 +92,14 @@ def write(
     """An .onnx file in int8, with `meta` and how it was made as its metadata.
 
     `calibration` is inputs of the model, `targets` the class of each sample where they are known:
-    int8 is then held against float32 by accuracy, else by its top-1, else by its outputs.
+    int8 is then held against float32 by accuracy, else by its top-1, else by its outputs. As
+    `compare` has it, targets that are no class of each sample, whole numbers (N,), do not count.
     `on_batch` is called as the batches go through. Raises UsageError for calibration data of no
-    use, ExportError, MissingExtra.
+    use and for weights that are not finite, ExportError where int8 loses too much, MissingExtra.
     """
     require("onnxruntime", extra="onnx")
-    _check(calibration, given)
+    _check(calibration, targets, given)
+    _check_weights(folded)
     with tempfile.TemporaryDirectory(prefix="int8-", dir=path.parent) as folder:
         bench = _Bench(Path(folder), folded, given, calibration, targets, on_batch)
         best = plain = bench.quantized(folded, "plain int8")
@@ -106,6 +112,7 @@ def write(
                 second = bench.quantized(other, "equalised int8")
                 if bench.lost(second) < bench.lost(plain):
                     best, paths = second, found
+        bench.refuse(best)
         meta = _described(meta, calibration, paths)
         _finish(bench.file(best), path, meta)
     return Quantized(path, tuple(bench.trials), paths)
@@ -157,6 +164,20 @@ class _Bench:
             return float32.accuracy - trial.accuracy
         return trial.error if trial.agreement is None else 1 - trial.agreement
 
+    def refuse(self, best: Trial) -> None:
+        """Raises ExportError for a form that loses too much."""
+        judged = best.accuracy is not None or best.agreement is not None
+        allowed = MOST_LOST if judged else MOST_OFF
+        if self.lost(best) <= allowed:
+            return
+        what = "of the outputs" if not judged else "of the samples"
+        raise ExportError(
+            f"int8 loses {self.lost(best):.1%} {what} on the calibration data, of {allowed:.0%} "
+            f"allowed: {'; '.join(_told(each) for each in self.trials)}. Nothing was written. Give "
+            "it calibration data like what it is to run on, a few hundred samples, or export in "
+            "float32"
+        )
+
     def _hold(self, form: str, runtime: Runtime) -> Trial:
         square = total = 0.0
         alike = right = samples = judged = 0
@@ -170,7 +191,7 @@ class _Bench:
                 top = found.argmax(1)
                 samples += len(top)
                 alike += int((top == expected.argmax(1)).sum())
-                if target is not None and target.shape == top.shape:
+                if target is not None and _are_classes(target, len(top)):
                     judged += len(top)
                     right += int((top == target.cpu()).sum())
         trial = Trial(
@@ -226,12 +247,38 @@ class _Reader:
         return dict(zip(self._names, arrays, strict=True))
 
 
-def _check(calibration: Sequence[Inputs], given: Example) -> None:
+def _are_classes(target: Tensor, samples: int) -> bool:
+    return target.shape == (samples,) and not target.is_floating_point()
+
+
+def _check_weights(folded: nn.Module) -> None:
+    """Raises UsageError for weights that have no range."""
+    weights = folded.named_parameters()
+    wrong = [name for name, each in weights if not bool(each.isfinite().all())]
+    if wrong:
+        raise UsageError(
+            f"got NaN or infinite values in {', '.join(wrong[:5])}, of which no range can be "
+            "taken; wanted finite numbers. Take weights from before the training diverged"
+        )
+
+
+def _check(calibration: Sequence[Inputs], targets: Sequence[Tensor | None], given: Example) -> None:
     """Raises UsageError for calibration data that would make no ranges, or wrong ones."""
-    if not calibration:
+    for what, entries in (("calibration data", calibration), ("targets", targets)):
+        if not isinstance(entries, Sequence):
+            raise UsageError(
+                f"got a {type(entries).__name__} as {what}, which is gone through more than once; "
+                "wanted a list, with an entry for each batch"
+            )
+    if not any(each.numel() for inputs in calibration for each in inputs[:1]):
         raise UsageError(
             "got no calibration data for int8, which takes the ranges of its values from it; "
             "wanted a few hundred samples like those it is to run on"
+        )
+    if len(targets) > len(calibration):
+        raise UsageError(
+            f"got targets for {len(targets)} batches of {len(calibration)}; wanted those of each "
+            "batch, or None for it"
         )
     for number, inputs in enumerate(calibration):
         if len(inputs) != len(given.tensors):
