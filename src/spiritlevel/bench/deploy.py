@@ -17,7 +17,6 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from spiritlevel.bench.agree import agree
 from spiritlevel.bench.setting import Progress, Setting, share_of
 from spiritlevel.bench.timing import Ratio, Samples, Subject, best, interleaved, ratio, summary
-from spiritlevel.errors import ExportError, UsageError, require
+from spiritlevel.errors import UsageError, require
 from spiritlevel.kernels import backend
 
 __all__ = ["BATCHES", "deploy"]
@@ -193,8 +192,7 @@ def _files(
     tell(0.7)
     forms = []
     calibration = [[part] for part in torch.split(images, 16)]
-    with suppress(ExportError):  # it has lost too much to be a form of the network
-        int8.write(folded, small, given, nothing, calibration=calibration)
+    int8.write(folded, small, given, nothing, calibration=calibration, keep=True)
     for path, name, is_ours in ((plain, "", False), (ours, "folded ", True)):
         runtime = open_onnx(path, threads=threads)
         forms.append(_of(f"{name}ONNX Runtime", runtime, is_ours))
@@ -203,13 +201,8 @@ def _files(
         half = openvino.open_openvino(ours, precision="bfloat16", threads=threads)
     if half.precision == "bfloat16":
         forms.append(_of("folded OpenVINO, bfloat16", half, True))
-    if small.exists():
-        quantized = (
-            open_onnx(small, threads=threads),
-            openvino.open_openvino(small, threads=threads),
-        )
-        names = "int8 ONNX Runtime", "int8 OpenVINO"
-        forms += [_of(n, each, True, "int8") for n, each in zip(names, quantized, strict=True)]
+    forms.append(_of("int8 ONNX Runtime", open_onnx(small, threads=threads), True, "int8"))
+    forms.append(_of("int8 OpenVINO", openvino.open_openvino(small, threads=threads), True, "int8"))
     tell(1.0)
     return forms
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from spiritlevel.errors import ExportError, UsageError, require
 from spiritlevel.export import onnx
-from spiritlevel.export.compare import MOST_LOST, is_logits
+from spiritlevel.export.compare import MOST_CHANGED, MOST_LOST, is_logits
 from spiritlevel.export.equalise import equalised
 from spiritlevel.export.example import Example
 from spiritlevel.export.metadata import Metadata
@@ -88,14 +88,17 @@ def write(
     calibration: Sequence[Inputs],
     targets: Sequence[Tensor | None] = (),
     on_batch: Callable[[str, int, int], object] = lambda what, done, total: None,
+    keep: bool = False,
 ) -> Quantized:
     """An .onnx file in int8, with `meta` and how it was made as its metadata.
 
     `calibration` is inputs of the model, `targets` the class of each sample where they are known:
     int8 is then held against float32 by accuracy, else by its top-1, else by its outputs. As
     `compare` has it, targets that are no class of each sample, whole numbers (N,), do not count.
-    `on_batch` is called as the batches go through. Raises UsageError for calibration data of no
-    use and for weights that are not finite, ExportError where int8 loses too much, MissingExtra.
+    `on_batch` is called as the batches go through; `keep` keeps the file whatever int8 loses.
+
+    Raises UsageError for calibration data of no use and for weights that are not finite,
+    ExportError where int8 loses too much, MissingExtra.
     """
     require("onnxruntime", extra="onnx")
     _check(calibration, targets, given)
@@ -112,7 +115,8 @@ def write(
                 second = bench.quantized(other, "equalised int8")
                 if bench.lost(second) < bench.lost(plain):
                     best, paths = second, found
-        bench.refuse(best)
+        if not keep:
+            bench.refuse(best)
         meta = _described(meta, calibration, paths)
         _finish(bench.file(best), path, meta)
     return Quantized(path, tuple(bench.trials), paths)
@@ -166,11 +170,13 @@ class _Bench:
 
     def refuse(self, best: Trial) -> None:
         """Raises ExportError for a form that loses too much."""
-        judged = best.accuracy is not None or best.agreement is not None
-        allowed = MOST_LOST if judged else MOST_OFF
+        what, allowed = "of the outputs", MOST_OFF
+        if best.accuracy is not None:
+            what, allowed = "of the samples", MOST_LOST
+        elif best.agreement is not None:
+            what, allowed = "of the samples", MOST_CHANGED
         if self.lost(best) <= allowed:
             return
-        what = "of the outputs" if not judged else "of the samples"
         raise ExportError(
             f"int8 loses {self.lost(best):.1%} {what} on the calibration data, of {allowed:.0%} "
             f"allowed: {'; '.join(_told(each) for each in self.trials)}. Nothing was written. Give "
