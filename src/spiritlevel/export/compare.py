@@ -5,8 +5,8 @@ tensor (or of 0.001, where all are less); whole numbers where they are equal. Ty
 and what is infinite or NaN is so in both. Where the first output is logits (N, K), K of 2 or more,
 no sample may have another top-1, but for those whose two largest logits lie within `TIE`. A file of
 less precision is judged by the accuracy that is left: it may lose `MOST_LOST`; without targets
-`MOST_CHANGED` of the samples may have another top-1; without logits, or on an example alone, nothing but shapes and
-types is judged.
+`MOST_CHANGED` of the samples may have another top-1; without logits, or on an example alone,
+nothing but shapes and types is judged.
 """
 
 from __future__ import annotations
