@@ -11,6 +11,7 @@ with --resume it is not trained again.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import statistics
 import sys
@@ -93,7 +94,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     model = _trained(asked, data, count)
     before = score(model, data.test_x, data.test_y).accuracy
     print(f"{before:.2%} right as trained; recalibrating", flush=True)
-    again = list(_batches(data.train_x, data.train_y, min(count, RECALIBRATION)))
+    again = list(_drawn(data, count, RECALIBRATION))
     sl.recalibrate(model, again, accuracy=False)
     found: dict[str, Any] = {
         "data": asked.label or images.name,
@@ -112,7 +113,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         "forms": {},
     }
     for name, form in FORMS.items():
-        found["forms"][name] = _exported(model, asked.out, images, data, **form)
+        found["forms"][name] = _exported(model, asked.out, images, data, count, **form)
         write_json(asked.out / "ship.json", found)
     return found
 
@@ -133,6 +134,8 @@ def the_recipe(epochs: int) -> Recipe:
 
 def _trained(asked: argparse.Namespace, data: Prepared, count: int) -> nn.Module:
     recipe, path = the_recipe(asked.epochs), asked.out / "weights.safetensors"
+    kind = asked.data.partition(":")[0]
+    asked_for = {"data": kind, "model": asked.model, "epochs": asked.epochs, "images": count}
     torch.manual_seed(0)
     model = sl.create_model(
         asked.model, data.num_classes, in_chans=data.channels, stem="cifar", drop_rate=0.0
@@ -140,9 +143,12 @@ def _trained(asked: argparse.Namespace, data: Prepared, count: int) -> nn.Module
     if path.exists():
         if not asked.resume:
             raise RecordsError(f"got {asked.out}, which holds a run; add --resume, or change --out")
-        if read_metadata(path).get("recipe") != recipe.to_dict():
+        told = path.with_name("trained.json")
+        before = json.loads(told.read_text()) if told.exists() else None
+        if before != asked_for or read_metadata(path).get("recipe") != recipe.to_dict():
             raise RecordsError(
-                f"got {path}, trained by another recipe; wanted the same --epochs, or another --out"
+                f"got {path}, trained by {before or 'another recipe'}; wanted {asked_for}. Give "
+                "the same --data, --model, --epochs and --images, or another --out"
             )
         load_weights(model, path)
         return model.eval()
@@ -153,6 +159,7 @@ def _trained(asked: argparse.Namespace, data: Prepared, count: int) -> nn.Module
     x, y = data.train_x[:count] if count < len(data.train_x) else data.train_x, data.train_y[:count]
     fit(model, x, y, recipe, seed=0, augment=asked.data not in ("mnist5k", "digits"))
     print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
+    write_json(path.with_name("trained.json"), asked_for)
     save_weights(model, path, recipe=recipe)
     return model.eval()
 
@@ -163,8 +170,22 @@ def _batches(x: Pixels | Tensor, y: Tensor, most: int) -> Iterator[tuple[Tensor,
         yield x[start:end], y[start:end]
 
 
+def _drawn(data: Prepared, count: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of the training images that were used, so many of all classes."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+    for rows in order.split(_BATCH):
+        yield data.train_x[rows], data.train_y[rows]
+
+
 def _exported(
-    model: nn.Module, out: Path, images: Images, data: Prepared, *, file: str, **options: Any
+    model: nn.Module,
+    out: Path,
+    images: Images,
+    data: Prepared,
+    count: int,
+    *,
+    file: str,
+    **options: Any,
 ) -> dict[str, Any]:
     """One form's record. A file that does worse than may be is none, and its record says so."""
     print(f"exporting {file}", flush=True)
@@ -176,7 +197,7 @@ def _exported(
                 out / file,
                 data.test_x[:2],
                 batches=list(_batches(data.test_x, data.test_y, len(data.test_x))),
-                calibration=list(_batches(data.train_x, data.train_y, CALIBRATION)),
+                calibration=list(_drawn(data, count, CALIBRATION)),
                 classes=images.classes,
                 normalization=Normalization(data.mean, data.std, data.size),
                 **options,
@@ -204,6 +225,7 @@ def _record(report: ExportReport, warned: list[str]) -> dict[str, Any]:
         "samples": report.samples,
         "accuracy": report.accuracy_file,
         "difference": held.difference,
+        "milliseconds": {"PyTorch": report.ms_model, "file": report.ms_file},
         "changed": len(gaps),
         "ties": len(report.ties),
         "gap": {"median": statistics.median(gaps), "largest": max(gaps)} if gaps else None,
@@ -243,11 +265,13 @@ def draw(found: Mapping[str, Any]) -> str:
         "",
         "A sample is changed if the file puts it into another class than PyTorch does; its gap is "
         "that between PyTorch's two largest logits. A file of less precision may lose one point of "
-        "accuracy; one in float32 may change no sample but ties, whose gap is 1e-4 or less.",
+        "accuracy; one in float32 may change no sample but ties, whose gap is 1e-4 or less. "
+        "Milliseconds are of one image, the median, as the export took it: for how fast each form "
+        "is, see `spiritlevel bench deploy`.",
         "",
-        "| form | run by | computes in | accuracy | MB | samples changed | ties | median gap "
-        "| largest gap | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| form | run by | computes in | accuracy | MB | ms, PyTorch | ms, file "
+        "| samples changed | ties | median gap | largest gap | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(name, form) for name, form in forms.items()),
         "",
         *(line for name, form in forms.items() for line in _notes(name, form)),
@@ -270,6 +294,7 @@ def _row(name: str, form: Mapping[str, Any]) -> str:
         form["precision"],
         f"{form['accuracy']:.2%}",
         f"{form['bytes'] / 1e6:.2f}",
+        *(f"{form['milliseconds'][who]:.1f}" for who in ("PyTorch", "file")),
         f"{form['changed']:,}",
         f"{form['ties']:,}",
         *(f"{gap[key]:.1e}" if gap else "–" for key in ("median", "largest")),

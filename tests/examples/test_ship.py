@@ -24,6 +24,7 @@ FORM = {
     "samples": 1000,
     "accuracy": 0.9,
     "difference": 1e-6,
+    "milliseconds": {"PyTorch": 12.34, "file": 3.21},
     "changed": 1,
     "ties": 1,
     "gap": {"median": 2e-5, "largest": 2e-5},
@@ -55,7 +56,8 @@ def test_the_page_says_what_was_found():
     page = ship.draw(found)
     assert "89.50% of them right as trained, and 90.00% with recalibrated statistics" in page
     assert (
-        "| ONNX | ONNX Runtime 1.32.0 | float32 | 90.00% | 5.25 | 1 | 1 | 2.0e-05 | 2.0e-05 | ok |"
+        "| ONNX | ONNX Runtime 1.32.0 | float32 | 90.00% | 5.25 | 12.3 | 3.2 | 1 | 1 | 2.0e-05 "
+        "| 2.0e-05 | ok |"
     ) in page
     assert "- sample 7: class 1 in PyTorch, 2 in the file, gap 2.0e-05" in page
     assert "| 31 | 1 | 2.0e-05 | 2.0e-05 | refused: it loses 2.0 points |" in page
@@ -92,5 +94,6 @@ def test_the_script(tmp_path, capsys):
 
     assert ship.main(words) == 2
     assert "which holds a run; add --resume" in capsys.readouterr().err
-    assert ship.main([*words, "--resume", "--epochs", "2"]) == 2
-    assert "trained by another recipe" in capsys.readouterr().err
+    for other in (["--epochs", "2"], ["--images", "200"]):
+        assert ship.main([*words, "--resume", *other]) == 2
+        assert "trained by {'data': 'digits'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from spiritlevel import probe
 from spiritlevel.data import Pixels
+from spiritlevel.lent.guard import undisturbed
 from spiritlevel.models import create_model
 from spiritlevel.train import SGD, score, train
 
@@ -256,7 +257,7 @@ def test_observe_sees_each_batch_before_its_update_in_training_mode(every):
 
     def observe(step, xb, yb):
         assert all(module.training for module in model.modules())
-        with probe.undisturbed(model):
+        with undisturbed(model):
             seen.append((step, F.cross_entropy(model(xb), yb).item()))
 
     curve = train(model.eval(), x, y, **SETTINGS, observe=observe, every=every)
@@ -290,7 +291,7 @@ def test_divergence_at_the_first_step(value):
 
 
 def disturb(model, x, y):
-    with probe.undisturbed(model):
+    with undisturbed(model):
         optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
         F.cross_entropy(model.train()(x), y).backward()
         optimizer.step()
@@ -340,7 +341,7 @@ OBSERVERS = {
 
 def test_every_probe_is_held_to_the_promise():
     public = {name for name in probe.__all__ if inspect.isfunction(getattr(probe, name))}
-    assert OBSERVERS.keys() == public | {"score"}
+    assert OBSERVERS.keys() == public | {"score", "undisturbed"}
 
 
 @pytest.mark.parametrize("norm", ["batch", "noisy-batch", "none"])

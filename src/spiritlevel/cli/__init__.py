@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ended", "main"]
+__all__ = ["ended", "last_words", "main"]
 
 ended: list[int] = []
 """The signals that asked this process to end."""
+last_words: list[str] = []
+"""What a command has said of its end itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if debug:
         arguments.remove("--debug")
     ended.clear()
+    last_words.clear()
     try:
         with _ended_by_signals():
             result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
         if ended:  # typer has made 130 of it
-            print("stopped", file=sys.stderr)
+            _stopped()
             return 128 + ended[0]
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)
+        _stopped()
         return 128 + (ended or [signal.SIGINT])[0]
     except (BrokenPipeError, SystemExit) as stop:
         # The reader of our output, such as `head`, has seen enough; rich makes a SystemExit of it.
@@ -67,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
+
+
+def _stopped() -> None:
+    if not last_words:
+        print("stopped", file=sys.stderr)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from spiritlevel.catalogue import say
-from spiritlevel.cli import ended, image_options
+from spiritlevel.cli import ended, image_options, last_words
 from spiritlevel.cli.aside import told_aside
 from spiritlevel.errors import UsageError
 
@@ -129,6 +129,7 @@ def study(
                 bar.say(say("terminal.interrupted_early"))
             else:
                 bar.say(say("terminal.interrupted", folder=bar.folder))
+            last_words.append("stopped")
             raise
     return _finish(found, _draw(found, None), as_json)
 
