@@ -110,25 +110,41 @@ def speed(before: str) -> str:
             )
     lines += ["", "| aimed at | batch | measured | |", "|---|---|---|---|"]
     for row in found["cases"]:
-        for name, aim, told in (
-            ("float32", 0.97, "fastest float32 form without `fold` over ours: 0.97 or more"),
-            (
-                "lower precision",
-                1.4,
-                "fastest float32 form over the fastest of less precision: 1.4",
-            ),
-        ):
-            ratio = row["ratios"][name]
-            verdict = "reached" if ratio["value"] >= aim else "missed"
-            lines.append(f"| {told} | {row['batch']} | {interval(ratio)} | {verdict} |")
+        ratio = row["ratios"]["float32"]
+        lines.append(
+            "| fastest float32 form without `fold` over ours: 0.97 or more | "
+            f"{row['batch']} | {interval(ratio)} | {met(ratio['value'] >= 0.97)} |"
+        )
+        exact = [form["precision"] == "float32" for form in row["forms"].values()]
+        medians = [form["seconds"]["median"] for form in row["forms"].values()]
+        fastest = [
+            min(m for m, is_exact in zip(medians, exact, strict=True) if is_exact is wanted)
+            for wanted in (True, False)
+        ]
+        ratio = fastest[0] / fastest[1]
+        lines.append(
+            "| fastest float32 form over the fastest of less precision: 1.4 or more | "
+            f"{row['batch']} | {ratio:.2f}× | {met(ratio >= 1.4)} |"
+        )
     int8, exact = (shipped["forms"][name]["accuracy"] for name in ("ONNX, int8", "ONNX"))
     lost = 100 * (exact - int8)
     lines.append(
         f"| int8 costs at most 1 point of accuracy ([shipped](ship.md)) | – | {lost:.2f} points | "
-        f"{'reached' if lost <= 1 else 'missed'} |"
+        f"{met(lost <= 1)} |"
     )
+    lines += [
+        "",
+        "The weights are random, so the correlation of int8's logits says nothing of a trained "
+        "network's accuracy; that is measured in",
+        "[ship.md](ship.md). This processor has neither VNNI nor bfloat16: int8 gains what AVX2 "
+        "gives it.",
+    ]
     how = before.split("\n## Speed\n")[0].rstrip()
     return "\n".join([how, "", *lines]) + "\n"
+
+
+def met(is_met: bool) -> str:
+    return "reached" if is_met else "missed"
 
 
 def interval(ratio: dict[str, float]) -> str:
