@@ -165,7 +165,10 @@ def test_another_order_is_the_same_data():
 
 def test_targets_that_are_not_finite_come_again_as_well():
     batches = [(x, torch.full((len(x), 3), float("nan")).double()) for x, _ in pairs()]
-    sl.recalibrate(net(), batches, sequential=True)
+    summary, *layers = sl.recalibrate(net(), batches, sequential=True).spiritlevel_log
+    assert summary.sequential
+    assert [entry.action for entry in layers] == ["recalibrated"] * len(layers)
+    assert layers
 
 
 def test_a_forward_that_gives_a_layer_more_the_second_time():

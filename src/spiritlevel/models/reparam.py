@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spiritlevel.errors import UsageError
 from spiritlevel.models.layers import ConvNormAct, Layers
 from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise
+from spiritlevel.nn.affine import factor_and_shift
 
 __all__ = ["Reparameterised", "deploy", "deploy_", "merged"]
 
@@ -173,11 +174,4 @@ def _in_eval(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
             "wanted a norm that is a fixed factor and shift in eval, as batch normalization with "
             "running statistics is. Deploy a model made with norm='batch', or use this one as it is"
         )
-    assert isinstance(norm, _BatchNorm | FrozenBatchNorm)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        factor = factor * norm.weight.double()
-    shift = -norm.running_mean.double() * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.double()
+    return factor_and_shift(norm)

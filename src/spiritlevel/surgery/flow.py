@@ -23,7 +23,15 @@ from spiritlevel.kernels import backend
 from spiritlevel.lent.kept import kept
 from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.reach import looked_into
-from spiritlevel.surgery.tracer import Leaf, Mode, Untraceable, hooked, layer, traced_in
+from spiritlevel.surgery.tracer import (
+    Leaf,
+    Mode,
+    Untraceable,
+    closed_parts,
+    hooked,
+    layer,
+    traced_in,
+)
 from spiritlevel.surgery.verify import run
 from spiritlevel.surgery.work import wraps
 
@@ -123,7 +131,7 @@ class _Parts:
             why = f"{name}, which calls it, is no graph: {self.closed[root]}"
             self.unseen.update(dict.fromkeys(_children(root), why))
         looked = {} if flow is not None or wraps(root) else looked_into(root)
-        for part in _closed_parts(root, set() if flow is None else flow.opened):
+        for part in closed_parts(root, set() if flow is None else flow.opened):
             if flow is None and not wraps(root) and self.kept.intersection(part.modules()):
                 looked.setdefault(part, "another module keeps a part of it")
             if part in looked:
@@ -190,17 +198,6 @@ def _deeds(graph: fx.Graph, option: str) -> list[Any]:
         (node.op, node.target if node in names else "", tree_map(named, (node.args, node.kwargs)))
         for node in (*nodes, *ends)
     ]
-
-
-def _closed_parts(module: nn.Module, opened: set[nn.Module]) -> list[nn.Module]:
-    """The outermost modules inside of which no graph looked."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        if child in opened or type(child) in (nn.ModuleList, nn.ModuleDict):
-            found += _closed_parts(child, opened)
-        else:
-            found.append(child)
-    return found
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:

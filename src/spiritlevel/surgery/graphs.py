@@ -12,7 +12,7 @@ from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.patterns import Pattern, match, merge
 from spiritlevel.surgery.reach import looked_into
 from spiritlevel.surgery.trace import Difference, Trace, compare, read_modes_when_run, trace
-from spiritlevel.surgery.tracer import Slot, Untraceable, layer
+from spiritlevel.surgery.tracer import Slot, Untraceable, closed_parts, layer
 from spiritlevel.surgery.work import Work, wraps
 
 __all__ = ["by_graphs"]
@@ -27,7 +27,7 @@ def by_graphs(work: Work, root: nn.Module) -> None:
     traced = _by_graph(work, root)
     called = {} if traced is None else _calls(traced)
     seen = {} if traced is not None or wraps(root) else looked_into(root)
-    for part in _closed_parts(root, set() if traced is None else traced.opened):
+    for part in closed_parts(root, set() if traced is None else traced.opened):
         times = len(called.get(part, ()))
         for norm in work.open.intersection(part.modules()) if times > 1 else ():
             work.leave(norm, f"is called {times} times in a pass")
@@ -197,17 +197,6 @@ def _calls(traced: Trace) -> dict[nn.Module, list[fx.Node]]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             found.setdefault(traced.root.get_submodule(node.target), []).append(node)
-    return found
-
-
-def _closed_parts(module: nn.Module, opened: set[nn.Module]) -> list[nn.Module]:
-    """The outermost modules inside of which no graph looked."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        if child in opened or type(child) in (nn.ModuleList, nn.ModuleDict):
-            found += _closed_parts(child, opened)
-        else:
-            found.append(child)
     return found
 
 

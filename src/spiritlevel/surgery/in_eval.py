@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import Activation
+from spiritlevel.nn.affine import factor_and_shift
 from spiritlevel.surgery.activations import module_of
 from spiritlevel.surgery.tracer import hooked, layer, traced_in
 
@@ -84,14 +84,7 @@ def in_eval(norm: nn.Module, *, adds: bool = False) -> InEval | str:
     """
     if why := _why_not(norm):
         return why
-    mean, var = (_wide(getattr(norm, name)) for name in ("running_mean", "running_var"))
-    weight, bias = (_wide(getattr(norm, name, None)) for name in ("weight", "bias"))
-    assert mean is not None
-    assert var is not None
-    factor = (var + float(getattr(norm, "eps", 1e-5))).rsqrt()
-    factor = factor if weight is None else factor * weight
-    shift = -mean * factor
-    shift = shift if bias is None else shift + bias
+    factor, shift = factor_and_shift(norm)
     if not bool((factor.isfinite() & shift.isfinite()).all()):
         return "has running statistics or weights that are not finite, or a negative variance"
     found = InEval(factor, shift, _rest(norm, adds))
@@ -114,10 +107,6 @@ def _why_not(norm: nn.Module) -> str | None:
     if norm.training and isinstance(norm, _BatchNorm):
         return "stays in training after eval()"
     return None
-
-
-def _wide(tensor: Any) -> Tensor | None:
-    return tensor.detach().double() if isinstance(tensor, Tensor) else None
 
 
 def _rest(norm: nn.Module, adds: bool) -> nn.Module:

@@ -29,6 +29,7 @@ __all__ = [
     "Slot",
     "Stack",
     "Untraceable",
+    "closed_parts",
     "hooked",
     "layer",
     "traced_in",
@@ -76,6 +77,17 @@ def layer(module: nn.Module) -> bool:
 
 def _container(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
+def closed_parts(module: nn.Module, opened: set[nn.Module]) -> list[nn.Module]:
+    """The outermost modules inside of which no graph looked."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if child in opened or type(child) in (nn.ModuleList, nn.ModuleDict):
+            found += closed_parts(child, opened)
+        else:
+            found.append(child)
+    return found
 
 
 class Mode(int):
