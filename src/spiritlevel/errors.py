@@ -4,6 +4,7 @@ SpiritlevelError
 ├── UsageError (ValueError)        the call asks for something that cannot be
 │   ├── DataError                  images that are missing, broken or of no use
 │   └── RecordsError               a run's folder that cannot be read, resumed or written
+├── TrainingError                  a run whose numbers are no longer finite
 ├── ExportError                    a model cannot become a file, or its file gives other numbers
 └── MissingExtra (ImportError)     an optional package is not installed
 
@@ -21,6 +22,7 @@ __all__ = [
     "MissingExtra",
     "RecordsError",
     "SpiritlevelError",
+    "TrainingError",
     "UsageError",
     "require",
 ]
@@ -40,6 +42,10 @@ class DataError(UsageError):
 
 class RecordsError(UsageError):
     """A run's folder that cannot be read, resumed or written."""
+
+
+class TrainingError(SpiritlevelError):
+    """A run of training that cannot go on: a loss or a gradient is not finite."""
 
 
 class ExportError(SpiritlevelError):

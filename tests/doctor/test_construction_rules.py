@@ -84,6 +84,10 @@ def test_where_an_average_stops_in_half_precision(dtype, momentum, stops):
     assert 0 < reached <= stops
 
 
+def test_ours_synchronise_on_a_cpu():
+    assert told(sl.convert(conv_net(), "sync"), "SL108") == []
+
+
 def test_synchronised_norms_may_be_used_on_a_cpu():
     model = nn.SyncBatchNorm.convert_sync_batchnorm(conv_net())
     assert told(model, "SL108") == ["SL108 warning 1"]

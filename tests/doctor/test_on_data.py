@@ -9,6 +9,7 @@ from cases_statistics import few, pooled_first, seasons, settled, synchronized
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
+import spiritlevel as sl
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.check import RULES, check
 from spiritlevel.doctor.loader import Loader
@@ -164,6 +165,13 @@ def test_calls_on_the_same_distribution_are_no_finding():
 def test_synchronized_norms_with_even_batches_are_no_finding(options):
     loader = DataLoader(TensorDataset(*blobs(250)), batch_size=16, **options)
     assert told(synchronized(), loader, "SL314") == []
+
+
+def test_ours_are_synchronized_norms_too():
+    model = sl.convert(synchronized(), "sync")
+    told_of = [told(model, DataLoader(TensorDataset(*blobs(250)), batch_size=16), "SL314")]
+    told_of.append(told(model, [x for x, _ in few()], "SL307"))
+    assert [len(each) for each in told_of] == [1, 0]
 
 
 def test_uneven_batches_are_a_warning_where_several_processes_run(monkeypatch):

@@ -20,6 +20,7 @@ from spiritlevel.nn import (
     NoisyBatchNorm1d,
     NoisyBatchNorm2d,
     NoisyBatchNorm3d,
+    SyncBatchNorm,
     norm_layer,
     normalizes,
 )
@@ -27,6 +28,7 @@ from spiritlevel.nn import (
 SHAPES = {1: (16, 24), 2: (16, 24, 3, 3), 3: (16, 24, 2, 2, 2)}
 CLASSES = {
     "batch": (BatchNorm1d, BatchNorm2d, BatchNorm3d),
+    "sync": (SyncBatchNorm, SyncBatchNorm, SyncBatchNorm),
     "ghost:4": (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d),
     "renorm": (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
     "frozen": (FrozenBatchNorm, FrozenBatchNorm, FrozenBatchNorm),
@@ -68,7 +70,7 @@ def test_what_is_averaged_over(spec, axes):
 def test_layer_of_features_and_learned_weights():
     y = norm_layer("layer", dim=1)(24)(torch.randn(5, 24) * 3 + 2)
     torch.testing.assert_close(y.mean(1), torch.zeros(5), rtol=0, atol=1e-5)
-    for spec in ("batch", "ghost:4", "renorm", "group:8", "layer", "instance"):
+    for spec in ("batch", "sync", "ghost:4", "renorm", "group:8", "layer", "instance"):
         assert {name for name, _ in norm_layer(spec)(24).named_parameters()} == {"weight", "bias"}
 
 
@@ -79,6 +81,8 @@ def test_layer_of_features_and_learned_weights():
         ("batch:momentum=0.01,eps=1e-3", {"momentum": 0.01, "eps": 1e-3}),
         ("batch:momentum=none", {"momentum": None}),
         ("noisy-batch:eps=0.5", {"eps": 0.5}),
+        ("sync", {"momentum": 0.1, "eps": 1e-5, "stands_for": BatchNorm2d}),
+        ("sync:momentum=none,eps=1e-3", {"momentum": None, "eps": 1e-3}),
         ("ghost:16", {"group_size": 16, "momentum": 0.1}),
         ("ghost:4,momentum=1", {"group_size": 4, "momentum": 1.0}),
         ("ghost:eps=1,group_size=2", {"group_size": 2, "eps": 1.0}),
@@ -103,6 +107,7 @@ def test_options(spec, attributes):
         ("", "there is no norm ''"),
         ("Batch", "there is no norm 'Batch'"),
         ("batch:", "batch has no option ''; its options: momentum, eps"),
+        ("sync:16", "sync has no option '16'; its options: momentum, eps"),
         ("batch:16", "batch has no option '16'"),
         ("none:eps=1", "none has no option 'eps'; its options: none"),
         ("group:8,momentum=1", "group has no option 'momentum'; its options: groups, eps"),
@@ -131,19 +136,12 @@ def test_what_cannot_be_read_is_repeated_with_what_can(spec, why):
         norm_layer(spec)
     text = str(caught.value)
     assert text.startswith(f"got norm {spec!r}: {why}")
-    for known in ("batch, ghost:16, renorm, frozen", "noisy-none", "batch:momentum=0.01,eps=1e-3"):
+    for known in (
+        "batch, sync, ghost:16, renorm, frozen",
+        "noisy-none",
+        "batch:momentum=0.01,eps=1e-3",
+    ):
         assert known in text
-
-
-@pytest.mark.parametrize("read", [norm_layer, normalizes])
-@pytest.mark.parametrize("spec", ["sync", "sync:momentum=0.01"])
-def test_sync_is_for_a_later_version(spec, read):
-    with pytest.raises(UsageError) as caught:
-        read(spec)
-    assert str(caught.value) == (
-        f"got norm {spec!r}, which comes with distributed training, in a later version; use "
-        "'batch' until then"
-    )
 
 
 def test_dim_is_one_two_or_three():

@@ -160,6 +160,7 @@ def with_norm(make) -> nn.Sequential:
         sl.nn.NoisyBatchNorm2d,
         lambda c: sl.nn.BatchRenorm2d(c, warmup=0),
         nn.SyncBatchNorm,
+        lambda c: sl.nn.SyncBatchNorm(c, act="identity"),
         lambda c: nn.BatchNorm2d(c, momentum=None),
         lambda c: nn.BatchNorm2d(c, momentum=0.0),
     ],

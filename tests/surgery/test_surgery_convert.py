@@ -18,6 +18,7 @@ CONVOLUTIONS = {1: nn.Linear, 2: nn.Conv2d, 3: nn.Conv3d}
 SHAPES = {1: (6, 3), 2: (6, 3, 5, 5), 3: (6, 3, 4, 4, 4)}
 CLASSES = {
     "batch": (snn.BatchNorm1d, snn.BatchNorm2d, snn.BatchNorm3d),
+    "sync": (snn.SyncBatchNorm,) * 3,
     "ghost:2": (snn.GhostBatchNorm1d, snn.GhostBatchNorm2d, snn.GhostBatchNorm3d),
     "frozen": (snn.FrozenBatchNorm,) * 3,
     "group:2": (nn.GroupNorm,) * 3,

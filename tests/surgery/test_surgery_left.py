@@ -163,7 +163,7 @@ class Mine(nn.BatchNorm2d):
     pass
 
 
-@pytest.mark.parametrize("kind", [Mine, nn.SyncBatchNorm])
+@pytest.mark.parametrize("kind", [Mine, nn.SyncBatchNorm, sl.nn.SyncBatchNorm])
 def test_subclasses(kind):
     model = two()
     model[0].bn = kind(3).double()

@@ -205,11 +205,12 @@ def half_precision_statistics(rule: Rule, case: Case) -> Iterator[Finding]:
     ),
 )
 def sync_norm_on_cpu(rule: Rule, case: Case) -> Iterator[Finding]:
-    """A SyncBatchNorm that trains is on the CPU, where it raises in a distributed run.
+    """A SyncBatchNorm of torch's that trains is on the CPU, where it raises in a distributed run.
 
     torch synchronises on accelerators only: on a CPU the forward pass raises ValueError as soon as
     a process group is there, even of one process. Info where this machine has an accelerator, to
-    which the model may yet be moved. Silent in eval(), which works anywhere.
+    which the model may yet be moved. Silent in eval(), which works anywhere, and for the layer of
+    spiritlevel.nn, which synchronises on CPUs, too.
     """
     paths = [
         path
@@ -226,8 +227,8 @@ def sync_norm_on_cpu(rule: Rule, case: Case) -> Iterator[Finding]:
             path,
             f"a SyncBatchNorm on the CPU{more}: training raises ValueError once a process group is "
             "there; wanted an accelerator",
-            fix="move the model to the accelerator; on a CPU use torch's plain BatchNorm, and "
-            "convert only where the run is distributed over accelerators",
+            fix="move the model to the accelerator; to synchronise on CPUs use "
+            "spiritlevel.convert(model, 'sync'), else torch's plain BatchNorm",
             severity="info" if waits else "warning",
             device="cpu",
             norms=len(paths),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import listed
+from spiritlevel.doctor.running import SYNCED, listed
 from spiritlevel.doctor.watched import Watched, spoiled, typical, watched
 from spiritlevel.probe.counting import OTHER
 
@@ -88,7 +88,7 @@ def tiny_batches(rule: Rule, case: Case) -> Iterator[Finding]:
     rare: list[tuple[str, int, int]] = []
     for each in watched(case):
         sizes = {n: times for n, times in _values(each).items() if n != OTHER}
-        if not sizes or isinstance(each.norm, nn.SyncBatchNorm):
+        if not sizes or isinstance(each.norm, SYNCED):
             continue
         common, least = max(sizes, key=lambda n: sizes[n]), min(sizes)
         if common < _FEW:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from spiritlevel.nn import SyncBatchNorm
+
 __all__ = [
     "RECALIBRATE",
+    "SYNCED",
     "at_init",
     "counted",
     "held",
@@ -21,6 +24,7 @@ __all__ = [
     "varies",
 ]
 
+SYNCED = (nn.SyncBatchNorm, SyncBatchNorm)
 RECALIBRATE = "recalibrate it on training data: torch.optim.swa_utils.update_bn(loader, model)"
 
 

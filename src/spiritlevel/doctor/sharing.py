@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.drift import SHIFT, harmless, shift_between_calls
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
+from spiritlevel.doctor.running import SYNCED
 
 __all__: list[str] = []
 
@@ -71,7 +71,7 @@ def sync_uneven_batches(rule: Rule, case: Case) -> Iterator[Finding]:
     Told for a DataLoader without `drop_last` and without `DistributedSampler`, which gives each
     process as many samples: as a warning where several processes run, else as info.
     """
-    sync = [path for path, norm in case.norms.items() if isinstance(norm, nn.SyncBatchNorm)]
+    sync = [path for path, norm in case.norms.items() if isinstance(norm, SYNCED)]
     loader = case.loader
     if not sync or loader is None or loader.drop_last or loader.distributed:
         return
@@ -82,8 +82,9 @@ def sync_uneven_batches(rule: Rule, case: Case) -> Iterator[Finding]:
         sync[0],
         f"{len(sync)} SyncBatchNorm layers, and a loader over {kind} without drop_last: it does "
         "not make sure that each process has as many batches",
-        fix="DataLoader(..., sampler=DistributedSampler(dataset), drop_last=True), or run the "
-        "loop within torch.distributed.algorithms.join.Join",
+        fix="DataLoader(..., sampler=DistributedSampler(dataset), drop_last=True), or "
+        "spiritlevel.train.in_step, which gives empty batches to a process that has no more; "
+        "DistributedDataParallel's join does not answer for these layers",
         severity=None if several else "info",
         layers=len(sync),
         threshold=0,
@@ -108,7 +109,7 @@ def sync_unneeded(rule: Rule, case: Case) -> Iterator[Finding]:
     Each layer waits for all processes, forward and backward; a quarter of an epoch has been
     measured. With 32 samples in a process its own statistics serve as well.
     """
-    sync = [path for path, norm in case.norms.items() if isinstance(norm, nn.SyncBatchNorm)]
+    sync = [path for path, norm in case.norms.items() if isinstance(norm, SYNCED)]
     size = sorted(case.data.sizes)[len(case.data.sizes) // 2]
     if sync and size >= ENOUGH:
         yield rule.found(

@@ -47,14 +47,16 @@ def merged(work, part, c):
 
 
 def steps(number: Any) -> dict[str, Any]:
-    """The steps `prepare`, `settle` and `settle_sums`, for coefficients in float32 or float64.
+    """The steps `prepare`, `settle`, `settle_sums` and `settle_given`, for coefficients in float32
+    or float64.
 
     A step is a function of (work, part, first, last), for channels first to last; the part is
     ignored. A channel's coefficients stand in `fold * spread` slots.
     """
     of = _coefficients(number)
-    prepare = _preparing(of)
-    return {"prepare": prepare, "settle": _settling(of, prepare), "settle_sums": _settling_sums(of)}
+    prepare, lean = _preparing(of), _leaning(of)
+    found = {"prepare": prepare, "settle": _settling(of, prepare)}
+    return found | {"settle_sums": _settling_sums(of, lean), "settle_given": _given(of, lean)}
 
 
 def _coefficients(number: Any) -> SimpleNamespace:
@@ -139,9 +141,23 @@ def _settling(of: SimpleNamespace, prepare: Any) -> Any:
     return settle
 
 
-def _settling_sums(of: SimpleNamespace) -> Any:
-    number, put_given, factor, low_of = of.number, of.put_given, of.factor, of.low_of
-    fill = of.fill
+def _leaning(of: SimpleNamespace) -> Any:
+    number, fill, factor, low_of = of.number, of.fill, of.factor, of.low_of
+
+    @jit
+    def lean(work, c, total, weight_grad, count):
+        """The coefficients of `descend` that lean on the sums over `count` values."""
+        mean, a = _of_channel(work.mean, c), factor(work, c)
+        deviation = math.sqrt(_of_channel(work.var, c) + work.eps)
+        slope = -a * weight_grad / (count * deviation)
+        fill(work, K2, c, number(slope))
+        fill(work, K1, c, number(-a * total / count - low_of(mean) * slope))
+
+    return lean
+
+
+def _settling_sums(of: SimpleNamespace, lean: Any) -> Any:
+    number, put_given, low_of = of.number, of.put_given, of.low_of
 
     @jit
     def settle_sums(work, _part, first, last):
@@ -155,13 +171,24 @@ def _settling_sums(of: SimpleNamespace) -> Any:
                     for lane in range(start, start + work.spread):
                         total += _sum_at(found, lane)
                         product += _sum_at(found, slots + lane)
-            mean, a = _of_channel(work.mean, c), factor(work, c)
-            low, deviation = low_of(mean), math.sqrt(_of_channel(work.var, c) + work.eps)
+            low = low_of(_of_channel(work.mean, c))
+            deviation = math.sqrt(_of_channel(work.var, c) + work.eps)
             weight_grad = (product - low * total) / deviation
             put_given(work.grad_weight, c, number(weight_grad))
             put_given(work.grad_bias, c, number(total))
-            slope = -a * weight_grad / (count * deviation)
-            fill(work, K2, c, number(slope))
-            fill(work, K1, c, number(-a * total / count - low * slope))
+            lean(work, c, total, weight_grad, count)
 
     return settle_sums
+
+
+def _given(of: SimpleNamespace, lean: Any) -> Any:
+    given = of.given
+
+    @jit
+    def settle_given(work, _part, first, last):
+        """From gradients of weight and bias over `count` values, more of which are elsewhere."""
+        for c in range(first, last):
+            total, weight_grad = float(given(work.grad_bias, c)), float(given(work.grad_weight, c))
+            lean(work, c, total, weight_grad, work.count)
+
+    return settle_given

@@ -36,7 +36,7 @@ from spiritlevel.kernels import team
 from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
-__all__ = ["Running", "backward", "forward", "number_of", "statistics"]
+__all__ = ["Running", "backward", "descended", "forward", "number_of", "reduced", "statistics"]
 
 Running = tuple[Tensor, Tensor, float, float]
 """Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
@@ -126,11 +126,12 @@ class _Plan:
             return [self.once("prepare"), self.each("apply", act, add)]
         if what == "statistics":
             return [self.each("collect"), self.once("settle")]
-        reduce = self.each("reduce", act, add)
         # A residual's gradient has the activation's slope in it, once it is reduced.
         of = ("identity", "add") if add else (act, "")
-        descend = self.each("descend", *of, back=back)
-        return [self.once("prepare"), reduce, self.once("settle_sums"), descend]
+        if what == "descend":
+            return [self.once("prepare"), self.once("settle_given"), self.each("descend", *of)]
+        sums = [self.once("prepare"), self.each("reduce", act, add), self.once("settle_sums")]
+        return sums if what == "reduce" else [*sums, self.each("descend", *of, back=back)]
 
 
 @cache
@@ -195,17 +196,83 @@ def backward(
     Of the residual itself, or of y where the activation is a relu, only what tells its slope is
     read. Without an activation its gradient is `grad`, and None here.
     """
+    grad_x = torch.empty_like(x)
+    channels, through = (weight, bias, mean, var), residual if y is None else y
+    add = "" if through is None else "add" if y is None else "mask"
+    found = _back("backward", grad, x, grad_x, channels, through, add, act, slope, eps, training)
+    return grad_x, *found
+
+
+def reduced(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    act: str,
+    slope: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `backward` gives, without the gradient of x: for a batch that is a part of one."""
+    channels, through = (weight, bias, mean, var), residual if y is None else y
+    add = "" if through is None else "add" if y is None else "mask"
+    return _back("reduce", grad, x, None, channels, through, add, act, slope, eps, True)
+
+
+def descended(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    grad_residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    act: str,
+    slope: float,
+    eps: float,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    count: float,
+) -> Tensor:
+    """The gradient of x, given those of weight and bias over all `count` values of a channel.
+
+    `grad_residual` is that of `reduced`, None where it gave none; the two of weight and bias are
+    contiguous and of the type `number_of` x.
+    """
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
-    grad_x, grad_residual, add = torch.empty_like(x), None, ""
+    grad_x, add = torch.empty_like(x), "" if grad_residual is None else "add"
+    channels = (_numbers(weight, plan), _numbers(bias, plan), mean, var)
+    sums = (grad, grad_residual, grad_weight, grad_bias)
+    tensors = (x, grad_x, None, *channels, None, None, *sums)
+    _run(plan, _begin(plan, "descend", act, add), tensors, True, eps, slope, count=count)
+    return grad_x
+
+
+def _back(
+    what: str,
+    grad: Tensor,
+    x: Tensor,
+    grad_x: Tensor | None,
+    channels: tuple[Tensor | None, ...],
+    through: Tensor | None,
+    add: str,
+    act: str,
+    slope: float,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of weight, bias and residual; that of x goes where `grad_x` is."""
+    plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     grad_weight, grad_bias = (torch.empty(plan.C, dtype=plan.number) for _ in range(2))
-    through = residual if y is None else y
-    if through is not None:
-        grad_residual, add = torch.empty_like(x), "add" if y is None else "mask"
-    weight, bias = _numbers(weight, plan), _numbers(bias, plan)
-    tensors = (x, grad_x, through, weight, bias, mean, var, None, None)
-    tensors = (*tensors, grad, grad_residual, grad_weight, grad_bias)  # type: ignore[assignment]
-    _run(plan, _begin(plan, "backward", act, add), tensors, training, eps, slope)
-    return grad_x, grad_weight, grad_bias, grad_residual
+    grad_residual = None if through is None else torch.empty_like(x)
+    weight, bias, mean, var = channels
+    tensors = (x, grad_x, through, _numbers(weight, plan), _numbers(bias, plan), mean, var)
+    sums = (grad, grad_residual, grad_weight, grad_bias)
+    _run(plan, _begin(plan, what, act, add), (*tensors, None, None, *sums), training, eps, slope)
+    return grad_weight, grad_bias, grad_residual
 
 
 _KINDS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
@@ -233,13 +300,14 @@ def _run(
     slope: float,
     share: float = 0.0,
     factor: float = 1.0,
+    count: float = 0.0,
 ) -> None:
     """Run the stages on these tensors, which are in the order of `INTEGERS`."""
     at = [0 if t is None else t.data_ptr() for t in tensors] + [0] * (_TENSORS - len(tensors))
     scratch = torch.empty(plan.doubles, dtype=torch.float64)
     start, offsets, buffer = scratch.data_ptr(), plan.offsets, _Buffer()
     numbers = (*at, *[start + offset for offset in offsets], training, *plan.cut)
-    _WORK.pack_into(buffer, 0, begin, *numbers, eps, slope, share, factor)
+    _WORK.pack_into(buffer, 0, begin, *numbers, eps, slope, share, factor, count)
     team.run(kernel(), ctypes.addressof(buffer), min(team.threads(), plan.team))
 
 

@@ -17,7 +17,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import Activation, activation
 
-__all__ = ["batch_norm_act"]
+__all__ = ["batch_norm_act", "forward_on_cpu", "laid_out_as"]
 
 Statistics = tuple[Tensor, Tensor]
 Running = tuple[Tensor, Tensor, float | Tensor]
@@ -149,7 +149,7 @@ class _BatchNormAct(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, call = inputs
         options = *(call.given or (None, None)), *call.act, call.eps
-        output = _forward_on_cpu(*tensors, *options, call.running)  # type: ignore[call-arg]
+        output = forward_on_cpu(*tensors, *options, call.running)  # type: ignore[call-arg]
         _keep(ctx, (*tensors, *options), output)
         y, *call.statistics = output
         return y
@@ -222,7 +222,7 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return [next(found) if want else None for want in ctx.needs_input_grad[:4]]
 
 
-def _forward_on_cpu(
+def forward_on_cpu(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -238,7 +238,7 @@ def _forward_on_cpu(
 
     statistics = None if mean is None or var is None else (mean.double(), var.double())
     if residual is not None:
-        residual = _laid_out_as(x, residual)
+        residual = laid_out_as(x, residual)
     return cpu.forward(x, weight, bias, residual, act, slope, eps, statistics, running)
 
 
@@ -248,11 +248,11 @@ def _backward_on_cpu(
     from spiritlevel.kernels import cpu
 
     residual, *others = rest
-    residual = None if residual is None else _laid_out_as(x, residual)
-    return cpu.backward(_laid_out_as(x, grad), x, weight, bias, residual, *others)
+    residual = None if residual is None else laid_out_as(x, residual)
+    return cpu.backward(laid_out_as(x, grad), x, weight, bias, residual, *others)
 
 
-def _laid_out_as(x: Tensor, t: Tensor) -> Tensor:
+def laid_out_as(x: Tensor, t: Tensor) -> Tensor:
     """t, or a copy of it, with the memory order of x."""
     same = t.is_contiguous() if x.is_contiguous() else t.movedim(1, -1).is_contiguous()
     return t if same and t.dtype is x.dtype else torch.empty_like(x).copy_(t)
@@ -281,7 +281,7 @@ def _batch_norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
             f"got tensors of shapes {shapes} in a graph of torch.compile; wanted an input (N, C, "
             "*), a residual like it, and C numbers in each of the others"
         )
-    y, mean, var = _forward_on_cpu(x, *rest)
+    y, mean, var = forward_on_cpu(x, *rest)
     given = rest[3] is not None  # an operation may not hand back what it was given
     return (y, mean.clone(), var.clone()) if given else (y, mean, var)
 

@@ -29,7 +29,7 @@ INTEGERS = (
     *("N", "C", "S", "fold", "spread", "part", "parts"),
 )
 """Of the work: the stages, addresses, and how the tensor is cut; int64."""
-DOUBLES = ("eps", "slope", "share", "factor")
+DOUBLES = ("eps", "slope", "share", "factor", "count")
 """Of the work, after them: float64."""
 WORK = np.dtype([(name, "i8") for name in INTEGERS] + [(name, "f8") for name in DOUBLES])
 

@@ -19,6 +19,7 @@ from spiritlevel.kernels import backend
 from spiritlevel.lent.guard import undisturbed
 from spiritlevel.lent.kept import choices, kept, put_back
 from spiritlevel.lent.norms import batch_norms
+from spiritlevel.nn.sync import alone
 
 __all__ = [
     "active_dropouts",
@@ -39,7 +40,7 @@ SEED = 0
 def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Run the model within as you like; all is put back. Gives what puts the buffers back at once.
 
-    Our kernels are torch's meanwhile, compiled models run eagerly, and neither `SyncBatchNorm` nor
+    Our kernels are torch's meanwhile, compiled models run eagerly, and no `SyncBatchNorm` nor
     `DistributedDataParallel` asks another process, which need not be measuring, or have as many
     batches. Raises UsageError for lazy layers.
     """
@@ -58,7 +59,7 @@ def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
             buffer.copy_(saved)
 
     try:
-        with kept(model), undisturbed(model), backend.use("aten"), _eager():
+        with kept(model), undisturbed(model), backend.use("aten"), alone(), _eager():
             for module in model.modules():
                 # Not a subclass with a forward of its own, which may do more than normalize.
                 if getattr(type(module), "forward", None) is nn.SyncBatchNorm.forward:

@@ -13,14 +13,15 @@ __all__ = ["lent_buffers", "undisturbed"]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Within it, forward, backward and step as you like; after it, nothing has changed.
 
     Parameters, gradients, buffers, modes and torch's CPU random state are put back, also when the
     block raises. Values are copied back in place, so an optimizer's references stay valid; a graph
-    that was recorded before the block can no longer be walked back after it.
+    that was recorded before the block can no longer be walked back after it. `parameters=False`
+    spares their copies, for forward passes alone.
     """
-    parameters = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+    lent = [(p, p.detach().clone(), p.grad) for p in model.parameters()] if parameters else []
     # By name, since a forward pass may assign a buffer anew: `self.n = self.n + 1`.
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
@@ -29,13 +30,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     modes = [(module, module.training) for module in model.modules()]
     random_state = torch.get_rng_state()
-    for parameter, _, _ in parameters:
+    for parameter, _, _ in lent:
         parameter.grad = None  # a backward inside must not add to the trainer's gradient
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value, gradient in parameters:
+            for parameter, value, gradient in lent:
                 if not torch.equal(parameter, value):  # a write would spoil graphs that hold it
                     parameter.copy_(value)
                 parameter.grad = gradient

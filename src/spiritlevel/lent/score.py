@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Metric", "Scored", "difference", "metric_of", "output_of", "score", "scored"]
+__all__ = ["Metric", "Scored", "difference", "metric_of", "output_of", "score", "scored", "wilson"]
 
 Metric = Literal["accuracy", "mean squared error"]
 _Z = 1.959964
@@ -80,11 +80,17 @@ def scored(values: Tensor, metric: Metric) -> Scored:
     mean = float(values.mean())
     shares = metric == "accuracy" and bool(((values == 0) | (values == 1)).all())
     if shares:
-        centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n * n)) / (1 + _Z**2 / n)
-        return Scored(mean, max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean)))
+        return Scored(mean, *wilson(mean * n, n))
     half = _student(n - 1) * float(values.std()) / math.sqrt(n) if n > 1 else math.inf
     return Scored(mean, mean - half, mean + half)
+
+
+def wilson(hits: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share, of `hits` among n."""
+    mean = hits / n
+    centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n * n)) / (1 + _Z**2 / n)
+    return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
 
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor], metric: Metric) -> Scored:

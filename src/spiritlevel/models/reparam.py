@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.errors import UsageError
 from spiritlevel.models.layers import ConvNormAct, Layers
-from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise
+from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise, SyncBatchNorm
 from spiritlevel.nn.affine import factor_and_shift
 
 __all__ = ["Reparameterised", "deploy", "deploy_", "merged"]
@@ -162,7 +162,7 @@ def _in_eval(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """What a norm does in eval, as a factor and a shift (C,) in float64. Raises UsageError."""
     if isinstance(norm, nn.Identity | MomentNoise):
         return torch.ones_like(like), torch.zeros_like(like)
-    if isinstance(norm, BatchNormAct2d):
+    if isinstance(norm, BatchNormAct2d) or (isinstance(norm, SyncBatchNorm) and norm.fused):
         raise UsageError(
             "got a model whose norms are fused with what follows them; wanted one as it was made. "
             "Deploy first, then fuse the copy"

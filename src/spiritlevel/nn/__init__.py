@@ -22,6 +22,7 @@ from spiritlevel.nn.noise import (
 )
 from spiritlevel.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from spiritlevel.nn.spec import NormFactory, NormSpec, norm_layer, normalizes
+from spiritlevel.nn.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -46,6 +47,7 @@ __all__ = [
     "NoisyBatchNorm3d",
     "NormFactory",
     "NormSpec",
+    "SyncBatchNorm",
     "moment_noise",
     "norm_layer",
     "normalizes",

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.errors import UsageError
 from spiritlevel.nn.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -27,6 +28,7 @@ from spiritlevel.nn.noise import (
     NoisyBatchNorm3d,
 )
 from spiritlevel.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from spiritlevel.nn.sync import SyncBatchNorm
 
 __all__ = ["NormFactory", "NormSpec", "norm_layer", "normalizes"]
 
@@ -43,6 +45,7 @@ def norm_layer(spec: NormSpec, *, dim: int = 2) -> NormFactory:
     | spec | moments of | in eval | learns |
     |---|---|---|---|
     | batch | a channel over the batch | running moments | weight, bias |
+    | sync | a channel over the batches of all ranks | running moments | weight, bias |
     | ghost:16 | a channel over 16 samples of the batch | running moments | weight, bias |
     | renorm | a channel over the batch, corrected | running moments | weight, bias |
     | frozen | nothing: constants, see `FrozenBatchNorm` | the same | nothing |
@@ -52,7 +55,7 @@ def norm_layer(spec: NormSpec, *, dim: int = 2) -> NormFactory:
     | none | nothing: the identity | the same | nothing |
     | noisy-batch, noisy-none | as batch and none, then `moment_noise` | no noise | as those |
 
-    Options are `eps`, for batch, ghost, renorm and noisy-batch `momentum` (none: a cumulative
+    Options are `eps`, for batch, sync, ghost, renorm and noisy-batch `momentum` (none: a cumulative
     average), and for renorm `r_max`, `d_max` and `warmup`. Where 8 groups do not divide the
     channels the greatest common divisor is taken, with one warning from each factory. A function is
     handed back as it is. Raises UsageError.
@@ -80,11 +83,6 @@ def normalizes(spec: NormSpec) -> bool:
 
 def _parse(spec: str) -> tuple[_Norm, dict[str, Any]]:
     name, colon, rest = spec.partition(":")
-    if name == "sync":
-        raise UsageError(
-            f"got norm {spec!r}, which comes with distributed training, in a later version; use "
-            "'batch' until then"
-        )
     if name not in _NORMS:
         raise _refuse(spec, f"there is no norm {name!r}")
     norm, options = _NORMS[name], dict[str, Any]()
@@ -160,7 +158,7 @@ def _number(text: str) -> float:
 
 _Classes = Mapping[int, Callable[..., nn.Module]]
 
-_BATCH: _Classes = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+_BATCH: Mapping[int, type[_BatchNorm]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 _GHOST: _Classes = {1: GhostBatchNorm1d, 2: GhostBatchNorm2d, 3: GhostBatchNorm3d}
 _RENORM: _Classes = {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d}
 _NOISY: _Classes = {1: NoisyBatchNorm1d, 2: NoisyBatchNorm2d, 3: NoisyBatchNorm3d}
@@ -169,6 +167,16 @@ _INSTANCE: _Classes = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 def _by_dim(classes: _Classes, _spec: str, dim: int, **options: Any) -> NormFactory:
     return partial(classes[dim], **options)
+
+
+def _sync(_spec: str, dim: int, **options: Any) -> NormFactory:
+    return partial(_synced, dim, options)
+
+
+def _synced(dim: int, options: Mapping[str, Any], num_features: int) -> nn.Module:
+    layer = SyncBatchNorm(num_features, **options)
+    layer.stands_for = _BATCH[dim]
+    return layer
 
 
 def _frozen(_spec: str, _dim: int, **options: Any) -> NormFactory:
@@ -229,6 +237,7 @@ _RENORMS = {**_FOLLOWS, "r_max": _r_max, "d_max": _d_max, "warmup": _steps}
 _GROUPS = {"groups": _size, **_DIVIDES}
 _NORMS = {
     "batch": _Norm("batch", partial(_by_dim, _BATCH), _FOLLOWS),
+    "sync": _Norm("sync", _sync, _FOLLOWS),
     "ghost": _Norm("ghost:16", partial(_by_dim, _GHOST), _GHOSTS, size="group_size"),
     "renorm": _Norm("renorm", partial(_by_dim, _RENORM), _RENORMS),
     "frozen": _Norm("frozen", _frozen, _DIVIDES),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,8 +20,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from spiritlevel.errors import UsageError
-from spiritlevel.nn import FrozenBatchNorm, NormFactory, NormSpec, norm_layer
-from spiritlevel.surgery.eligible import FUSED, PLAIN, places
+from spiritlevel.nn import FrozenBatchNorm, NormFactory, NormSpec, SyncBatchNorm, norm_layer
+from spiritlevel.surgery.eligible import FUSED, PLAIN, adds, ends_in_more, places
 from spiritlevel.surgery.log import Entry, note
 from spiritlevel.surgery.tracer import hooked
 
@@ -38,8 +38,9 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
     running statistics stay the same objects where shapes agree, with their `requires_grad`; so do
     device, dtype, mode, a layer shared by several places, and what a batch norm does without
     (affine, bias, running statistics, as far as the new layer can). `eps` and `momentum` stay,
-    unless `norm` names others. `model.spiritlevel_log` tells which layers were converted, and which
-    were left and why. Raises UsageError, and has then changed nothing.
+    unless `norm` names others. A layer that is fused with what follows it goes to "sync" and back,
+    with its activation; to others it does not. `model.spiritlevel_log` tells which layers were
+    converted, and which were left and why. Raises UsageError, and has then changed nothing.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"got {type(model).__name__} to convert; wanted a torch.nn.Module")
@@ -85,8 +86,6 @@ def _called(module: nn.Module) -> str:
 
 def _why_left(old: nn.Module) -> str | None:
     home = type(old).__module__
-    if isinstance(old, tuple(FUSED.values())):
-        return "is fused with what follows it; convert before you fuse"
     if isinstance(old, LazyModuleMixin):
         return "is lazy; run the model once, then convert"
     if parametrize.is_parametrized(old):
@@ -102,15 +101,16 @@ def _made(
     old: nn.Module, dim: int | None, norm: NormSpec, factory: Any, like: Tensor | None
 ) -> nn.Module | str:
     """What takes the layer's place, or why nothing does."""
-    if dim is None:
-        return f"is a {_called(old)} that does not tell how many axes its input has"
+    untold = f"is a {_called(old)} that does not tell how many axes its input has"
+    if dim is None and not isinstance(old, nn.SyncBatchNorm | SyncBatchNorm):
+        return untold
     channels = next(
         getattr(old, name)
         for name in ("num_features", "num_channels", "normalized_shape")
         if hasattr(old, name)
     )
     try:
-        make: NormFactory = factory(dim)
+        make: NormFactory = factory(dim or 2)
         new = make(channels if isinstance(channels, int) else channels[0])
     except UsageError as error:
         return str(error)
@@ -119,8 +119,34 @@ def _made(
             f"got a function that returns {type(new).__name__} for norm; wanted a function "
             "num_features -> torch.nn.Module"
         )
+    if dim is None and not isinstance(new, SyncBatchNorm):
+        return untold
+    if why := _with_what_follows(old, new, dim):
+        return why
     _carry_over(old, new, norm, like)
     return new
+
+
+def _with_what_follows(old: nn.Module, new: nn.Module, dim: int | None) -> str | None:
+    """The new layer ends in the old one's activation, or why it cannot."""
+    fused = "is fused with what follows it; convert before you fuse"
+    if isinstance(new, SyncBatchNorm):
+        if isinstance(old, SyncBatchNorm):
+            new.stands_for = old.stands_for
+        elif isinstance(old, tuple(FUSED.values())):
+            new.stands_for = cast(type[_BatchNorm], type(old))
+        elif dim is None:
+            new.stands_for = None
+        new.process_group = new.process_group or getattr(old, "process_group", None)
+    elif isinstance(old, SyncBatchNorm) and old.stands_for not in PLAIN.values():
+        if (kind := FUSED.get(type(new))) is None and old.fused:
+            return fused
+        new.__class__ = kind or type(new)  # it takes a residual, as the old one may be given
+    elif ends_in_more(old):
+        return fused
+    if ends_in_more(old) and adds(new):
+        new.act = old.act
+    return None
 
 
 def _numbers(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
@@ -153,7 +179,7 @@ def _go_without(old: _BatchNorm, new: nn.Module) -> None:
         flag = "elementwise_affine" if isinstance(new, nn.LayerNorm) else "affine"
         if hasattr(new, flag):
             setattr(new, flag, getattr(new, "weight", None) is not None)
-    if not old.track_running_stats and type(new) in PLAIN:
+    if not old.track_running_stats and type(new) in (*PLAIN, *FUSED.values(), SyncBatchNorm):
         lost: dict[str, Any] = dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"))
         for name, value in {**lost, "track_running_stats": False}.items():
             setattr(new, name, value)
@@ -185,7 +211,8 @@ def _dims(model: nn.Module) -> dict[nn.Module, int | None]:
                 before[getattr(module, "out_channels", getattr(module, "out_features", 0))] = dim
         if not isinstance(module, _NORMS):
             continue
-        stated = re.search(r"([123])d$", _called(module))
+        kind = getattr(module, "stands_for", None) or type(module)
+        stated = re.search(r"([123])d$", kind.__name__)
         if stated:
             found[module] = int(stated[1])
         elif isinstance(module, nn.LayerNorm):

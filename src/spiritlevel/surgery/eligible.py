@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from spiritlevel.nn import batch
+from spiritlevel.nn import SyncBatchNorm, batch
 from spiritlevel.surgery.tracer import Slot, hooked
 
-__all__ = ["FUSED", "PLAIN", "places", "why_left"]
+__all__ = ["FUSED", "PLAIN", "adds", "ends_in_more", "places", "why_left"]
 
 PLAIN: dict[type[nn.Module], type[_BatchNorm]] = {
     nn.BatchNorm1d: batch.BatchNorm1d,
@@ -28,6 +28,16 @@ FUSED: dict[type[nn.Module], type[_BatchNorm]] = {
     batch.BatchNorm2d: batch.BatchNormAct2d,
     batch.BatchNorm3d: batch.BatchNormAct3d,
 }
+
+
+def adds(module: nn.Module) -> bool:
+    """Whether its forward takes a residual."""
+    return type(module) in FUSED.values() or isinstance(module, SyncBatchNorm)
+
+
+def ends_in_more(module: nn.Module) -> bool:
+    """Whether it is known to do more than normalize: to add, or to end in an activation."""
+    return module.fused if isinstance(module, SyncBatchNorm) else type(module) in FUSED.values()
 
 
 def places(model: nn.Module) -> dict[nn.Module, list[Slot]]:

@@ -19,7 +19,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.models import create_model
 from spiritlevel.models.reparam import deploy_
 from spiritlevel.surgery.beside import OUTPUT, Given, first_apart, given, widened
-from spiritlevel.surgery.eligible import FUSED, places
+from spiritlevel.surgery.eligible import ends_in_more, places
 from spiritlevel.surgery.flow import flows
 from spiritlevel.surgery.in_eval import OfRank, is_norm
 from spiritlevel.surgery.log import Entry, note
@@ -118,7 +118,7 @@ def _deployed(original: nn.Module) -> tuple[nn.Module, list[Entry]]:
 def _unfused(model: nn.Module) -> nn.Module:
     """Ours as it was made, with the same tensors, if `fuse` has rewritten it."""
     made_as = getattr(model, "made_as", None)
-    if not made_as or not any(type(m) in FUSED.values() for m in model.modules()):
+    if not made_as or not any(map(ends_in_more, model.modules())):
         return model
     plain = create_model(**made_as).to(next(model.parameters()))
     plain.load_state_dict(model.state_dict())
@@ -155,7 +155,7 @@ def _picked(values: Tensor, channels: Tensor, other: float) -> Tensor:
 def _verify(original: nn.Module, folded: nn.Module, found: Plan, example: Any) -> None:
     """In float64, where the model runs in it, and as it is. Raises UsageError."""
     there = dict(original.named_modules())  # before branches were merged
-    fused = any(type(module) in FUSED.values() for module in there.values())
+    fused = any(map(ends_in_more, there.values()))
     anew = fused and any(getattr(module, "branched", False) for module in there.values())
     paths = [path for path in found.same() if path in there and not anew]
     wide, truth = widened(example), None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spiritlevel.surgery.carried import LAYERS, Tracks, residual_of
-from spiritlevel.surgery.eligible import FUSED, places
+from spiritlevel.surgery.eligible import adds, places
 from spiritlevel.surgery.flow import Flow, Flows, Shape
 from spiritlevel.surgery.in_eval import InEval, in_eval, is_norm
 from spiritlevel.surgery.kept import kept, kept_by
@@ -237,9 +237,9 @@ class _Planner:
 
     def _why_not(self, norm: nn.Module) -> str | None:
         """Why what is seen of its calls is not all."""
-        fused = type(norm) in FUSED.values()
+        more = adds(norm)
         for _, node in self.calls[norm]:
-            if len(node.args) + len(node.kwargs) > 1 + fused:
+            if len(node.args) + len(node.kwargs) > 1 + more:
                 return "is called with other arguments than its input"
         for parent, _ in self.places[norm]:
             others = [m for m in parent.children() if is_norm(m) and m not in self.calls]
