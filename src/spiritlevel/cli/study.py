@@ -82,6 +82,14 @@ def study(
     threads: Annotated[
         int | None, typer.Option(help="Torch threads a cell. (default: 1)", rich_help_panel=_RUN)
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(help="loky: here; dask: on a cluster.", rich_help_panel=_RUN),
+    ] = "loky",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Dask's, tcp://HOST:PORT.", rich_help_panel=_RUN),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdicts as JSON.", rich_help_panel=_RUN)
     ] = False,
@@ -122,6 +130,8 @@ def study(
                 live=live,
                 jobs=jobs,
                 threads=threads,
+                backend=backend,
+                scheduler=scheduler,
                 progress=tell,
             )
         except KeyboardInterrupt:

@@ -6,21 +6,21 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spiritlevel.errors import RecordsError, SpiritlevelError, UsageError
+from spiritlevel.errors import RecordsError, SpiritlevelError, UsageError, require
 from spiritlevel.report import write
 from spiritlevel.report.story import Live as Going
 from spiritlevel.study.claims import CLAIMS, Judgement, judge, rules
 from spiritlevel.study.config import Asked, Plan, plan_study
 from spiritlevel.study.examples import example_lines
-from spiritlevel.study.factory import as_factory
+from spiritlevel.study.factory import Factory, as_factory
 from spiritlevel.study.live import Live
 from spiritlevel.study.notebook import study_html, watch
 from spiritlevel.study.records import Cell, RecordFile, Records, read_json
@@ -39,7 +39,13 @@ from spiritlevel.study.run import (
 )
 from spiritlevel.study.story import build_story
 
-__all__ = ["Judgement", "Progress", "Study", "study"]
+if TYPE_CHECKING:
+    from spiritlevel.study.cluster import Cluster
+
+__all__ = ["BACKENDS", "Judgement", "Progress", "Study", "study"]
+
+BACKENDS = ("loky", "dask")
+"""Processes of this machine, or the workers of a cluster."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,6 +174,8 @@ def study(
     resume: bool = False,
     jobs: int | None = None,
     threads: int | None = None,
+    backend: str = "loky",
+    scheduler: str | None = None,
     live: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Study:
@@ -180,12 +188,15 @@ def study(
     say how it is fed, `augment` adds random crops and flips. `norms` and `lrs` are the grid,
     `epochs` the length of its runs; `seed` the first of consecutive seeds, or `seeds` all of them.
     Records go to `out` (default: a new folder in runs/), cell by cell, from `jobs` processes
-    (default: one a core) of `threads` torch threads each. `resume=True` finishes what `out`
-    (default: the latest run) lacks, by its own plan. `live=True` rewrites the page while the run
-    goes. Raises UsageError, DataError, RecordsError and MissingExtra.
+    (default: one a core) of `threads` torch threads each; with `backend="dask"` from the workers of
+    the Dask scheduler at `scheduler`, tcp://HOST:PORT, of which at most `jobs` are kept busy
+    (default: all). `resume=True` finishes what `out` (default: the latest run) lacks, by its own
+    plan, on either backend. `live=True` rewrites the page while the run goes. Raises UsageError,
+    DataError, RecordsError and MissingExtra.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"got jobs={jobs}; wanted at least 1 process")
+    _check_backend(backend, scheduler)
     asked: dict[str, Any] = {
         "preset": preset,
         "data": data,
@@ -202,34 +213,58 @@ def study(
     }
     factory = None if model is None else as_factory(model)
     tell = progress or watch(factory) or _silent
-    if resume:
-        if given := [name for name, value in asked.items() if value is not None]:
-            raise UsageError(
-                f"got {', '.join(given)} together with resume; a resumed run follows its own plan. "
-                "Leave them out, or start a new run"
-            )
-        run = resume_run(_latest() if out is None else Path(out), factory)
-    else:
-        asked["preset"] = preset or "quick"
-        asked["model"] = None if factory is None else factory.spec
-        wish = Asked(**asked)
-        plan = plan_study(wish)
-        folder = _new_folder(plan.preset) if out is None else Path(out)
-        run = begin(plan, folder, _command(asked), epochs=epochs, factory=factory)
-    with Live(run.folder, tell) if live else nullcontext(tell) as heard:
-        do_cells(run, jobs=jobs or _cores(), tell=heard)
+    if resume and (given := [name for name, value in asked.items() if value is not None]):
+        raise UsageError(
+            f"got {', '.join(given)} together with resume; a resumed run follows its own plan. "
+            "Leave them out, or start a new run"
+        )
+    with _connected(scheduler) as cluster:
+        if resume:
+            run = resume_run(_latest() if out is None else Path(out), factory)
+            _try_on(cluster, run.factory)
+        else:
+            asked["preset"] = preset or "quick"
+            asked["model"] = None if factory is None else factory.spec
+            plan = plan_study(Asked(**asked))
+            _try_on(cluster, factory)
+            folder = _new_folder(plan.preset) if out is None else Path(out)
+            run = begin(plan, folder, _command(asked), epochs=epochs, factory=factory)
+        with Live(run.folder, tell) if live else nullcontext(tell) as heard:
+            do_cells(run, jobs=jobs, tell=heard, cluster=cluster)
     return Study.load(run.folder)
+
+
+def _check_backend(backend: str, scheduler: str | None) -> None:
+    if backend not in BACKENDS:
+        raise UsageError(f"got backend {backend!r}; wanted {' or '.join(BACKENDS)}")
+    if scheduler is not None and backend != "dask":
+        raise UsageError(
+            f"got scheduler {scheduler} with backend {backend}; "
+            "wanted none, or dask as the backend: add --backend dask"
+        )
+    if scheduler is None and backend == "dask":
+        raise UsageError(
+            "got backend dask without a scheduler; wanted its address: start one by "
+            "`dask scheduler`, and add --scheduler tcp://HOST:PORT as it prints it"
+        )
+
+
+def _connected(scheduler: str | None) -> AbstractContextManager[Cluster | None]:
+    if scheduler is None:
+        return nullcontext()
+    require("distributed", extra="dask")
+    from spiritlevel.study.cluster import connected
+
+    return connected(scheduler)
+
+
+def _try_on(cluster: Cluster | None, factory: Factory | None) -> None:
+    if cluster is not None and factory is not None:
+        cluster.try_factory(factory)
 
 
 def _silent(_progress: Progress) -> None:
     pass
-
-
-def _cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _new_folder(preset: str) -> Path:

@@ -1,4 +1,4 @@
-"""Cells in parallel processes: the same numbers whatever their count, and no orphans."""
+"""Cells in processes of this machine: the same numbers whatever their count, and no orphans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from spiritlevel.study.factory import Factory
 from spiritlevel.study.networks import use_factory
 from spiritlevel.study.records import Cell, Record, finite
 
-__all__ = ["kernels", "run_cells"]
+__all__ = ["kernels", "measure", "run_cells"]
 
 _WATCH_SECONDS = 0.5
 
@@ -86,18 +86,25 @@ def _stop_workers(*, kill: bool) -> None:
 
 def _work(cell: Cell, images: Path, threads: int, parent: int, factory: Factory | None) -> Record:
     _prepare_process(parent)
-    from spiritlevel.study.tasks import TASKS
-
     if factory is not None:
         use_factory(factory)
+    return measure(cell, partial(_images, images), threads=threads, run_on=kernels())
+
+
+def measure(cell: Cell, images: Callable[[], Images], *, threads: int, run_on: str) -> Record:
+    """Run a cell here, on `threads` torch threads and the kernels named `run_on`.
+
+    What it raises becomes its record's `error`.
+    """
+    from spiritlevel.study.tasks import TASKS
 
     result, error = None, None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     start = time.perf_counter()
     try:
-        with backend.use(kernels()):
-            result = finite(TASKS[cell.task](cell.settings, _images(images)))
+        with backend.use(run_on):
+            result = finite(TASKS[cell.task](cell.settings, images()))
     except Exception as fault:  # one bad cell must not cost the others their results
         error = f"{type(fault).__name__}: {fault}"
     finally:

@@ -18,7 +18,7 @@ from spiritlevel import __version__
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, tune_allocator
 
-__all__ = ["describe", "gather"]
+__all__ = ["describe", "gather", "processor", "usable_cores"]
 
 
 def describe(*, jobs: int, threads: int, kernels: str) -> dict[str, str]:
@@ -29,7 +29,7 @@ def describe(*, jobs: int, threads: int, kernels: str) -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": metadata.version("numpy"),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "workers": str(jobs),
         "threads a cell": str(threads),
@@ -69,16 +69,17 @@ def _system() -> dict[str, Any]:
     memory, free = _memory()
     return {
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "memory_gib": memory,
         "free_gib": free,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as its system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(
@@ -88,7 +89,7 @@ def _processor() -> str:
         return platform.processor() or "unknown"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Those this process may run on: a container or `taskset` can leave it fewer."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -8,6 +8,7 @@ Whatever goes wrong in the user's code is told as theirs, with the line of their
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -71,6 +72,16 @@ class Factory:
         module, folder = self.spec.partition(":")[0], self.folder
         beside = [] if folder is None else own_files(module, Path(folder))
         return sorted({Path(self.file), *beside})
+
+    def digest(self) -> str | None:
+        """sha256 of those files; None where it is in none."""
+        try:
+            digest = hashlib.sha256()
+            for file in self.files():
+                digest.update(file.read_bytes())
+            return digest.hexdigest()
+        except OSError:  # a cell of a notebook
+            return None
 
     @property
     def name(self) -> str:

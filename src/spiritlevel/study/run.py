@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spiritlevel import __version__
 from spiritlevel.data import Images, load
@@ -23,6 +22,9 @@ from spiritlevel.study.networks import network
 from spiritlevel.study.records import Cell, Record, RecordFile, read_json, write_json
 from spiritlevel.study.tasks import TASKS
 from spiritlevel.study.tasks.gap import MIN_IMAGES
+
+if TYPE_CHECKING:
+    from spiritlevel.study.cluster import Cluster
 
 __all__ = [
     "CONFIG",
@@ -114,7 +116,7 @@ def begin(
         "rules": rules(),
         "data": images.describe(),
         "cells": len(all_cells(plan)),
-        "code": None if factory is None else _code_of(factory),
+        "code": None if factory is None else factory.digest(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,17 +149,6 @@ def _try_out(plan: Plan, images: Images, factory: Factory | None) -> None:
         factory.build(
             num_classes=len(images.classes), in_chans=images.channels, norm=norm, image_size=side
         )
-
-
-def _code_of(factory: Factory) -> str | None:
-    """sha256 of the files that the user's network is in; None where it is in none."""
-    try:
-        digest = hashlib.sha256()
-        for file in factory.files():
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
-    except OSError:  # a cell of a notebook
-        return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -197,7 +188,7 @@ def resume(folder: Path, factory: Factory | None = None) -> Run:
             f"got model {factory.spec} for a run of {', '.join(own) or 'no model of your own'}; "
             "wanted the same: leave it out, or start a new run"
         )
-    if factory is not None and config.get("code") != _code_of(factory):
+    if factory is not None and config.get("code") != factory.digest():
         raise RecordsError(
             f"got {factory.file}, or a file that it imports, which has changed since this run of "
             f"{factory.spec} began; "
@@ -212,10 +203,23 @@ def resume(folder: Path, factory: Factory | None = None) -> Run:
     return Run(folder, plan, images, config, factory)
 
 
-def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
-    """Run what has no result yet, record by record; on return every cell has a record."""
+def do_cells(
+    run: Run,
+    *,
+    jobs: int | None,
+    tell: Callable[[Progress], None],
+    cluster: Cluster | None = None,
+) -> None:
+    """Run what has no result yet, record by record; on return every cell has a record.
+
+    On `jobs` processes of this machine (None: one a core), or on the cluster's workers, of which
+    at most `jobs` are kept busy.
+    """
     plan = run.plan
-    described = environment.describe(jobs=jobs, threads=plan.threads, kernels=engine.kernels())
+    processes = jobs or environment.usable_cores()
+    described = environment.describe(
+        jobs=processes, threads=plan.threads, kernels=engine.kernels()
+    ) | (cluster.describe() if cluster else {})
     write_json(run.folder / ENVIRONMENT, described)
     cells = all_cells(plan)
     file = RecordFile.open(run.folder / RECORDS)
@@ -228,15 +232,13 @@ def do_cells(run: Run, *, jobs: int, tell: Callable[[Progress], None]) -> None:
         first = Progress(run.folder, finished, len(cells), spent / total, torn=file.torn)
         tell(replace(first, notes=run.images.notes))
         costs = {cell.key: cost(cell) for cell in todo}
-        results = engine.run_cells(
-            todo,
-            run.images,
-            jobs=jobs,
-            threads=plan.threads,
-            cost=cost,
-            scratch=run.folder,
-            factory=run.factory,
-        )
+        given: dict[str, Any] = {"threads": plan.threads, "cost": cost, "factory": run.factory}
+        if cluster is None:
+            results = engine.run_cells(
+                todo, run.images, jobs=processes, scratch=run.folder, **given
+            )
+        else:
+            results = cluster.run_cells(todo, run.images, jobs=jobs, **given)
         with closing(results):  # a full disk, too, must not leave workers behind
             for record in results:
                 file.append(record)
