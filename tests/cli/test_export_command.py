@@ -16,11 +16,11 @@ from rich.text import Text
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from spiritlevel import create_model
+from spiritlevel import create_model, models
 from spiritlevel.cli import ended, main
 from spiritlevel.cli import export as command
 from spiritlevel.cli.progress import Share
-from spiritlevel.data import load, prepare
+from spiritlevel.data import Preprocessing, load, prepare
 from spiritlevel.export import ExportReport, Verification, read_metadata
 from spiritlevel.models import save_weights
 
@@ -110,6 +110,21 @@ def test_from_what_the_file_tells_anyone_gets_the_models_accuracy(run, tmp_path,
     assert report["accuracy_file"] == pytest.approx(right) == report["accuracy_model"]
     assert right > 0.7
     assert names(run) == ["best.safetensors", "last.safetensors"]
+
+
+def test_images_are_fed_as_the_run_has_kept_it(run, tmp_path, capsys):
+    """At its size, by its mean and deviation, but for what is given."""
+    path, images = run / "best.safetensors", load("digits", image_size=SIDE)
+    kept = Preprocessing.of(prepare(images, mean=[0.25], std=[0.5]), images)
+    model = create_model(**models.read_metadata(path)["model"], weights=path)
+    save_weights(model, path, preprocessing=kept.to_dict())
+    command = ["export", str(run), "--data", "digits", "--to", "pt2"]
+    assert main(command) == 0
+    told = read_metadata(run / "best.pt2").normalization
+    assert (told.size, told.mean, told.std) == (SIDE, (0.25,), (0.5,))
+    assert main([*command, "--mean", "0.125"]) == 0
+    told = read_metadata(run / "best.pt2").normalization
+    assert (told.size, told.mean, told.std) == (SIDE, (0.125,), (0.5,))
 
 
 def test_weights_that_do_not_tell_their_model_need_its_name(run, tmp_path, capsys):

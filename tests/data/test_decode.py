@@ -8,7 +8,7 @@ import torch
 from image_files import write_image, write_noise, write_png_header
 from PIL import Image
 
-from spiritlevel.data.decode import ENDINGS, Files, Member
+from spiritlevel.data.decode import ENDINGS, Files, Member, decoded
 from spiritlevel.errors import DataError
 
 
@@ -208,3 +208,14 @@ def test_more_than_8_bits_a_channel(tmp_path):
         f"got {str(path)!r} with more than 8 bits a channel; wanted 8; "
         "convert it, which settles what is black and what is white"
     )
+
+
+@pytest.mark.parametrize("side", [8, 20, 64])
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_a_file_alone_is_what_it_is_among_others(tmp_path, mode, channels, side):
+    noise = torch.randint(256, (17, 31, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.byte().numpy()).convert(mode).save(tmp_path / "a.png")
+    (among,) = Files([tmp_path / "a.png"], side).parts(torch.tensor([0]))
+    alone = decoded(tmp_path / "a.png", channels, side)
+    assert alone.shape == (channels, side, side)
+    assert torch.equal(alone, among[0])

@@ -1,4 +1,4 @@
-"""docs/probe.md, check, recalibrate, weights, export: their code runs; they name what there is."""
+"""Of docs: probe, check, recalibrate, weights, export, predict: code runs; what is named is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from spiritlevel.cli import main
+from spiritlevel.data import Preprocessing, load, prepare
 from spiritlevel.doctor.config import settings
 from spiritlevel.export import FORMATS
 from spiritlevel.export.compare import MOST_LOST, TIE, TOLERANCE
@@ -21,6 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "probe.md").read_text(encoding="utf-8")
 WEIGHTS = (DOCS / "weights.md").read_text(encoding="utf-8")
 EXPORT = (DOCS / "export.md").read_text(encoding="utf-8")
+PREDICT = (DOCS / "predict.md").read_text(encoding="utf-8")
 CHECK = (DOCS / "check.md").read_text(encoding="utf-8")
 RECALIBRATE = (DOCS / "recalibrate.md").read_text(encoding="utf-8")
 
@@ -70,6 +72,25 @@ def test_the_examples_of_export_run(tmp_path, monkeypatch, capsys):
     assert "the data     64     359" in told
     assert "('0', '1', '2'" in told
     assert given["report"].ok
+
+
+def test_the_example_of_predicting_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    images = load("digits")
+    told = Preprocessing.of(prepare(images), images).to_dict()
+    model = create_model("small_vgg", 10, in_chans=1, stem="cifar")
+    Path("runs/digits").mkdir(parents=True)
+    save_weights(model, "runs/digits/best.safetensors", preprocessing=told)
+    (code,) = re.findall(r"```python\n(.*?)```", PREDICT, flags=re.DOTALL)
+    exec(compile(code, "example", "exec"), {"images": images.test_x[:2]})
+    assert capsys.readouterr().out.strip() in images.classes
+
+
+def test_the_options_of_eval_and_predict_are_options(capsys):
+    assert [main([name, "--help"]) for name in ("eval", "predict", "train")] == [0, 0, 0]
+    told = capsys.readouterr().out
+    for option in set(re.findall(r"(?<!-)--[a-z][a-z-]+", PREDICT)):
+        assert option in told, option
 
 
 def test_what_is_said_of_export_is_so():

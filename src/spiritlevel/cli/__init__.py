@@ -7,16 +7,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ended", "last_words", "main"]
+__all__ = ["ended", "last_words", "main", "put_off"]
 
 ended: list[int] = []
 """The signals that asked this process to end."""
 last_words: list[str] = []
 """What a command has said of its end itself."""
+_puts_off: list[bool] = []
+"""Whether what runs looks into `ended` itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from spiritlevel.cli.app import app
     from spiritlevel.cli.lines import tell
-    from spiritlevel.errors import ExportError, SpiritlevelError
+    from spiritlevel.errors import ExportError, SpiritlevelError, TrainingError
 
     # Newer typer brings its own copy of click: the class is taken from what typer itself raises.
     wrong_use: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         tell(f"spiritlevel: {error}")
-        return 1 if isinstance(error, ExportError) else 2
+        return 1 if isinstance(error, ExportError | TrainingError) else 2
     except Exception as error:
         if debug:
             raise
@@ -78,6 +80,19 @@ def _stopped() -> None:
 
 
 @contextmanager
+def put_off() -> Iterator[Callable[[], int]]:
+    """Within it a signal interrupts nothing; what is given tells its number, or 0.
+
+    A second Ctrl-C does not wait.
+    """
+    _puts_off.append(True)
+    try:
+        yield lambda: ended[0] if ended else 0
+    finally:
+        _puts_off.pop()
+
+
+@contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end a run as Ctrl-C does: with its workers, nothing half-written, told.
 
@@ -86,6 +101,8 @@ def _ended_by_signals() -> Iterator[None]:
 
     def stop(number: int, _frame: object) -> None:
         ended.append(number)
+        if _puts_off and ended.count(signal.SIGINT) < 2:
+            return
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

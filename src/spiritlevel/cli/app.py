@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from spiritlevel import __version__
-from spiritlevel.cli import bench, check, env, explain, export, models, study
+from spiritlevel.cli import (
+    bench,
+    check,
+    env,
+    evaluate,
+    explain,
+    export,
+    models,
+    predict,
+    study,
+    train,
+)
 
 __all__ = ["app"]
 
@@ -32,9 +43,12 @@ def _options(
 app.command("explain", context_settings=explain.CONTEXT)(explain.explain)
 app.command("check")(check.check)
 app.command("rule")(check.rule)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("study")(study.study)
 app.command("report")(study.report)
+app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("env")(env.env)
 app.add_typer(bench.app, name="bench")

@@ -207,16 +207,8 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
             most=images.most,
         )
         _say(say("terminal.check.fed", name=read.name, fed=read.fed, batch_size=batch_size))
-    built = builder.build(read)
-    try:
-        if device == "meta":
-            raise RuntimeError("nothing is computed there")
-        built.model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UsageError(
-            f"got --map-location {device}, where the model cannot go ({error}); wanted a device "
-            "that is here, as cpu"
-        ) from error
+    built = builder.build(None if read is None else read.prepared)
+    subject.moved(built.model, device, "--map-location")
     if weights is not None:
         load_weights(built.model, weights)
     if images.loader is None:

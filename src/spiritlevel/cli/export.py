@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from spiritlevel.catalogue import say
-from spiritlevel.cli import ended, image_options
+from spiritlevel.cli import ended, image_options, trained
 from spiritlevel.cli.aside import told_aside
 from spiritlevel.cli.lines import printable, tell
 from spiritlevel.errors import ExportError, UsageError
@@ -29,7 +29,6 @@ Format = Literal["onnx", "pt2", "openvino", "int8"]
 _MODEL, _DATA, _OUTPUT = "Model", "Data", "Output"
 _WIDE = 76
 """Columns of a terminal that the report's table fits; below, each row is a block."""
-_IN_A_RUN = ("best.safetensors", "last.safetensors")
 
 
 def export(
@@ -48,14 +47,7 @@ def export(
             help="The file. (default: beside the weights, by their name)", rich_help_panel=_OUTPUT
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="One of ours, or pkg.module:factory, for weights that do not tell.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    model: Annotated[str | None, image_options.model(_MODEL)] = None,
     recalibrate: Annotated[
         bool,
         typer.Option(
@@ -99,31 +91,32 @@ def export(
             raise UsageError(f"got {name} {value}; wanted 1 or more")
     if precision != "float32" and to != "openvino":
         raise UsageError(f"got --precision {precision} for {to}; wanted it with --to openvino")
-    file = _weights(weights)
-    target = _target(file, to, FORMATS[to]) if out is None else out
+    run = trained.Weights.of(weights)
+    target = _target(run.file, to, FORMATS[to]) if out is None else out
     if target.suffix != FORMATS[to]:
         raise UsageError(
             f"got --out {target} for --to {to}; wanted a name that ends in {FORMATS[to]}. Rename "
             "it, or give another --to"
         )
     refuse_unwritable(target)
+    fed = run.preprocessing
     read = read_images(
         data,
-        image_size=image_size,
-        mean=numbers("--mean", mean, float),
-        std=numbers("--std", std, float),
+        image_size=fed.size if image_size is None and fed else image_size,
+        mean=list(fed.mean) if mean is None and fed else numbers("--mean", mean, float),
+        std=list(fed.std) if std is None and fed else numbers("--std", std, float),
         batch_size=batch_size,
         most=batches,
     )
     with told_aside():
-        subject, recipe = _model(weights, file, model, read)
-        _tell(subject, file or weights, read, recalibrate, to == "int8")
+        subject = run.model(model, read.prepared, f"data {read.name}")
+        _tell(subject, run.file or weights, read, recalibrate, to == "int8")
         try:
             report = _exported(
                 subject,
                 read,
                 batch_size,
-                recipe,
+                run.recipe,
                 target=target,
                 to=to,
                 precision=precision,
@@ -141,79 +134,10 @@ def export(
     return 0 if report.ok else 1
 
 
-def _weights(given: str) -> Path | None:
-    """The file; None where it is on the hub. Raises UsageError."""
-    from spiritlevel.models.weights import refuse_suffix
-
-    if given.startswith("hf:"):
-        return None
-    path = Path(given)
-    if path.is_dir():
-        found = next((path / name for name in _IN_A_RUN if (path / name).is_file()), None)
-        if found is None:
-            raise UsageError(
-                f"got the folder {path}, which holds neither {' nor '.join(_IN_A_RUN)}; wanted "
-                "that of a run, or a file of weights"
-            )
-        return found
-    refuse_suffix(path)
-    if not path.is_file():
-        raise UsageError(f"got {path}, which is not there; wanted a run or a file of weights")
-    return path
-
-
 def _target(file: Path | None, to: str, suffix: str) -> Path:
     if file is None:
         raise UsageError("got weights of the hub and no --out; wanted a name for the file")
     return file.with_name(f"{file.stem}-int8{suffix}" if to == "int8" else file.stem + suffix)
-
-
-def _model(given: str, file: Path | None, spec: str | None, read: Images) -> tuple[Subject, Any]:
-    """With its weights, and the recipe that they tell. Raises UsageError."""
-    from spiritlevel.cli import subject
-    from spiritlevel.models import load_weights, read_metadata
-    from spiritlevel.study.records import finite
-
-    told = {} if file is None else read_metadata(file)
-    if spec is not None:
-        builder = subject.builder(spec)
-        if (code := builder.told()) is not None:
-            tell(code)
-        built = builder.build(read)
-    elif "model" in told:
-        built = _told_by_weights(told["model"], given, read)
-    else:
-        raise UsageError(
-            f"got weights {file or given} that do not tell their model; wanted --model, its name "
-            "or pkg.module:factory, or weights that spiritlevel saved as .safetensors"
-        )
-    load_weights(built.model, file or given)
-    # A run that diverged tells of NaN, which JSON has not.
-    return built, finite(told.get("recipe"))
-
-
-def _told_by_weights(options: dict[str, Any], given: str, read: Images) -> Subject:
-    from spiritlevel.cli.subject import Subject
-    from spiritlevel.models import create_model
-
-    options = {name: each for name, each in options.items() if name not in ("weights", "new_head")}
-    try:
-        model = create_model(**options)
-    except (UsageError, TypeError) as error:
-        raise UsageError(
-            f"got weights {given} of a model that cannot be made ({error}); wanted one of ours. "
-            "Name it by --model"
-        ) from error
-    prepared = read.prepared
-    images = {"num_classes": prepared.num_classes, "in_chans": prepared.channels}
-    for name, value in images.items():
-        own = options.get(name, value)
-        if own != value:
-            raise UsageError(
-                f"got weights {given} of a model with {name}={own}, and data {read.name} with "
-                f"{value}; wanted the same. Give the data that it was trained on"
-            )
-    return Subject(model, options["name"])
 
 
 def _exported(

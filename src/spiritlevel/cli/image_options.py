@@ -1,4 +1,4 @@
-"""The options that name images and how they are fed, alike in every command that takes some."""
+"""The options that name images, models and how they are fed, alike in every command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["data", "image_size", "mean", "std"]
+__all__ = ["data", "device", "image_size", "mean", "model", "std"]
 
 
 def data(panel: str) -> Any:
@@ -27,3 +27,13 @@ def mean(panel: str) -> Any:
 
 def std(panel: str) -> Any:
     return typer.Option(metavar="NUMBERS", help="As --mean.", rich_help_panel=panel)
+
+
+def model(panel: str) -> Any:
+    told = "One of ours, or pkg.module:factory, for weights that do not tell."
+    return typer.Option(metavar="NAME", help=told, rich_help_panel=panel)
+
+
+def device(panel: str) -> Any:
+    told = "auto (default), cpu, cuda or cuda:N."
+    return typer.Option(help=told, rich_help_panel=panel)

@@ -10,8 +10,9 @@ from spiritlevel.catalogue import say
 
 if TYPE_CHECKING:
     from spiritlevel.study import Progress
+    from spiritlevel.train.progress import Progress as Trained
 
-__all__ = ["Bar", "Share"]
+__all__ = ["Bar", "Share", "Steps"]
 
 
 class Bar:
@@ -129,3 +130,74 @@ class Share:
             self.bar.start()
         known = {"total": 1.0, "completed": share} if share is not None else {"total": None}
         self.bar.update(self.task, description=what, **known)
+
+
+class Steps:
+    """Updates done, how they go, and the time left."""
+
+    LINE_SECONDS = 15.0
+    _KEPT = 0.95
+    """Share of the mean so far in the next: what is shown is of the last twenty updates or so."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, quiet=quiet)
+        self.last = 0.0
+        self.bar: Any = None
+        self.mean: dict[str, float] = {}
+        self.seen = 0
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def tell(self, at: Trained) -> None:
+        if at.note is not None:
+            self.say(at.note)
+            return
+        self._follow(at)
+        if self.console.is_terminal:
+            self._draw(at)
+        elif time.monotonic() - self.last > self.LINE_SECONDS:
+            self.last = time.monotonic()
+            self.say(self._told(at))
+
+    def say(self, text: str) -> None:
+        """A line above the bar, never broken or coloured."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _follow(self, at: Trained) -> None:
+        self.seen += 1
+        if self.seen == 2:  # the first update compiles kernels
+            self.mean.pop("images_per_second")
+        for name in ("loss", "accuracy", "images_per_second"):
+            now = getattr(at, name)
+            self.mean[name] = self._KEPT * self.mean.get(name, now) + (1 - self._KEPT) * now
+
+    def _told(self, at: Trained) -> str:
+        from spiritlevel.study.pace import clock
+
+        speed = self.mean["images_per_second"]
+        return say(
+            "terminal.train.progress",
+            epoch=min(at.step // at.steps_per_epoch + 1, at.epochs),
+            epochs=at.epochs,
+            loss=self.mean["loss"],
+            accuracy=self.mean["accuracy"],
+            speed=speed,
+            left=clock((at.steps - at.step) * at.batch_size / speed),
+        )
+
+    def _draw(self, at: Trained) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        if self.bar is None:
+            columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=self.console, transient=True, expand=True)
+            self.task = self.bar.add_task("", total=at.steps)
+            self.bar.start()
+        self.bar.update(self.task, completed=at.step, description=self._told(at))

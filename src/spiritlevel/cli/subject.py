@@ -6,16 +6,28 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spiritlevel.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
+    from spiritlevel import data
     from spiritlevel.data import Prepared
 
-__all__ = ["Builder", "Images", "Subject", "builder", "named_loader", "read_images"]
+__all__ = [
+    "Builder",
+    "Fed",
+    "Images",
+    "Subject",
+    "builder",
+    "moved",
+    "named_loader",
+    "read_images",
+    "trained_on",
+]
 
 _SEED = 0
 """Of the order of the images: the same batches in every run."""
@@ -99,6 +111,18 @@ class Subject:
     source: tuple[Path, int] | None = None
 
 
+class Fed(Protocol):
+    """What a model is built for: `data.Prepared` and `data.Preprocessing` tell it."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+
+
 @dataclass(frozen=True)
 class Builder:
     """What builds the model, which has not run yet."""
@@ -111,13 +135,12 @@ class Builder:
         """A sentence that names the code of the user's that is about to run."""
         return None if self.factory is None else str(self.factory.told())
 
-    def build(self, images: Images | None) -> Subject:
+    def build(self, fed: Fed | None) -> Subject:
         """Raises UsageError, also for whatever the user's code raises."""
         given: dict[str, Any] = {}
-        if images is not None:
-            prepared = images.prepared
-            given = {"num_classes": prepared.num_classes, "in_chans": prepared.channels}
-            given["image_size"] = prepared.size
+        if fed is not None:
+            given = {"num_classes": fed.num_classes, "in_chans": fed.channels}
+            given["image_size"] = fed.size
         if self.factory is not None:
             source = (Path(self.factory.file), self.factory.line)
             return Subject(_called(self.factory, given), self.spec, source)
@@ -125,6 +148,20 @@ class Builder:
 
         given.pop("image_size", None)
         return Subject(create_model(self.spec, **given), self.spec)
+
+
+def trained_on(builder: Builder, images: data.Images, norm: str) -> nn.Module:
+    """The user's model for these images, with `norm`: given to its factory, or converted.
+
+    Raises UsageError, also for whatever the user's code raises.
+    """
+    from spiritlevel.surgery import convert
+
+    given: dict[str, Any] = {"num_classes": len(images.classes), "in_chans": images.channels}
+    given |= {"image_size": images.size, "norm": norm}
+    model = _called(builder.factory, given)
+    takes = inspect.signature(builder.factory.function).parameters
+    return model if norm == "batch" or "norm" in takes else convert(model, norm)
 
 
 def builder(spec: str) -> Builder:
@@ -144,6 +181,22 @@ def builder(spec: str) -> Builder:
         f"got model {spec!r}; wanted pkg.module:factory, as my.models:build, or one of: "
         f"{', '.join(list_models())}.{hint}"
     )
+
+
+def moved(model: nn.Module, device: str, option: str) -> torch.device:
+    """Where the model then is. Raises UsageError, which names the `option`."""
+    import torch
+
+    try:
+        if device == "meta":
+            raise RuntimeError("nothing is computed there")
+        model.to(device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UsageError(
+            f"got {option} {device}, where the model cannot go ({error}); wanted a device "
+            "that is here, as cpu"
+        ) from error
 
 
 def _called(factory: Any, given: dict[str, Any]) -> nn.Module:

@@ -26,7 +26,7 @@ from spiritlevel.errors import DataError, require
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ENDINGS", "File", "Files", "Member"]
+__all__ = ["ENDINGS", "File", "Files", "Member", "decoded"]
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -83,6 +83,13 @@ class Files:
             pixels, transparent = _pixels(self._files[row], "L" if self.shape[1] == 1 else "RGB")
             self._transparent += transparent
             yield resize(pixels.unsqueeze(0), self.shape[-1])
+
+
+def decoded(path: File, channels: int, side: int) -> Tensor:
+    """One file, grey or RGB, as `Files` has it: uint8 (channels, side, side). Raises DataError."""
+    _header(path)
+    pixels, _ = _pixels(path, "L" if channels == 1 else "RGB")
+    return resize(pixels.unsqueeze(0), side)[0]
 
 
 def _size_notes(counts: Counter[_Size], common: _Size, side: int) -> list[str]:

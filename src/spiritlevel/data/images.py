@@ -71,16 +71,16 @@ class Images:
         }
 
 
-def stratified(y: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers (train, test) in random order: a fifth of each class of y (N,) is for testing.
+def stratified(y: Tensor, *, seed: int, share: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Row numbers (train, test) in random order: `share` of each class of y (N,) is for testing.
 
-    A class of one or two rows has one for testing.
+    A class of few rows has one for testing.
     """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     is_test = torch.zeros(len(y), dtype=torch.bool)
     for label in set(y.tolist()):
         rows = order[y[order] == label]
-        is_test[rows[: max(1, round(len(rows) / 5))]] = True
+        is_test[rows[: max(1, round(len(rows) * share))]] = True
     return order[~is_test[order]], order[is_test[order]]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,12 +38,27 @@ class Pixels:
     def __len__(self) -> int:
         return len(self._bytes)
 
+    def to(self, device: torch.device) -> Pixels:
+        """The same, held and read on `device`."""
+        moved = copy(self)
+        moved._bytes = self._bytes.to(device)
+        moved._mean, moved._std = (
+            None if m is None else m.to(device) for m in (self._mean, self._std)
+        )
+        return moved
+
+    @property
+    def nbytes(self) -> int:
+        """Of the images as they are held."""
+        return self._bytes.nbytes
+
     @property
     def shape(self) -> torch.Size:
         return torch.Size((*self._bytes.shape[:2], self._size, self._size))
 
     def __getitem__(self, rows: Rows) -> Tensor:
         if isinstance(rows, Tensor) and rows.dtype == torch.int64:
+            rows = rows.to(self._bytes.device)
             x = self._bytes.index_select(0, rows)  # copies whole images; indexing goes by elements
         else:
             x = self._bytes[rows]

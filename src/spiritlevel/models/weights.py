@@ -24,6 +24,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.models.hub import fetched
 from spiritlevel.models.layouts import translated
+from spiritlevel.models.preprocessing import misfit
 from spiritlevel.models.resemblance import looks_like
 
 __all__ = ["load_weights", "read_metadata", "refuse_suffix", "save_weights"]
@@ -189,10 +190,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_weights` wrote beside the numbers: `spiritlevel`, `model` and `recipe`.
+    """What `save_weights` wrote beside the numbers.
 
-    Without what is not there; empty for files of others. Raises UsageError for what is no
-    safetensors.
+    That is `spiritlevel`, `model`, `recipe` and `preprocessing`, without what is not there or is
+    not as it writes it; empty for files of others. Raises UsageError for what is no safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -206,13 +207,15 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"got weights {path}, which are no safetensors ({error}); wanted a whole file"
         ) from error
     told = {}
-    for name in ("spiritlevel", "model", "recipe"):
+    for name in ("spiritlevel", "model", "recipe", "preprocessing"):
         try:
             told[name] = json.loads(found[name])
         except (KeyError, ValueError, RecursionError):  # another program's, with a use of its own
             continue
     if not (isinstance(told.get("model"), dict) and isinstance(told["model"].get("name"), str)):
         told.pop("model", None)
+    if misfit(told.get("preprocessing")):
+        told.pop("preprocessing", None)
     return told
 
 
@@ -245,26 +248,39 @@ def _is_state(told: Mapping[Any, Any]) -> bool:
     )
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str], *, recipe: Any = None) -> None:
+def save_weights(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    recipe: Any = None,
+    preprocessing: dict[str, Any] | None = None,
+) -> None:
     """The `state_dict` into a `.safetensors` or `.pth`, whole or not at all.
 
     A `.safetensors` also says which model of `create_model` it is, with which options, and holds
-    `recipe`, a dataclass or what JSON can hold: `read_metadata` reads both. Raises UsageError.
+    `recipe`, a dataclass or what JSON can hold, and `preprocessing`, the dict that
+    `models.preprocessing` describes: `read_metadata` reads all. Raises UsageError.
     """
     path = Path(path)
     refuse_suffix(path)
     state = model.state_dict()
+    beside = {"recipe": recipe, "preprocessing": preprocessing}
     if path.suffix != ".safetensors":
-        if recipe is not None:
+        kept = [name for name, value in beside.items() if value is not None]
+        if kept:
             raise UsageError(
-                f"got a recipe to be kept in {path}; wanted a name that ends in .safetensors, "
+                f"got a {kept[0]} to be kept in {path}; wanted a name that ends in .safetensors, "
                 "which has room for one"
             )
         content = io.BytesIO()
         torch.save({name: _detached(value) for name, value in state.items()}, content)
         write_whole(path, content.getvalue())
     else:
-        write_whole(path, _safetensors(state, path, _metadata(model, recipe)))
+        if preprocessing is not None and (wrong := misfit(preprocessing)):
+            raise UsageError(
+                f"got preprocessing whose {wrong}. Take Preprocessing.of(...).to_dict()"
+            )
+        write_whole(path, _safetensors(state, path, _metadata(model, beside)))
 
 
 def _detached(value: Any) -> Any:
@@ -292,12 +308,13 @@ def _safetensors(state: Mapping[str, Any], path: Path, metadata: dict[str, str])
         ) from error
 
 
-def _metadata(model: nn.Module, recipe: Any) -> dict[str, str]:
+def _metadata(model: nn.Module, beside: Mapping[str, Any]) -> dict[str, str]:
     from spiritlevel import __version__
 
+    recipe = beside["recipe"]
     if dataclasses.is_dataclass(recipe) and not isinstance(recipe, type):
         recipe = dataclasses.asdict(recipe)
-    told = {"spiritlevel": __version__, "model": _made_as(model), "recipe": recipe}
+    told = {"spiritlevel": __version__, "model": _made_as(model), **beside, "recipe": recipe}
     try:
         return {"format": "pt"} | {
             name: json.dumps(value, allow_nan=False)

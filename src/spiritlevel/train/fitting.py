@@ -1,4 +1,4 @@
-"""One run by a recipe."""
+"""One run by a recipe, in memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.data import Pixels, batches, crop_and_flip
-from spiritlevel.train import build
-from spiritlevel.train.ema import averaged
+from spiritlevel.train.learner import Learner, Part
 from spiritlevel.train.mixing import mix
 from spiritlevel.train.recipe import Recipe
 from spiritlevel.train.run import Curve
-from spiritlevel.train.schedule import scheduler
 
 __all__ = ["Fitted", "fit"]
 
@@ -46,50 +44,28 @@ def fit(
     per_epoch = len(x) // recipe.batch_size
     order = torch.Generator().manual_seed(seed)
     drawn = batches(len(x), recipe.batch_size, recipe.epochs * per_epoch, generator=order)
-    optimizer, criterion = build.optimizer(model, recipe), build.loss(recipe)
-    schedule = scheduler(optimizer, recipe, per_epoch)
-    average = averaged(model, recipe.ema_decay) if recipe.ema_decay else None
+    learner = Learner(model, recipe, per_epoch)
     curve = Curve()
     model.train()
     for step, rows in enumerate(drawn):
-        optimizer.zero_grad()
-        loss, hits = 0.0, 0.0
-        for part in rows.chunk(recipe.accumulate):
-            xb, yb = x[part], y[part]
-            if augment:
-                xb = crop_and_flip(xb, generator=order)
-            part_loss, part_hits = _backward(model, criterion, xb, yb, recipe, order)
-            loss, hits = loss + part_loss, hits + part_hits
+        parts = (
+            _part(x[part], y[part], recipe, order, augment)
+            for part in rows.chunk(recipe.accumulate)
+        )
+        loss, hits = learner.gradients(list(parts))
         curve.loss.append(loss)
         curve.accuracy.append(hits / recipe.batch_size)
         if not math.isfinite(loss):
             curve.diverged_at = step
             break
-        if recipe.clip_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        if average is not None:
-            average.update_parameters(model)
-    return Fitted(curve, None if average is None else average.module)
+        learner.update()
+    return Fitted(curve, None if learner.average is None else learner.average.module)
 
 
-def _backward(
-    model: nn.Module,
-    criterion: nn.CrossEntropyLoss,
-    x: Tensor,
-    y: Tensor,
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> tuple[float, float]:
-    """Add one pass's share to the gradients; its share of the loss, and its right answers."""
-    other, share = None, 1.0
-    if recipe.mixup or recipe.cutmix:
-        x, other, share = mix(x, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=generator)
-    logits = model(x)
-    loss = criterion(logits, y)
-    if other is not None:
-        loss = share * loss + (1 - share) * criterion(logits, y[other])
-    loss = loss / recipe.accumulate
-    loss.backward()
-    return loss.item(), (logits.argmax(1) == y).sum().item()
+def _part(x: Tensor, y: Tensor, recipe: Recipe, generator: torch.Generator, augment: bool) -> Part:
+    if augment:
+        x = crop_and_flip(x, generator=generator)
+    if not (recipe.mixup or recipe.cutmix):
+        return Part(x, y)
+    x, other, own = mix(x, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=generator)
+    return Part(x, y, y[other], own)

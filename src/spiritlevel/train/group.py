@@ -1,0 +1,146 @@
+"""The processes of a run, as torchrun starts them; one process is a group of one."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spiritlevel.errors import TrainingError, UsageError
+
+__all__ = ["Group", "joined", "restarted"]
+
+_PATIENCE = timedelta(minutes=30)
+"""For a process that prepares, writes or evaluates what the others wait for."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among `size`, and how they agree."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _talk: Any = None
+    """A group on gloo, for numbers of the host: nothing waits for a GPU."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that writes and speaks."""
+        return self.rank == 0
+
+    def rows(self, values: Sequence[float]) -> Tensor:
+        """What each process has found, (size, len(values)) in float64, the same on all."""
+        row = torch.tensor(values, dtype=torch.float64)
+        if self.size == 1:
+            return row[None]
+        rows = [torch.empty_like(row) for _ in range(self.size)]
+        dist.all_gather(rows, row, group=self._talk)
+        return torch.stack(rows)
+
+    def objects(self, value: Any) -> list[Any]:
+        """Any values, one of each process, in order; of our own processes only, by pickle."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self._talk)
+        return found
+
+    def first(self, value: Any) -> Any:
+        """The leader's value, on all."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self._talk)
+        return held[0]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, its gradients averaged over the processes, its buffers its own."""
+        if self.size == 1:
+            return model
+        ids = [self.device] if self.device.type == "cuda" else None
+        wrapper: Any = nn.parallel.DistributedDataParallel
+        # Its older name is deprecated from torch 2.13 on.
+        names = inspect.signature(wrapper).parameters
+        name = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in names)
+        wrapped: nn.Module = wrapper(model, ids, **{name: False})
+        return wrapped
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process anew, after another was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def _telling_of_the_lost(rank: int) -> Iterator[None]:
+    """What gloo and NCCL raise in a process that waits for one that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if not isinstance(error, dist.DistError) and "gloo" not in told and "NCCL" not in told:
+            raise
+        raise TrainingError(
+            f"got no answer from another process, told on rank {rank} ({told.splitlines()[0]}): it "
+            "is lost, or has told why it stopped. What was saved is whole: torchrun "
+            "--max-restarts starts all anew and goes on by itself, else go on by --resume"
+        ) from error
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Group]:
+    """The group that torchrun's variables tell of; left at the end, also after an error.
+
+    `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". Raises UsageError.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1 or "RANK" not in os.environ:
+        yield Group(device=place)
+        return
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        talk = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else None
+        rank = dist.get_rank()
+        with _telling_of_the_lost(rank):
+            yield Group(rank, size, place, talk)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    found = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if found else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise _refusal(name) from error
+    if device.type == "cuda" and not found:
+        raise UsageError(f"got device {name}, of which this torch sees none; wanted cpu, or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise _refusal(name)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"got {device}, of {torch.cuda.device_count()} GPU(s) here; wanted one process a GPU. "
+            "Start fewer processes on this machine"
+        )
+    return device
+
+
+def _refusal(name: str) -> UsageError:
+    return UsageError(f"got device {name!r}; wanted auto, cpu, cuda or cuda:N")

@@ -1,0 +1,90 @@
+"""What a run tells of itself: a line of JSON a step in RUN/metrics.jsonl, and TensorBoard's events.
+
+`kind` is "train" (an update: loss, accuracy, learning_rate, gradient_norm, images_per_second),
+"validation" (an epoch: loss, accuracy) or "test" (the end: of the best and the last weights).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from spiritlevel.errors import RecordsError, UsageError
+from spiritlevel.files import write_whole
+
+__all__ = ["METRICS", "Journal"]
+
+METRICS = "metrics.jsonl"
+_EVENTS = "events"
+
+
+class Journal:
+    """The journal of the run in `folder` after `step` updates and `epochs` validations.
+
+    What an earlier process wrote beyond them is dropped: it will be written again.
+    """
+
+    def __init__(self, folder: Path, *, step: int, epochs: int) -> None:
+        self.path = folder / METRICS
+        kept = [line for line in _lines(self.path) if _is_before(line, step, epochs)]
+        write_whole(self.path, "".join(f"{line}\n" for line in kept))
+        self._file: FileIO = self.path.open("ab", buffering=0)
+        self.writer = _writer(folder / _EVENTS, step)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Raises RecordsError where the disk takes no more."""
+        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        try:
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise RecordsError(
+                f"got {error.strerror or error} while writing {self.path}; wanted room for a line. "
+                "What was saved before is whole. Make room, and go on by --resume"
+            ) from error
+        if self.writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"got {error.strerror or error} while reading {path}") from error
+
+
+def _is_before(line: str, step: int, epochs: int) -> bool:
+    """Whether it is of what the checkpoint holds; a torn line is not."""
+    try:
+        told = json.loads(line)
+        done = {"train": told["step"] <= step, "validation": told.get("epoch", 0) <= epochs}
+        return bool(done.get(told["kind"], False))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _writer(folder: Path, step: int) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its protocol buffers
+            from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        warnings.warn(
+            "got no tensorboard, so there are no events of this run, but metrics.jsonl. Install "
+            "it: pip install 'spiritlevel[train]'",
+            stacklevel=4,
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -1,0 +1,150 @@
+"""A run begun or gone on with in its folder, on as many processes as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from spiritlevel.doctor.check import check
+from spiritlevel.doctor.diagnosis import Diagnosis
+from spiritlevel.errors import RecordsError, SpiritlevelError
+from spiritlevel.files import write_whole
+from spiritlevel.probe.watch import Probe
+from spiritlevel.train.config import Config, parse_toml
+from spiritlevel.train.group import Group, joined, restarted
+from spiritlevel.train.progress import Progress
+from spiritlevel.train.training import CONFIG, Build, Training
+
+__all__ = ["Outcome", "read_config", "run"]
+
+_CHECKED = 8
+"""Batches that the model is checked on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, on the process that leads; on others all is None."""
+
+    result: dict[str, Any] | None = None
+    """As in RUN/result.json."""
+    diagnosis: Diagnosis | None = None
+    probe: Probe | None = None
+
+
+def run(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    build: Build | None = None,
+    tell: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], int] = lambda: 0,
+) -> Outcome:
+    """Train as `config` says, in `folder`; with `resume`, go on with what is there.
+
+    Under torchrun every process calls it. A process that torchrun starts anew goes on, too.
+    `build(config, images)` makes a model that is not ours. Raises what `Training` raises, and
+    RecordsError for a folder that cannot be used.
+    """
+    written = config.to_toml()
+    resume = resume or restarted()
+    with joined(config.device) as group, _claimed(folder, config, resume, group):
+        training = Training(config, folder, group, build=build, tell=tell, stop=stop)
+        if group.leads:  # only now it is known to be a run
+            write_whole(folder / CONFIG, written)
+        training.resume()
+        result = training.run()
+    if not group.leads:
+        return Outcome()
+    # Alone from here on: a synced norm is a plain one, and no process waits.
+    diagnosis = _checked(training) if config.check else None
+    return Outcome(result, diagnosis, training.probe)
+
+
+def _checked(training: Training) -> Diagnosis:
+    found = check(training.model, _Batches(training), probe=training.probe, most_batches=_CHECKED)
+    write_whole(training.folder / "check.json", found.to_json())
+    return found
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Training images as they are, without what chance does to them."""
+
+    training: Training
+
+    def __len__(self) -> int:
+        return min(_CHECKED, self.training.feed.steps_per_epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        feed = self.training.feed
+        size = feed.recipe.batch_size
+        for first in range(0, len(self) * size, size):
+            rows = feed.rows[first : first + size]
+            x = feed.x[rows]
+            yield x, feed.y[rows].to(x.device)
+
+
+@contextmanager
+def _claimed(folder: Path, config: Config, resume: bool, group: Group) -> Iterator[None]:
+    """The folder, of this run alone: its leader holds a lock, which ends with the process."""
+    lock, wrong = FileLock(folder / ".lock"), ""
+    if group.leads:
+        try:
+            _open(folder, config, resume, lock)
+        except SpiritlevelError as error:
+            wrong = str(error)
+    if said := group.first(wrong):
+        raise RecordsError(said)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _open(folder: Path, config: Config, resume: bool, lock: FileLock) -> None:
+    path = folder / CONFIG
+    if path.exists() and not resume:
+        raise RecordsError(
+            f"got {folder}, which holds a run already; go on with it by --resume, or choose "
+            "another --out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RecordsError(
+            f"got {folder}, in which another process trains; wanted a run of its own. Wait for "
+            "it, stop it, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise RecordsError(
+            f"got {error.strerror or error} at {folder}; wanted a folder to write to: choose "
+            "another --out"
+        ) from error
+    if path.exists() and (there := read_config(folder)) != config:
+        old, new = there.to_dict(), config.to_dict()
+        other = ", ".join(name for name in old if old[name] != new[name])
+        raise RecordsError(
+            f"got another {other} for the run in {folder}; wanted what its {CONFIG} says. Leave "
+            "the options out, or choose another --out"
+        )
+
+
+def read_config(folder: Path) -> Config:
+    """That of the run in `folder`. Raises RecordsError, UsageError."""
+    path = folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordsError(
+            f"got {folder}, whose {CONFIG} cannot be read; wanted the folder of a run of "
+            "`spiritlevel train`: check the path"
+        ) from error
+    return Config.from_dict(parse_toml(text, path))

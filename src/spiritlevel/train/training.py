@@ -1,0 +1,406 @@
+"""A run of `spiritlevel train`, from a configuration to trained weights, with nothing lost between.
+
+RUN/config.toml           all that decides it
+RUN/metrics.jsonl         see `journal`; RUN/events/ has the same for TensorBoard
+RUN/checkpoints/          see `checkpoint`
+RUN/last.safetensors      the weights after the last whole epoch: the averaged ones, if kept
+RUN/best.safetensors      those of the epoch that was best on the validation images
+RUN/result.json           what they get right on the test images, which chose nothing
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spiritlevel.data import Images
+from spiritlevel.errors import RecordsError, TrainingError, UsageError
+from spiritlevel.files import write_whole
+from spiritlevel.kernels import tune_allocator
+from spiritlevel.models import create_model
+from spiritlevel.models.weights import save_weights
+from spiritlevel.probe.watch import Probe
+from spiritlevel.train.agree import share_statistics_
+from spiritlevel.train.build import init_
+from spiritlevel.train.chance import chance, set_chance
+from spiritlevel.train.checkpoint import Checkpoints
+from spiritlevel.train.config import Config
+from spiritlevel.train.evaluation import Evaluation, evaluate
+from spiritlevel.train.feed import Feed
+from spiritlevel.train.group import Group
+from spiritlevel.train.journal import Journal
+from spiritlevel.train.learner import Learner
+from spiritlevel.train.nonfinite import first_not_finite, parameter_not_finite
+from spiritlevel.train.progress import Progress, Stopped
+from spiritlevel.train.sets import Sets
+
+__all__ = ["CONFIG", "RESULT", "Build", "Training"]
+
+CONFIG, RESULT = "config.toml", "result.json"
+
+Build = Callable[[Config, Images], nn.Module]
+_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Enough(Exception):
+    """Raised out of an evaluation that a signal ends."""
+
+
+@dataclass
+class _State:
+    """How far a run is."""
+
+    step: int = 0
+    validated: int = 0
+    """Whole epochs whose end has been seen to."""
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+    """epoch, accuracy and loss of the best weights."""
+
+
+class Training:
+    """One run in its folder, on one process of `group`. `tell` is called on the leader only.
+
+    `stop` gives the number of the signal that asks for an end, or 0. Raises UsageError, DataError
+    and RecordsError for what cannot be trained, or gone on with.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        group: Group,
+        *,
+        build: Build | None = None,
+        tell: Callable[[Progress], None] = lambda _: None,
+        stop: Callable[[], int] = lambda: 0,
+    ) -> None:
+        tune_allocator()
+        self.config, self.folder, self.group = config, folder, group
+        self._tell, self._stop = tell, stop
+        self.sets = sets = Sets.of(config, group.device)
+        recipe = config.recipe
+        self.feed = Feed(
+            sets.x,
+            sets.y,
+            sets.rows,
+            recipe,
+            seed=config.seed,
+            augment=config.augment,
+            rank=group.rank,
+            ranks=group.size,
+        )
+        torch.manual_seed(config.seed)
+        self.model = init_((build or _ours)(config, sets.images), recipe).to(group.device)
+        if config.compile:
+            self.model.compile()
+        self.learner = Learner(
+            self.model,
+            recipe,
+            self.feed.steps_per_epoch,
+            autocast=_DTYPES[config.amp],
+            channels_last=config.channels_last,
+            ranks=group.size,
+            wrap=group.wrap,
+        )
+        self.steps = recipe.epochs * self.feed.steps_per_epoch
+        self.checkpoints = Checkpoints(folder)
+        self._fingerprint = sets.images.fingerprint if group.leads else ""
+        self._at = _State()
+        self._saved, self._last_saved = time.monotonic(), (0, 0)
+        self.feed.seed_process(0)
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint, if there is one; the number of updates done before."""
+        held: list[dict[str, Any]] = []
+
+        def use(state: dict[str, Any]) -> None:
+            self._refuse_foreign(state)
+            held.append(state)
+
+        if self.group.leads:
+            self.checkpoints.newest(use, self._note)
+        state = self.group.first(held[0] if held else None)
+        if state is not None:
+            self._at = _State(**state["at"])
+            self.learner.load_state_dict(state["learner"], done=self._at.step)
+            self._set_chance(state["chance"])
+        return self._at.step
+
+    def _refuse_foreign(self, state: dict[str, Any]) -> None:
+        """Raises UsageError for the checkpoint of another run."""
+        theirs, own = state["config"], self.config.to_dict()
+        other = [name for name in own if theirs.get(name) != own[name]]
+        if other:
+            raise UsageError(
+                f"got the checkpoint of another run, whose {', '.join(other)} differ; the one "
+                "before it is taken"
+            )
+        if state["images"] != self._fingerprint:
+            raise RecordsError(
+                f"got images from {self.config.data} that differ from those that this run began "
+                "with; wanted the same. Start a new run for the new images"
+            )
+        names = set(state["learner"]["model"]), set(self.model.state_dict())
+        if names[0] != names[1]:
+            odd = sorted(names[0] ^ names[1])[0]
+            raise UsageError(
+                f"got a checkpoint of another model than {self.config.model} is now: {odd} is in "
+                "one of them only"
+            )
+
+    def _set_chance(self, states: list[dict[str, Any]]) -> None:
+        if len(states) != self.group.size:
+            self.feed.seed_process(self._at.step)
+            return
+        set_chance(states[self.group.rank], self.group.device)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; what the test images say, as it is written to RUN/result.json.
+
+        Raises Stopped for a signal, when all is saved, and TrainingError where numbers are no
+        longer finite.
+        """
+        with ExitStack() as stack:
+            self._journal = None
+            if self.group.leads:
+                self._journal = Journal(self.folder, step=self._at.step, epochs=self._at.validated)
+                stack.callback(self._journal.close)
+            self.probe = self._probed(stack)
+            self.model.train()
+            self._end_epoch()  # of which a signal came between
+            while self._at.step < self.steps:
+                asked, due = self._update()
+                self._end_epoch()
+                if asked:
+                    self._save()
+                    raise Stopped(asked, self._at.step)
+                if due:
+                    self._save()
+            return self._finish()
+
+    def _probed(self, stack: ExitStack) -> Probe | None:
+        if not (self.config.probe and self.group.leads):
+            return None
+        learner = self.learner
+        probe = Probe(self.model, optimizer=learner.optimizer, every=self.config.probe)
+        stack.enter_context(probe)
+        if self._journal is not None and self._journal.writer is not None:
+            probe.log_to(self._journal.writer)
+        return probe
+
+    def _update(self) -> tuple[int, bool]:
+        """One; the signal that asks for an end, and whether it is time to save."""
+        at, learner = self._at, self.learner
+        start, rate = time.perf_counter(), learner.learning_rate
+        parts = self.feed.parts(at.step)
+        loss, hits = learner.gradients(parts)
+        norm = learner.gradient_norm()
+        late = time.monotonic() - self._saved >= self.config.save_every
+        rows = self.group.rows([loss, hits, self._stop(), late])
+        loss, hits = rows[:, 0].sum().item(), int(rows[:, 1].sum())
+        if not math.isfinite(loss) or not (learner.scaled or norm.isfinite()):
+            raise self._not_finite(loss, float(norm))
+        learner.update(norm)
+        at.step += 1
+        took = time.perf_counter() - start
+        at.seconds += took
+        size = self.config.recipe.batch_size
+        told = {"loss": loss, "accuracy": hits / size, "images_per_second": size / took}
+        if self._journal is not None:
+            epoch = at.step / self.feed.steps_per_epoch
+            shown = {"learning_rate": rate, "gradient_norm": _plain(norm)}
+            self._journal.write("train", at.step, epoch=epoch, **told, **shown)
+        self._progress(**told)
+        return int(rows[:, 2].max()), bool(rows[0, 3])
+
+    def _not_finite(self, loss: float, norm: float) -> TrainingError:
+        """All processes come here together."""
+        at, parts = self._at, self.feed.parts(self._at.step)
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+        layer = first_not_finite(self.model, lambda: [self.model(part.x) for part in parts])
+        if layer is None:
+            name = parameter_not_finite(self.model, gradients=True)
+            layer = f"the gradient of {name}" if name else "the loss itself"
+        kept = ""
+        if self.checkpoints.folder.is_dir():
+            kept = f". The last checkpoint in {self.checkpoints.folder} is of before"
+        return TrainingError(
+            f"got {what} in step {at.step + 1} (epoch {at.step // self.feed.steps_per_epoch + 1}); "
+            f"the first that is not finite is {layer}. Wanted finite numbers: take a smaller --lr "
+            f"(now {self.learner.learning_rate:.3g}), --clip-norm, a longer --warmup-epochs, or "
+            f"--amp none{kept}"
+        )
+
+    def _end_epoch(self) -> None:
+        """See to the end of an epoch, if there is one that was not seen to."""
+        at = self._at
+        epoch, rest = divmod(at.step, self.feed.steps_per_epoch)
+        if rest or epoch == at.validated:
+            return
+        self._agree()
+        if len(self.sets.validation):
+            found = self._evaluated(self.learner.delivered, *self.sets.validating)
+            here = {"epoch": epoch, "accuracy": found.accuracy, "loss": found.loss}
+            if self._journal is not None:
+                self._journal.write("validation", at.step, **here)
+            self._note(
+                f"epoch {epoch}: {found.accuracy:.2%} of {found.count:,} validation images right"
+            )
+            if not at.best or found.accuracy > at.best["accuracy"]:
+                at.best = here
+                self._write("best")
+        else:
+            at.best = {"epoch": epoch}
+            self._write("best")
+        at.validated = epoch
+        self._write("last")
+        self._save()
+
+    def _evaluated(self, model: nn.Module, x: Any, y: Tensor) -> Evaluation:
+        def go_on() -> None:
+            if self.group.size == 1 and self._stop():
+                raise _Enough
+
+        try:
+            return evaluate(
+                model,
+                x,
+                y,
+                num_classes=len(self.sets.images.classes),
+                autocast=_DTYPES[self.config.amp],
+                device=self.group.device,
+                keep_going=go_on,
+            )
+        except _Enough:
+            self._save()
+            raise Stopped(self._stop(), self._at.step) from None
+
+    def _agree(self) -> None:
+        """Running statistics are each process's own until they are used or saved."""
+        share_statistics_(self.model)
+        if self.learner.average is not None:
+            share_statistics_(self.learner.average.module)
+
+    def _write(self, name: str) -> None:
+        if self.group.leads:
+            save_weights(
+                self.learner.delivered,
+                self.folder / f"{name}.safetensors",
+                recipe=self.config.recipe,
+                preprocessing=self.sets.preprocessing.to_dict(),
+            )
+
+    def _save(self) -> None:
+        """A checkpoint; every process takes part."""
+        now = self._at.step, self._at.validated
+        if now == self._last_saved:
+            return
+        self._last_saved = now
+        self._agree()
+        states = self.group.objects(chance(self.group.device))
+        if self.group.leads:
+            self.checkpoints.save(
+                {
+                    "format": 1,
+                    "config": self.config.to_dict(),
+                    "images": self._fingerprint,
+                    "at": vars(self._at),
+                    "learner": self.learner.state_dict(),
+                    "chance": states,
+                },
+                step=self._at.step,
+            )
+        self._saved = time.monotonic()
+
+    def _finish(self) -> dict[str, Any]:
+        """The test images are looked at here for the first time."""
+        best, last = self._best(), self.learner.delivered
+        sets, found = self.sets, {}
+        for name, model in (("best", best), ("last", last)):
+            found[name] = _told(self._evaluated(model, sets.test_x, sets.test_y))
+        result = {
+            "model": self.config.model,
+            "data": self.config.data,
+            "norm": self.config.norm,
+            "epochs": self.config.recipe.epochs,
+            "steps": self.steps,
+            "seconds": round(self._at.seconds, 1),
+            "processes": self.group.size,
+            "threads": torch.get_num_threads(),
+            "images": {"train": len(sets.rows), "validation": len(sets.validation)},
+            "best": self._at.best,
+            "test": found,
+        }
+        if self._journal is not None:
+            for name, values in found.items():
+                scalars = {"accuracy": values["accuracy"], "loss": values["loss"]}
+                self._journal.write("test", self._at.step, weights=name, **scalars)
+            write_whole(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        return result
+
+    def _best(self) -> nn.Module:
+        model, state = deepcopy(self.learner.delivered), None
+        if self.group.leads:
+            state = load_file(self.folder / "best.safetensors")
+        model.load_state_dict(self.group.first(state))
+        return model
+
+    def _progress(self, **told: float) -> None:
+        if self.group.leads:
+            self._tell(self._here(**told))
+
+    def _note(self, text: str) -> None:
+        if self.group.leads:
+            self._tell(replace(self._here(), note=text))
+
+    def _here(self, **told: Any) -> Progress:
+        feed = self.feed
+        return Progress(
+            self._at.step,
+            self.steps,
+            feed.recipe.epochs,
+            feed.steps_per_epoch,
+            feed.recipe.batch_size,
+            **told,
+        )
+
+
+def _ours(config: Config, images: Images) -> nn.Module:
+    options: dict[str, Any] = {}
+    if config.recipe.dropout:  # which not every model has
+        options["drop_rate"] = config.recipe.dropout
+    return create_model(
+        config.model,
+        len(images.classes),
+        norm=config.norm,
+        in_chans=images.channels,
+        stem=config.stem_for(images.size),
+        **options,
+    )
+
+
+def _told(found: Evaluation) -> dict[str, Any]:
+    return {
+        "accuracy": found.accuracy,
+        "interval": list(found.interval),
+        "loss": _plain(found.loss),
+        "images": found.count,
+    }
+
+
+def _plain(value: float | Tensor) -> float | None:
+    """A number, or None, which JSON has for what is none."""
+    number = float(value)
+    return number if math.isfinite(number) else None

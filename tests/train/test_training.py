@@ -1,0 +1,310 @@
+"""Runs in their folders, on one process. Killed ones are in tests/cli/test_train_command.py."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import spiritlevel as sl
+from spiritlevel.data import load
+from spiritlevel.data.preprocessing import Preprocessing
+from spiritlevel.errors import RecordsError, TrainingError, UsageError
+from spiritlevel.models import load_weights, read_metadata
+from spiritlevel.train import Recipe
+from spiritlevel.train.config import Config
+from spiritlevel.train.progress import Stopped
+from spiritlevel.train.start import run
+
+RECIPE = Recipe(
+    lr=0.05, epochs=2, batch_size=256, nesterov=True, ema_decay=0.9, label_smoothing=0.1
+)
+CONFIG = Config(
+    "small_vgg", "digits", RECIPE, image_size=16, save_every=1e9, check=False, augment="crop"
+)
+
+
+class Dropping(torch.nn.Module):
+    """Draws from each of the generators that a run has to keep."""
+
+    def forward(self, x):
+        import random
+
+        import numpy as np
+
+        scale = 1 + 0.1 * (random.random() + np.random.rand())
+        return torch.nn.functional.dropout(x, 0.3, self.training) * scale
+
+
+def dropping(config, images):
+    model = sl.create_model("small_vgg", len(images.classes), config.norm, in_chans=images.channels)
+    return torch.nn.Sequential(model, Dropping()).train()
+
+
+def weights(folder, name="last"):
+    return load_file(folder / f"{name}.safetensors")
+
+
+def alike(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def lines(folder, *names):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [[line.get(name) for name in ("kind", "step", *names)] for line in found]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step):
+    """As `kill -9` does: nothing more is done, wherever the run is."""
+
+    def tell(progress):
+        if progress.note is None and progress.step == step:
+            raise Killed
+
+    return tell
+
+
+def stopped_after(calls):
+    left = iter(range(calls))
+    return lambda: 0 if next(left, None) is not None else 15
+
+
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
+    config = replace(CONFIG, save_every=0.0)
+    run(config, tmp_path / "whole", build=dropping)
+    for step in (1, 3, 5, 6, 9):  # 5 updates an epoch
+        folder = tmp_path / str(step)
+        with pytest.raises(Killed):
+            run(config, folder, build=dropping, tell=killed_at(step))
+        run(config, folder, resume=True, build=dropping)
+        for name in ("last", "best"):
+            assert alike(weights(folder, name), weights(tmp_path / "whole", name)), step
+        told = ("loss", "accuracy", "learning_rate", "gradient_norm", "epoch")
+        assert lines(folder, *told) == lines(tmp_path / "whole", *told)
+
+
+def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
+    run(CONFIG, tmp_path / "whole")
+    for calls in (0, 2, 5, 7):
+        folder = tmp_path / str(calls)
+        with pytest.raises(Stopped) as stopped:
+            run(CONFIG, folder, stop=stopped_after(calls))
+        assert stopped.value.number == 15
+        (newest,) = sorted(folder.glob("checkpoints/*.pt"))[-1:]
+        assert newest.name.startswith(f"{stopped.value.step:08}-")
+        run(CONFIG, folder, resume=True)
+        assert alike(weights(folder), weights(tmp_path / "whole"))
+        assert lines(folder, "loss") == lines(tmp_path / "whole", "loss")
+
+
+def test_a_lost_checkpoint_costs_the_time_since_the_one_before(tmp_path):
+    config = replace(CONFIG, save_every=0.0)
+    run(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, tmp_path / "torn", tell=killed_at(7))
+    old, new = sorted((tmp_path / "torn" / "checkpoints").iterdir())
+    new.write_bytes(new.read_bytes()[:1000])
+    notes = []
+    run(config, tmp_path / "torn", resume=True, tell=lambda p: notes.append(p.note))
+    assert any(note and note.startswith(f"{new}: got 1,000 bytes that are not") for note in notes)
+    assert alike(weights(tmp_path / "torn"), weights(tmp_path / "whole"))
+    assert old.name != new.name
+
+
+def test_the_checkpoint_of_another_run_is_refused_by_name(tmp_path):
+    config = replace(CONFIG, save_every=0.0)
+    other = replace(config, norm="group:8")
+    for name, each in (("own", config), ("other", other)):
+        with pytest.raises(Killed):
+            run(each, tmp_path / name, tell=killed_at(4))
+    (theirs,) = sorted((tmp_path / "other" / "checkpoints").iterdir())[-1:]
+    foreign = tmp_path / "own" / "checkpoints" / theirs.name.replace("00000003", "00000008")
+    foreign.write_bytes(theirs.read_bytes())
+    notes = []
+    run(config, tmp_path / "own", resume=True, tell=lambda p: notes.append(p.note))
+    told = next(note for note in notes if note)
+    assert told.startswith(f"{foreign}: got the checkpoint of another run, whose norm differ")
+
+
+def test_images_that_changed_are_no_run_to_go_on_with(tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        run(CONFIG, tmp_path, stop=stopped_after(1))
+    from spiritlevel.train import sets
+
+    fewer = load("digits", seed=1, image_size=16)
+    monkeypatch.setattr(sets, "load", lambda *_args, **_kwargs: fewer)
+    with pytest.raises(RecordsError, match="none can be gone on from"):
+        run(CONFIG, tmp_path, resume=True)
+
+
+def test_what_a_run_leaves(tmp_path):
+    outcome = run(replace(CONFIG, check=True, probe=2), tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result == outcome.result
+    assert result["steps"] == 10
+    assert result["images"] == {"train": 1295, "validation": 143}
+    assert result["test"]["last"]["images"] == 359
+    assert Config.from_dict(_toml(tmp_path)) == replace(CONFIG, check=True, probe=2)
+    assert {line[0] for line in lines(tmp_path)} == {"train", "validation", "test"}
+    assert (tmp_path / "check.json").read_text() == outcome.diagnosis.to_json()
+    assert len(outcome.probe.readings.steps) == 5
+    assert list((tmp_path / "events").iterdir())
+    told = read_metadata(tmp_path / "best.safetensors")
+    assert Recipe.from_dict(told["recipe"]) == RECIPE
+    assert Preprocessing.from_dict(told["preprocessing"]).size == 16
+    model = sl.create_model(**told["model"])
+    load_weights(model, tmp_path / "best.safetensors")
+
+
+def _toml(folder):
+    import tomllib
+
+    return tomllib.loads((folder / "config.toml").read_text())
+
+
+def test_the_probe_changes_no_bit(tmp_path):
+    for name, probe in (("with", 2), ("without", 0)):
+        run(replace(CONFIG, probe=probe), tmp_path / name)
+    assert alike(weights(tmp_path / "with"), weights(tmp_path / "without"))
+
+
+def test_what_is_scored_is_what_is_saved(tmp_path):
+    from spiritlevel.train.sets import Sets
+
+    outcome = run(CONFIG, tmp_path)
+    sets = Sets.of(CONFIG, torch.device("cpu"))
+    told = read_metadata(tmp_path / "last.safetensors")
+    for name in ("last", "best"):
+        model = sl.create_model(**told["model"]).eval()
+        load_weights(model, tmp_path / f"{name}.safetensors")
+        with torch.no_grad():
+            right = (model(sets.test_x[:]).argmax(1) == sets.test_y).double().mean().item()
+        assert outcome.result["test"][name]["accuracy"] == pytest.approx(right)
+
+
+def test_no_image_is_in_two_sets():
+    from spiritlevel.train.sets import Sets
+
+    sets = Sets.of(replace(CONFIG, validation=0.25), torch.device("cpu"))
+    assert sorted([*sets.rows.tolist(), *sets.validation.tolist()]) == list(range(len(sets.y)))
+    share = len(sets.validation) / len(sets.y)
+    assert share == pytest.approx(0.25, abs=0.01)
+    counts = torch.bincount(sets.y[sets.validation]).tolist()
+    assert max(counts) - min(counts) <= 3
+    test = {image.numpy().tobytes() for image in sets.images.test_x}
+    assert not test & {image.numpy().tobytes() for image in sets.images.train_x}
+
+
+def test_the_test_images_are_not_looked_at_before_the_end(tmp_path, monkeypatch):
+    from spiritlevel.train import training
+
+    looked = []
+    evaluate = training.evaluate
+
+    def watched(model, x, y, **options):
+        looked.append(len(y))
+        return evaluate(model, x, y, **options)
+
+    monkeypatch.setattr(training, "evaluate", watched)
+    run(CONFIG, tmp_path)
+    assert looked == [143, 143, 359, 359]
+
+
+def test_without_validation_the_best_are_the_last(tmp_path):
+    outcome = run(replace(CONFIG, validation=0.0), tmp_path)
+    assert alike(weights(tmp_path, "best"), weights(tmp_path))
+    assert outcome.result["images"] == {"train": 1438, "validation": 0}
+
+
+def test_a_loss_that_is_nan_names_the_layer(tmp_path):
+    class Breaks(torch.nn.Module):
+        passes = 0
+
+        def forward(self, x):
+            Breaks.passes += self.training and torch.is_grad_enabled()
+            return x / (Breaks.passes < 4)
+
+    def build(config, images):
+        model = dropping(config, images)
+        model[0].stages[1][0].act = torch.nn.Sequential(Breaks(), torch.nn.ReLU())
+        return model
+
+    config = replace(CONFIG, save_every=0.0)
+    layer = r"0\.stages\.1\.0\.act\.0 \(Breaks\), whose input is finite and whose output is not"
+    with pytest.raises(TrainingError, match=f"got loss nan in step 4 .*is {layer}.*smaller --lr"):
+        run(config, tmp_path, build=build)
+    assert [path.name[:8] for path in sorted(tmp_path.glob("checkpoints/*"))][-1] == "00000003"
+
+
+def test_a_gradient_that_is_infinite_stops_before_the_weights_are(tmp_path):
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_, gradient):
+            return gradient * float("inf")
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return Steep.apply(x)
+
+    def build(config, images):
+        model = dropping(config, images)
+        return torch.nn.Sequential(model[0], Layer())
+
+    with pytest.raises(TrainingError, match=r"got gradient norm nan in step 1 .*the gradient of 0"):
+        run(CONFIG, tmp_path, build=build)
+
+
+@pytest.mark.slow  # half precision is slow on most CPUs
+@pytest.mark.filterwarnings("ignore:batch normalization runs on torch")
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_learns(tmp_path, amp):
+    config = replace(CONFIG, amp=amp, recipe=replace(RECIPE, epochs=3))
+    run(config, tmp_path)
+    losses = [loss for kind, _, loss in lines(tmp_path, "loss") if kind == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {value.dtype for value in weights(tmp_path).values()} <= {torch.float32, torch.int64}
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    with pytest.raises(Stopped):
+        run(CONFIG, tmp_path, stop=stopped_after(0))
+    with pytest.raises(RecordsError, match=f"got {tmp_path}, which holds a run already; go on"):
+        run(CONFIG, tmp_path)
+    other = replace(CONFIG, seed=1)
+    with pytest.raises(RecordsError, match=r"got another seed for the run in .*config\.toml says"):
+        run(other, tmp_path, resume=True)
+
+    def second(progress):
+        with pytest.raises(RecordsError, match="in which another process trains"):
+            run(CONFIG, tmp_path, resume=True)
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(CONFIG, tmp_path, resume=True, tell=second)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"data": "folder:nowhere"}, "nowhere"),
+        ({"model": "ghostnet"}, "got model 'ghostnet'"),
+        ({"norm": "bitch"}, "got norm 'bitch'"),
+        ({"recipe": replace(RECIPE, batch_size=2000)}, "wanted at most 1295"),
+        ({"device": "tpu"}, "got device 'tpu'; wanted auto, cpu, cuda"),
+        ({"recipe": replace(RECIPE, dropout=0.1)}, "got option 'drop_rate' for small_vgg"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path, wrong, told):
+    with pytest.raises(UsageError, match=told):
+        run(replace(CONFIG, **wrong), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
