@@ -7,6 +7,7 @@ from spiritlevel.bench.first_step import first_step
 from spiritlevel.bench.fuse import fuse
 from spiritlevel.bench.norms import SHAPES, norms
 from spiritlevel.bench.probe import SIZES, probe
+from spiritlevel.bench.scale import scale
 
 __all__ = [
     "BATCHES",
@@ -19,4 +20,5 @@ __all__ = [
     "fuse",
     "norms",
     "probe",
+    "scale",
 ]

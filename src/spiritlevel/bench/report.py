@@ -29,6 +29,7 @@ def tables(found: _Found) -> Iterator[Table | str]:
         "bench allocator": _allocator,
         "bench probe": _probe,
         "bench deploy": _deploy,
+        "bench scale": _scale,
     }[found["command"]](found)
 
 
@@ -123,6 +124,19 @@ def _probe(found: _Found) -> Iterator[Table | str]:
             images = ""
     yield table
     yield say("terminal.bench.how_probe", **found["settings"])
+
+
+def _scale(found: _Found) -> Iterator[Table | str]:
+    title = say("terminal.bench.scaled", **found["settings"])
+    table = _table(title, "processes", "norm_batch", "norm_sync", "sync_over", "sent", "by_formula")
+    for row in found["cases"]:
+        times = [f"{1e3 * row['seconds'][norm]['median']:.0f} ms" for norm in ("batch", "sync")]
+        sent, formula = row.get("bytes_a_process"), sum(row["formula"].values())
+        seen = f"{sent['sync'] / 1e6:.2f} MB" if sent else "–"
+        ratio = _ratio(row["ratio"], interval=True)
+        table.add_row(str(row["processes"]), *times, ratio, seen, f"{formula / 1e6:.2f} MB")
+    yield table
+    yield say("terminal.bench.how_scale", **found["settings"])
 
 
 def _deploy(found: _Found) -> Iterator[Table | str]:

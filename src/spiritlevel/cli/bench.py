@@ -1,4 +1,4 @@
-"""`spiritlevel bench`: norms, fuse, allocator, probe and deploy."""
+"""`spiritlevel bench`: norms, fuse, allocator, probe, deploy and scale."""
 
 from __future__ import annotations
 
@@ -180,6 +180,34 @@ def deploy(
             rounds=rounds,
             threads=threads,
             compiled=not no_compile,
+            progress=tell,
+        )
+
+    return _run(measure, out)
+
+
+@app.command("scale")
+def scale(
+    out: Out = None,
+    model: Annotated[str, typer.Option(help="A name of `spiritlevel models`.")] = "ghostnet_100",
+    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images of a process and step.")] = 32,
+    processes: Annotated[
+        list[int] | None, typer.Option(help="May be repeated. (default: 1 and 2)")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Steps of each norm.")] = 20,
+) -> int:
+    """A training step on several processes, with a batch norm of each and a synced one."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+
+        return bench.scale(
+            model=model,
+            size=size,
+            batch=batch,
+            processes=tuple(processes or (1, 2)),
+            rounds=rounds,
             progress=tell,
         )
 
