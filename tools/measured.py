@@ -28,6 +28,7 @@ def main() -> None:
         "docs/bench.md": page,
         "docs/probe.md": cost,
         "docs/export.md": speed,
+        "docs/scale.md": scaled,
         "README.md": quoted,
     }
     for name, made in made_by.items():
@@ -73,6 +74,70 @@ def cost(before: str) -> str:
                 f"{value:.1f} % ({low:.1f} to {high:.1f}) |"
             )
     how = before.split("\n## What it costs\n")[0].rstrip()
+    return "\n".join([how, "", *lines]) + "\n"
+
+
+ON_PAPER = (
+    ("8 GPUs of one machine", 8, 8, 20e-6, 200e9),
+    ("1024 GPUs, synced over all", 1024, 1024, 100e-6, 25e9),
+    ("1024 GPUs, synced over each machine's 8", 1024, 8, 20e-6, 200e9),
+)
+"""Name, GPUs, GPUs that a norm is synced over, seconds a collective takes at least, bytes a second.
+
+Assumed, not measured: collectives within a machine by NVLink, between machines by 200 Gb/s each."""
+
+
+def scaled(before: str) -> str:
+    """docs/scale.md, with what a step costs on several processes anew."""
+    found = record("scale")
+    about, first = found["settings"], found["cases"][0]
+    layers, channels = len(first["channels"]), sum(first["channels"])
+    how = before.split("\n## Measured\n")[0].rstrip()
+    lines = [
+        "## Measured",
+        f"`spiritlevel bench scale`: {about['model']} ({first['parameters']:,} parameters, {layers} "
+        f"norms, {channels:,} channels) at {about['size']}×{about['size']}, {about['batch']} images "
+        "a process and",
+        "step, one thread each, on two cores of an AMD EPYC, by gloo, from "
+        "[scale.json](bench/scale.json), which `python tools/measured.py` put here.",
+        "What is sent is the loopback device's counter, with the headers of all protocols.",
+        "",
+        "| processes | a norm of each, ms | synced, ms | synced / of each | MB sent a process, of "
+        "each | synced | by the formula |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["cases"]:
+        times = [f"{1e3 * row['seconds'][norm]['median']:.0f}" for norm in ("batch", "sync")]
+        seen = [f"{row['bytes_a_process'][norm] / 1e6:.2f}" for norm in ("batch", "sync")]
+        formula = row["formula"]
+        told = f"{formula['gradients'] / 1e6:.2f}, {sum(formula.values()) / 1e6:.2f}"
+        cells = [str(row["processes"]), *times, interval(row["ratio"]), *seen, told]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Carried to GPUs, on paper",
+        "With *a* seconds that a collective takes at least and *b* bytes a second of a GPU, both "
+        "assumed, not measured, synced norms add",
+        "2 L a + (forward + backward bytes) / b to a step: they stand in the way of the layers "
+        "after them, while gradients are sent",
+        "beside the backward pass.",
+        "",
+        "| | a | b | norms, MB a GPU | norms add, ms | of it waiting | gradients, MB a GPU | beside "
+        "backward, ms |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    from spiritlevel.bench.scale import sent
+
+    for name, gpus, group, least, rate in ON_PAPER:
+        norms, all_of = (sent(n, first["parameters"], first["channels"]) for n in (group, gpus))
+        bytes_of_norms = norms["forward"] + norms["backward"]
+        waiting = 2 * layers * least
+        between = ON_PAPER[0 if gpus == 8 else 1][4]
+        lines.append(
+            f"| {name} | {1e6 * least:.0f} µs | {rate / 1e9:.0f} GB/s | {bytes_of_norms / 1e6:.2f} "
+            f"| {1e3 * (waiting + bytes_of_norms / rate):.1f} | {1e3 * waiting:.1f} | "
+            f"{all_of['gradients'] / 1e6:.1f} | {1e3 * all_of['gradients'] / between:.1f} |"
+        )
     return "\n".join([how, "", *lines]) + "\n"
 
 

@@ -74,6 +74,12 @@ def curve(folder, kind="train"):
     return [(line["step"], line["loss"]) for line in found if line["kind"] == kind]
 
 
+def as_one(several, one):
+    """Sums in another order: the last digit at first, then what training makes of it."""
+    torch.testing.assert_close(curve(several)[:8], curve(one)[:8], rtol=1e-6, atol=0)
+    torch.testing.assert_close(curve(several), curve(one), rtol=5e-3, atol=0)
+
+
 def weights(folder):
     return load_file(folder / "last.safetensors")
 
@@ -84,7 +90,7 @@ def test_two_processes_with_synced_norm_train_as_one(tmp_path, extra):
     finished([*command(1), *RUN, *extra, "--out", one], tmp_path)
     finished([*command(2), *RUN, *extra, "--norm", "sync", "--out", two], tmp_path)
     assert [step for step, _ in curve(one)] == list(range(1, 21))
-    torch.testing.assert_close(curve(two), curve(one), rtol=2e-4, atol=0)
+    as_one(two, one)
     there, here = curve(two, "validation"), curve(one, "validation")
     torch.testing.assert_close(there, here, rtol=5e-3, atol=0)
     torch.testing.assert_close(weights(two), weights(one), rtol=2e-2, atol=2e-3)
@@ -121,7 +127,7 @@ def test_a_lost_process_costs_what_came_after_the_last_checkpoint(tmp_path):
     told = finished([*command(2, "--max-restarts=1"), *words, "--out", lost], tmp_path)
     assert "test images right" in told
     assert [step for step, _ in curve(lost)] == list(range(1, 21))
-    torch.testing.assert_close(curve(lost), curve(whole), rtol=2e-4, atol=0)
+    as_one(lost, whole)
 
 
 def test_a_signal_saves_on_all_and_all_go_on(tmp_path):

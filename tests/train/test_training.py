@@ -308,3 +308,12 @@ def test_bad_input_is_one_clear_error(tmp_path, wrong, told):
     with pytest.raises(UsageError, match=told):
         run(replace(CONFIG, **wrong), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropout_is_the_recipes_not_the_models(rate, tmp_path):
+    from spiritlevel.train.group import Group
+    from spiritlevel.train.training import Training
+
+    config = replace(CONFIG, model="ghostnet_050", recipe=replace(RECIPE, dropout=rate))
+    assert Training(config, tmp_path, Group()).model.dropout.p == rate

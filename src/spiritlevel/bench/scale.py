@@ -116,6 +116,7 @@ def steps(
     from spiritlevel.kernels import tune_allocator
     from spiritlevel.lent.norms import batch_norms
     from spiritlevel.models import create_model
+    from spiritlevel.models.registry import model_options
 
     tune_allocator()
     torch.set_num_threads(1)
@@ -128,9 +129,12 @@ def steps(
     labels = torch.randint(10, (count * batch,), generator=draws)
     own = slice(rank * batch, (rank + 1) * batch)
 
+    options = {"drop_rate": 0.0} if "drop_rate" in model_options(model) else {}
+
     def made(norm: str) -> nn.Module:
         torch.manual_seed(0)
-        found = create_model(model, 10, norm=norm).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = create_model(model, 10, norm=norm, **options)
+        found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return found if count == 1 else DistributedDataParallel(found)
 
     def step(net: nn.Module, optimizer: Any) -> Tensor:
@@ -143,7 +147,7 @@ def steps(
 
     nets = {name: made(name) for name in NORMS}
     torch.manual_seed(0)
-    plain = create_model(model, 10)
+    plain = create_model(model, 10, **options)
     layers = [m.num_features for m in batch_norms(plain).values()]
     with torch.no_grad():
         of_whole = F.cross_entropy(plain.train()(whole), labels).item() if rank == 0 else 0.0

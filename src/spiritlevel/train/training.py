@@ -29,6 +29,7 @@ from spiritlevel.errors import RecordsError, TrainingError, UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.kernels import tune_allocator
 from spiritlevel.models import create_model
+from spiritlevel.models.registry import model_options
 from spiritlevel.models.weights import save_weights
 from spiritlevel.probe.watch import Probe
 from spiritlevel.train.agree import share_statistics_
@@ -379,8 +380,8 @@ class Training:
 
 def _ours(config: Config, images: Images) -> nn.Module:
     options: dict[str, Any] = {}
-    if config.recipe.dropout:  # which not every model has
-        options["drop_rate"] = config.recipe.dropout
+    if config.recipe.dropout or "drop_rate" in model_options(config.model):
+        options["drop_rate"] = config.recipe.dropout  # a GhostNet has some of its own
     return create_model(
         config.model,
         len(images.classes),
