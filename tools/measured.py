@@ -95,9 +95,9 @@ def scaled(before: str) -> str:
     how = before.split("\n## Measured\n")[0].rstrip()
     lines = [
         "## Measured",
-        f"`spiritlevel bench scale`: {about['model']} ({first['parameters']:,} parameters, {layers} "
-        f"norms, {channels:,} channels) at {about['size']}×{about['size']}, {about['batch']} images "
-        "a process and",
+        f"`spiritlevel bench scale`: {about['model']} ({first['parameters']:,} parameters, "
+        f"{layers} norms, {channels:,} channels) at {about['size']}×{about['size']}, "
+        f"{about['batch']} images a process and",
         "step, one thread each, on two cores of an AMD EPYC, by gloo, from "
         "[scale.json](bench/scale.json), which `python tools/measured.py` put here.",
         "What is sent is the loopback device's counter, with the headers of all protocols.",
@@ -122,8 +122,8 @@ def scaled(before: str) -> str:
         "after them, while gradients are sent",
         "beside the backward pass.",
         "",
-        "| | a | b | norms, MB a GPU | norms add, ms | of it waiting | gradients, MB a GPU | beside "
-        "backward, ms |",
+        "| | a | b | norms, MB a GPU | norms add, ms | of it waiting | gradients, MB a GPU | "
+        "beside backward, ms |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     from spiritlevel.bench.scale import sent

@@ -20,11 +20,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
 from spiritlevel.bench.agree import Mismatch
 from spiritlevel.bench.child import in_children
 from spiritlevel.bench.setting import Progress, Setting, share_of
-from spiritlevel.bench.timing import ratio, summary
+from spiritlevel.bench.timing import Subject, interleaved, ratio, summary
 from spiritlevel.errors import UsageError
+from spiritlevel.kernels import tune_allocator
+from spiritlevel.lent.norms import batch_norms
+from spiritlevel.models import create_model
+from spiritlevel.models.registry import model_options
+from spiritlevel.train.group import Group
 
 __all__ = ["NORMS", "scale", "sent"]
 
@@ -97,8 +107,9 @@ def _case(count: int, model: str, size: int, batch: int, rounds: int) -> dict[st
         "ratio": ratio(samples["sync"], samples["batch"]).to_json(),
         "formula": sent(count, found[0]["parameters"], found[0]["channels"]),
     }
-    if found[0]["bytes"] is not None:
-        told["bytes_a_process"] = {name: found[0]["bytes"][name] / count for name in NORMS}
+    counted = found[0]["bytes"]
+    if None not in counted.values():
+        told["bytes_a_process"] = {name: counted[name] / count for name in NORMS}
     return told
 
 
@@ -106,86 +117,71 @@ def steps(
     rank: int, count: int, meeting: str, model: str, size: int, batch: int, rounds: int
 ) -> dict[str, Any]:
     """The measurement on one of `count` processes. For a process of its own."""
-    import torch
-    import torch.distributed as dist
-    from torch import Tensor, nn
-    from torch.nn import functional as F
-    from torch.nn.parallel import DistributedDataParallel
-
-    from spiritlevel.bench.timing import Subject, interleaved
-    from spiritlevel.kernels import tune_allocator
-    from spiritlevel.lent.norms import batch_norms
-    from spiritlevel.models import create_model
-    from spiritlevel.models.registry import model_options
-
     tune_allocator()
     torch.set_num_threads(1)
     if count > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count
-        )
+        there = f"file://{meeting}"
+        dist.init_process_group("gloo", init_method=there, rank=rank, world_size=count)
+    group = Group(rank, count)
     draws = torch.Generator().manual_seed(0)
     whole = torch.randn(count * batch, 3, size, size, generator=draws)
     labels = torch.randint(10, (count * batch,), generator=draws)
     own = slice(rank * batch, (rank + 1) * batch)
-
-    options = {"drop_rate": 0.0} if "drop_rate" in model_options(model) else {}
-
-    def made(norm: str) -> nn.Module:
-        torch.manual_seed(0)
-        found = create_model(model, 10, norm=norm, **options)
-        found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return found if count == 1 else DistributedDataParallel(found)
-
-    def step(net: nn.Module, optimizer: Any) -> Tensor:
-        optimizer.zero_grad()
-        x = whole[own].contiguous(memory_format=torch.channels_last)
-        loss = F.cross_entropy(net(x), labels[own])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss
-
-    nets = {name: made(name) for name in NORMS}
-    torch.manual_seed(0)
-    plain = create_model(model, 10, **options)
-    layers = [m.num_features for m in batch_norms(plain).values()]
-    with torch.no_grad():
-        of_whole = F.cross_entropy(plain.train()(whole), labels).item() if rank == 0 else 0.0
-        of_own = F.cross_entropy(nets["sync"].train()(whole[own]), labels[own]).item()
-    movers = {
-        n: torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9) for n, net in nets.items()
+    trials = {norm: _Trial(model, norm, group, whole[own], labels[own]) for norm in NORMS}
+    alone = _Trial(model, "batch", Group(), whole, labels)
+    found = {
+        "whole": alone.loss() if group.leads else 0.0,
+        "own": trials["sync"].loss(),
+        "bytes": {norm: trial.bytes() for norm, trial in trials.items()},
+        "parameters": sum(p.numel() for p in alone.model.parameters()),
+        "channels": [norm.num_features for norm in batch_norms(alone.model).values()],
     }
-    counted: dict[str, float] | None = {} if _LOOPBACK.exists() else None
-    for name, net in nets.items():
-        step(net, movers[name])
-        before = _told_by(dist, count)
-        for _ in range(_COUNTED):
-            step(net, movers[name])
-        if counted is not None:
-            counted[name] = (_told_by(dist, count) - before) / _COUNTED
-
-    def timed(name: str) -> object:
-        if count > 1:
-            dist.barrier()
-        return step(nets[name], movers[name])
-
     # All draw one order of subjects, since they have to meet.
-    subjects = [Subject(name, lambda name=name: timed(name)) for name in NORMS]  # type: ignore[misc]
-    samples = interleaved(subjects, rounds)
+    samples = interleaved([Subject(norm, trial.met) for norm, trial in trials.items()], rounds)
     if count > 1:
         dist.destroy_process_group()
-    return {
-        "whole": of_whole,
-        "own": of_own,
-        "seconds": {name: list(samples[name]) for name in NORMS},
-        "bytes": counted,
-        "parameters": sum(p.numel() for p in nets["batch"].parameters()),
-        "channels": layers,
-    }
+    return found | {"seconds": {norm: list(samples[norm]) for norm in NORMS}}
 
 
-def _told_by(dist: Any, count: int) -> int:
-    """The loopback's counter, when no process has anything left to send."""
-    if count > 1:
-        dist.barrier()
-    return int(_LOOPBACK.read_text()) if _LOOPBACK.exists() else 0
+class _Trial:
+    """A model with one norm, and the images of this process."""
+
+    def __init__(self, name: str, norm: str, group: Group, x: Tensor, y: Tensor) -> None:
+        torch.manual_seed(0)
+        # A dropout would draw other images on each process.
+        options: dict[str, Any] = {"drop_rate": 0.0} if "drop_rate" in model_options(name) else {}
+        self.model = create_model(name, 10, norm=norm, **options).train()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net, self.group = group.wrap(self.model), group
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
+        self.x, self.y = x.contiguous(memory_format=torch.channels_last), y
+
+    def loss(self) -> float:
+        with torch.no_grad():
+            return F.cross_entropy(self.net(self.x), self.y).item()
+
+    def met(self) -> None:
+        """A step that all processes begin together."""
+        if self.group.size > 1:
+            dist.barrier()
+        self.step()
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.net(self.x), self.y).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def bytes(self) -> float | None:
+        """What the loopback device sends in a step of all processes, if it tells."""
+        if not _LOOPBACK.exists():
+            return None
+        self.step()
+        before = self._told()
+        for _ in range(_COUNTED):
+            self.step()
+        return (self._told() - before) / _COUNTED
+
+    def _told(self) -> int:
+        if self.group.size > 1:
+            dist.barrier()
+        return int(_LOOPBACK.read_text())

@@ -28,7 +28,7 @@ from spiritlevel.data import Images
 from spiritlevel.errors import RecordsError, TrainingError, UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.kernels import tune_allocator
-from spiritlevel.models import create_model
+from spiritlevel.models import create_model, list_models
 from spiritlevel.models.registry import model_options
 from spiritlevel.models.weights import save_weights
 from spiritlevel.probe.watch import Probe
@@ -380,7 +380,8 @@ class Training:
 
 def _ours(config: Config, images: Images) -> nn.Module:
     options: dict[str, Any] = {}
-    if config.recipe.dropout or "drop_rate" in model_options(config.model):
+    takes = config.model in list_models() and "drop_rate" in model_options(config.model)
+    if config.recipe.dropout or takes:
         options["drop_rate"] = config.recipe.dropout  # a GhostNet has some of its own
     return create_model(
         config.model,
