@@ -144,6 +144,7 @@ def test_names_of_anyones(run, tmp_path, monkeypatch, capsys):
     assert "missing" in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(run, tmp_path):
     written(tmp_path / "a.png", 0)
     (tmp_path / "names").write_text("a.png\n" * 3000)  # more than a pipe holds

@@ -126,6 +126,7 @@ def test_a_full_disk_stops_it_and_leaves_the_checkpoint_before(tmp_path):
     assert ended(process)[0] == 143
 
 
+@pytest.mark.slow
 def test_it_says_what_it_wrote_and_what_comes_next(tmp_path, capsys):
     folder = tmp_path / "run"
     words = [*RUN, "--epochs", "1", "--probe", "5", "--check", "--out", str(folder)]

@@ -48,12 +48,14 @@ def test_axe_finds_no_violation(browser, pages, size, scheme):
     view.context.close()
 
 
+@pytest.mark.slow
 def test_axe_finds_none_while_the_run_goes(browser, pages):
     view = View(browser, pages["live"], "phone")
     assert violations(view) == {}
     view.context.close()
 
 
+@pytest.mark.slow
 def test_axe_would_find_one(browser, pages):
     view = View(browser, pages["finished"], "desktop")
     view.evaluate("document.querySelector('.chart').removeAttribute('aria-label')")

@@ -210,6 +210,7 @@ def two(digits, tmp_path_factory):
     return [json.loads(output) for output, _ in told]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("situation", "n"), [("all", None), ("uneven", 101), ("one image", 1)])
 def test_two_processes_find_what_one_does(digits, two, situation, n):
     model, x, y = digits

@@ -62,6 +62,7 @@ def test_a_full_disk_is_told(tmp_path):
     journal.close()
 
 
+@pytest.mark.slow
 def test_without_tensorboard_there_is_one_warning(tmp_path):
     code = (
         "import sys; sys.modules['tensorboard'] = None\n"

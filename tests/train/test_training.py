@@ -89,6 +89,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
         assert lines(folder, *told) == lines(tmp_path / "whole", *told)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
     run(CONFIG, tmp_path / "whole")
     for calls in (0, 2, 5, 7):
@@ -103,6 +104,7 @@ def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
         assert lines(folder, "loss") == lines(tmp_path / "whole", "loss")
 
 
+@pytest.mark.slow
 def test_a_lost_checkpoint_costs_the_time_since_the_one_before(tmp_path):
     config = replace(CONFIG, save_every=0.0)
     run(config, tmp_path / "whole")
@@ -168,12 +170,14 @@ def _toml(folder):
     return tomllib.loads((folder / "config.toml").read_text())
 
 
+@pytest.mark.slow
 def test_the_probe_changes_no_bit(tmp_path):
     for name, probe in (("with", 2), ("without", 0)):
         run(replace(CONFIG, probe=probe), tmp_path / name)
     assert alike(weights(tmp_path / "with"), weights(tmp_path / "without"))
 
 
+@pytest.mark.slow
 def test_what_is_scored_is_what_is_saved(tmp_path):
     from spiritlevel.train.sets import Sets
 
@@ -317,3 +321,16 @@ def test_dropout_is_the_recipes_not_the_models(rate, tmp_path):
 
     config = replace(CONFIG, model="ghostnet_050", recipe=replace(RECIPE, dropout=rate))
     assert Training(config, tmp_path, Group()).model.dropout.p == rate
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_it_learns_the_same(tmp_path):
+    for name, compile in (("eager", False), ("compiled", True)):
+        run(replace(CONFIG, compile=compile), tmp_path / name)
+    eager, compiled = (
+        [loss for kind, _, loss in lines(tmp_path / name, "loss") if kind == "train"]
+        for name in ("eager", "compiled")
+    )
+    assert compiled[:5] == pytest.approx(eager[:5], rel=1e-4)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
