@@ -252,7 +252,7 @@ def test_a_cell_that_has_long_to_go_is_ended_with_its_study(tmp_path):
             )
             with closing(found):
                 assert next(found).key == quick.key
-                assert any(seen.client.run(busy).values())
+                assert wait_until(lambda: any(seen.client.run(busy).values()), 30)
         assert wait_until(lambda: idle(there.address), 30)
 
 

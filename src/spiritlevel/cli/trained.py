@@ -96,9 +96,11 @@ def _file(given: str, names: Sequence[str]) -> Path | None:
                 "that of a run, or a file of weights"
             )
         return found
+    if not path.exists():
+        raise UsageError(f"got {path}, which is not there; wanted a run or a file of weights")
     refuse_suffix(path)
     if not path.is_file():
-        raise UsageError(f"got {path}, which is not there; wanted a run or a file of weights")
+        raise UsageError(f"got {path}, which is no file; wanted a run or a file of weights")
     return path
 
 

@@ -85,7 +85,9 @@ class Preprocessing:
 
         Smaller images are enlarged first, bilinear. Raises UsageError.
         """
-        if x_NCHW.dtype != torch.uint8 or x_NCHW.dim() != 4 or x_NCHW.shape[1] != self.channels:
+        known = x_NCHW.dtype == torch.uint8 and x_NCHW.dim() == 4
+        square = known and x_NCHW.shape[2] == x_NCHW.shape[3]
+        if not square or x_NCHW.shape[1] != self.channels:
             raise UsageError(
                 f"got images {x_NCHW.dtype} {tuple(x_NCHW.shape)}; wanted torch.uint8 "
                 f"(N, {self.channels}, S, S). Decode them to bytes, "

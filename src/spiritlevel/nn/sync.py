@@ -22,7 +22,9 @@ DistributedDataParallel averages them, as it does for torch's own layer. A devic
 a forward pass, for n.
 
 The running variance is unbiased by n. All ranks of the group have to call the layer equally often,
-in one order; a rank without data calls it with an empty batch. Eval, a group of one and a process
+in one order, with an input that wants a gradient on all or on none; a rank without data calls it
+with an empty batch. Checkpointing calls it twice a step, here as in torch: the running statistics
+then move twice. Eval, a group of one and a process
 without a group send nothing: there it is the batch normalization of `batch`.
 """
 
@@ -189,6 +191,9 @@ class _Own:
     def moments(self) -> tuple[int, Tensor | float, Tensor | float]:
         """Count, mean and sum of squares around it. Raises what one rank alone can know."""
         layer, x, residual = self.layer, self.x, self.residual
+        if not isinstance(x, Tensor) or not isinstance(residual, Tensor | int | float | None):
+            kinds = " and ".join(type(each).__name__ for each in (x, residual))
+            raise UsageError(f"got {kinds} as input and residual; wanted tensors")
         layer._check_input_dim(x)
         if x.shape[1] != layer.num_features or not x.is_floating_point():
             raise UsageError(
@@ -216,7 +221,9 @@ def _merged(own: _Own, group: Any) -> tuple[int, Tensor, Tensor]:
     lest the others wait for it.
     """
     C = own.layer.num_features
-    row = torch.zeros(1 + 2 * C, dtype=torch.float64, device=own.x.device)
+    held = (own.x, own.layer.weight, own.layer.running_mean)
+    device = next((t.device for t in held if isinstance(t, Tensor)), None)
+    row = torch.zeros(1 + 2 * C, dtype=torch.float64, device=device)
     raised: Exception | None = None
     try:
         row[0], row[1 : C + 1], row[C + 1 :] = own.moments()

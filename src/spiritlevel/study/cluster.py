@@ -113,8 +113,9 @@ class Cluster:
             sent = self.client.submit(_unpack, _packed(images), key=f"images-{images.fingerprint}")
         found = parallel(work(cell, sent, threads, kernels(), code) for cell in queue)
         try:
-            for record in found:  # noqa: UP028 - joblib warns of what is closed early
-                yield record
+            with _quiet("distributed.client"):  # of a scheduler that is lost: told below
+                for record in found:  # noqa: UP028 - joblib warns of what is closed early
+                    yield record
         except CancelledError as error:
             raise UsageError(
                 f"got no more answers from the scheduler at {self.address}; "
@@ -179,13 +180,17 @@ def _client(address: str) -> Client:
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """What the library logs of a fault, which is told by an error of ours."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    # Some of its loggers have levels of their own.
+    names = [each for each in logging.root.manager.loggerDict if each.startswith(f"{name}.")]
+    loggers = [logging.getLogger(each) for each in (name, *names)]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 # ---- before the first cell -----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from spiritlevel.lent.guard import undisturbed
 from spiritlevel.lent.norms import batch_norms
 from spiritlevel.lent.score import output_of, wilson
 from spiritlevel.lent.together import ranks, together
+from spiritlevel.nn.sync import alone
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -161,7 +162,11 @@ def _parts(rows: range, size: int) -> Iterator[slice]:
 @contextmanager
 def _lent(model: nn.Module, training: bool, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), undisturbed(model, parameters=training), torch.no_grad():
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(undisturbed(model, parameters=training))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(alone())  # ranks have unlike many batches, and none waits
         model.eval()
         for norm in batch_norms(model).values() if training else ():
             norm.train()
