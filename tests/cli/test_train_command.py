@@ -141,11 +141,33 @@ def test_it_says_what_it_wrote_and_what_comes_next(tmp_path, capsys):
     assert main(["train", *words]) == 2
     assert "which holds a run already" in " ".join(capsys.readouterr().err.split())
     assert main(["train", "--resume", "--out", str(folder), "--lr", "0.3"]) == 2
-    assert "got another recipe for the run" in " ".join(capsys.readouterr().err.split())
-    assert main(["train", "--resume", "--out", str(folder), "--json", "--no-check"]) == 2
-    capsys.readouterr()
+    assert "(recipe.lr = 0.1, not 0.3)" in " ".join(capsys.readouterr().err.split())
     assert main(["train", "--resume", "--out", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_ends_nothing(tmp_path):
+    words = " ".join(map(str, [*RUN, "--out", tmp_path / "run"]))
+    line = f"{sys.executable} -m spiritlevel train {words} 2>&1 | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
+    assert done.stdout == f"run: {tmp_path / 'run'}\n"
+    assert steps(tmp_path / "run") == 30
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_norm_that_is_left_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_with_hooks.py").write_text(
+        "from torch import nn\n"
+        "class Own(nn.BatchNorm2d): pass\n"
+        "def build(num_classes, in_chans):\n"
+        "    return nn.Sequential(nn.Conv2d(in_chans, 8, 3), Own(8), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "mine_with_hooks:build", *RUN[1:], "--epochs", "1", "--norm", "sync"]
+    assert main([*words, "--out", "run"]) == 0
+    assert "left 1: " in capsys.readouterr().err
 
 
 def test_a_run_is_made_again_from_its_file(tmp_path, capsys):

@@ -107,3 +107,10 @@ def test_each_process_has_a_chance_of_its_own():
         draws.append(torch.rand(1).item())
     assert draws[0] == draws[3]
     assert len(set(draws)) == 3
+
+
+def test_each_epoch_looks_at_an_image_anew():
+    whole = feed(augment="crop", batch_size=42)
+    first, second = (whole.parts(step)[0] for step in range(2))
+    by_label = [part.x[part.y.argsort()] for part in (first, second)]
+    assert not torch.equal(*by_label)

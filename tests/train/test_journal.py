@@ -73,3 +73,28 @@ def test_without_tensorboard_there_is_one_warning(tmp_path):
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("got no tensorboard") == 1
     assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_begun_anew_has_no_event_twice(tmp_path):
+    written(tmp_path)
+    written(tmp_path)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_of_events_is_told(tmp_path):
+    journal = Journal(tmp_path, step=0, epochs=0)
+
+    class Full:
+        def add_scalar(self, *_):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    journal.writer.close()
+    journal.writer = Full()
+    with pytest.raises(RecordsError, match=r"No space left on device while writing .*events"):
+        journal.write("train", 1, loss=1.0)
+    journal.close()

@@ -47,6 +47,30 @@ def build(num_classes, in_chans, norm):
 """
 
 
+ALONE = """
+import os
+import torch
+import spiritlevel as sl
+from spiritlevel.errors import UsageError
+
+class Bad(torch.nn.Module):
+    passes = 0
+
+    def forward(self, x):
+        Bad.passes += self.training and torch.is_grad_enabled()
+        return x / 0 if os.environ.get("RANK") == "1" and Bad.passes >= 3 else x
+
+def breaks(num_classes, in_chans, norm):
+    model = sl.create_model("small_vgg", num_classes, norm, in_chans=in_chans)
+    return torch.nn.Sequential(Bad(), model)
+
+def refuses(num_classes, in_chans, norm):
+    if os.environ.get("RANK") == "1":
+        raise UsageError("got no luck on this machine")
+    return breaks(num_classes, in_chans, norm)
+"""
+
+
 def command(processes, *more):
     start = [sys.executable]
     if processes > 1:
@@ -154,3 +178,20 @@ def test_wrong_use_is_told_once(tmp_path):
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 1  # torchrun's own
     assert told.count("got norm 'bitch'") == 1
+
+
+def test_what_one_process_alone_knows_is_told(tmp_path):
+    """Once, and by its name: numbers that are not finite, and an error before the first update."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    for factory, norm, wanted in (
+        ("breaks", "group:8", "the first that is not finite is 0 (Bad), whose input is finite"),
+        ("refuses", "batch", "on rank 1: "),
+    ):
+        words = [f"alone:{factory}", *RUN[1:], "--norm", norm, "--out", tmp_path / factory]
+        process = spawn([*command(2), *words], tmp_path)
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, told
+        told = " ".join(told.split())
+        assert told.count(wanted) == 1, told
+        assert ("got no luck on this machine" in told) is (factory == "refuses")
+    assert not (tmp_path / "refuses" / "config.toml").exists()

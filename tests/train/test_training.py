@@ -12,10 +12,12 @@ from spiritlevel.data import load
 from spiritlevel.data.preprocessing import Preprocessing
 from spiritlevel.errors import RecordsError, TrainingError, UsageError
 from spiritlevel.models import load_weights, read_metadata
-from spiritlevel.train import Recipe
+from spiritlevel.train import Recipe, learning_rate
 from spiritlevel.train.config import Config
+from spiritlevel.train.group import Group
 from spiritlevel.train.progress import Stopped
 from spiritlevel.train.start import run
+from spiritlevel.train.training import Training
 
 RECIPE = Recipe(
     lr=0.05, epochs=2, batch_size=256, nesterov=True, ema_decay=0.9, label_smoothing=0.1
@@ -70,6 +72,11 @@ def killed_at(step):
     return tell
 
 
+def at_the_start(folder, config=CONFIG):
+    """A run before its first update."""
+    return Training(config, folder, Group())
+
+
 def stopped_after(calls):
     left = iter(range(calls))
     return lambda: 0 if next(left, None) is not None else 15
@@ -96,7 +103,8 @@ def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
         folder = tmp_path / str(calls)
         with pytest.raises(Stopped) as stopped:
             run(CONFIG, folder, stop=stopped_after(calls))
-        assert stopped.value.number == 15
+        # Of the sixth call on, which is in the validation, the seventh is after the sixth update.
+        assert (stopped.value.number, stopped.value.step) == (15, {0: 1, 2: 3, 5: 5, 7: 7}[calls])
         (newest,) = sorted(folder.glob("checkpoints/*.pt"))[-1:]
         assert newest.name.startswith(f"{stopped.value.step:08}-")
         run(CONFIG, folder, resume=True)
@@ -131,7 +139,9 @@ def test_the_checkpoint_of_another_run_is_refused_by_name(tmp_path):
     notes = []
     run(config, tmp_path / "own", resume=True, tell=lambda p: notes.append(p.note))
     told = next(note for note in notes if note)
-    assert told.startswith(f"{foreign}: got the checkpoint of another run, whose norm differ")
+    why = "got the checkpoint of another run: norm = 'group:8', not 'batch'"
+    assert told == f"{foreign}: {why}"
+    assert foreign.with_name(f"{foreign.name}.refused").exists()
 
 
 def test_images_that_changed_are_no_run_to_go_on_with(tmp_path, monkeypatch):
@@ -156,6 +166,7 @@ def test_what_a_run_leaves(tmp_path):
     assert {line[0] for line in lines(tmp_path)} == {"train", "validation", "test"}
     assert (tmp_path / "check.json").read_text() == outcome.diagnosis.to_json()
     assert len(outcome.probe.readings.steps) == 5
+    assert "<html" in (tmp_path / "probe.html").read_text()[:200]
     assert list((tmp_path / "events").iterdir())
     told = read_metadata(tmp_path / "best.safetensors")
     assert Recipe.from_dict(told["recipe"]) == RECIPE
@@ -285,7 +296,7 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     with pytest.raises(RecordsError, match=f"got {tmp_path}, which holds a run already; go on"):
         run(CONFIG, tmp_path)
     other = replace(CONFIG, seed=1)
-    with pytest.raises(RecordsError, match=r"got another seed for the run in .*config\.toml says"):
+    with pytest.raises(RecordsError, match=r"\(seed = 0, not 1\); wanted what its config\.toml"):
         run(other, tmp_path, resume=True)
 
     def second(progress):
@@ -316,11 +327,8 @@ def test_bad_input_is_one_clear_error(tmp_path, wrong, told):
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_dropout_is_the_recipes_not_the_models(rate, tmp_path):
-    from spiritlevel.train.group import Group
-    from spiritlevel.train.training import Training
-
     config = replace(CONFIG, model="ghostnet_050", recipe=replace(RECIPE, dropout=rate))
-    assert Training(config, tmp_path, Group()).model.dropout.p == rate
+    assert at_the_start(tmp_path, config).model.dropout.p == rate
 
 
 @pytest.mark.slow
@@ -334,3 +342,193 @@ def test_compiled_it_learns_the_same(tmp_path):
     )
     assert compiled[:5] == pytest.approx(eager[:5], rel=1e-4)
     assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
+
+
+def test_the_journal_tells_what_was(tmp_path):
+    outcome = run(CONFIG, tmp_path / "run")
+    fresh = at_the_start(tmp_path / "again")
+    (part,) = fresh.feed.parts(0)
+    logits = fresh.model.train()(part.x)
+    smoothing = RECIPE.label_smoothing
+    loss = torch.nn.functional.cross_entropy(logits, part.y, label_smoothing=smoothing)
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in fresh.model.parameters()]).norm().item()
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    told = [json.loads(line) for line in text.splitlines()]
+    first = told[0]
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    assert first["accuracy"] == (logits.argmax(1) == part.y).float().mean().item()
+    updates = [line for line in told if line["kind"] == "train"]
+    rates = [learning_rate(RECIPE, step, 5) for step in range(10)]
+    assert [line["learning_rate"] for line in updates] == pytest.approx(rates)
+    assert [line["epoch"] for line in updates] == pytest.approx([n / 5 for n in range(1, 11)])
+    took = sum(256 / line["images_per_second"] for line in updates)
+    assert outcome.result["seconds"] == pytest.approx(took, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_best_are_those_of_the_best_epoch(tmp_path):
+    config = replace(CONFIG, recipe=replace(RECIPE, epochs=6, ema_decay=0.0, lr=1.0))
+    files = {}
+
+    def tell(progress):
+        if progress.note:
+            files[progress.note.split(":")[0]] = progress.note
+
+    outcome = run(config, tmp_path, tell=tell)
+    told = [line[2:] for line in lines(tmp_path, "accuracy", "epoch") if line[0] == "validation"]
+    best = max(told, key=lambda line: (line[0], -line[1]))
+    assert [outcome.result["best"][name] for name in ("accuracy", "epoch")] == best
+    assert len(files) == 6
+    assert len({accuracy for accuracy, _ in told}) > 1
+
+
+def test_the_average_is_what_is_saved(tmp_path):
+    training = at_the_start(tmp_path)
+    training.learner.average.update_parameters(training.model)
+    with torch.no_grad():
+        for p in training.model.parameters():
+            p.add_(1)
+    training._write("last")
+    saved = weights(tmp_path)
+    assert alike(saved, dict(training.learner.average.module.state_dict()))
+    assert not alike(saved, dict(training.model.state_dict()))
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_left_of_the_weights_is_mended(tmp_path):
+    """Killed between a checkpoint and the files of weights, or after those of a lost epoch."""
+    run(CONFIG, tmp_path / "whole")
+    run(CONFIG, tmp_path / "run")
+    for name in ("best", "last"):
+        (tmp_path / "run" / f"{name}.safetensors").unlink()
+    outcome = run(CONFIG, tmp_path / "run", resume=True)
+    last = weights(tmp_path / "run")
+    assert alike(last, weights(tmp_path / "whole"))
+    assert alike(last, weights(tmp_path / "run", "best"))
+    assert outcome.result["best"]["epoch"] == 2
+    other = tmp_path / "run" / "best.safetensors"
+    config = replace(CONFIG, save_every=0.0)
+    with pytest.raises(Killed):
+        run(config, tmp_path / "late", tell=killed_at(7))
+    late = tmp_path / "late" / "best.safetensors"
+    late.write_bytes(other.read_bytes())
+    notes = []
+    outcome = run(config, tmp_path / "late", resume=True, tell=lambda p: notes.append(p.note))
+    assert any(note and note.startswith(f"{late} is not of epoch 1: the best is") for note in notes)
+    assert outcome.result["best"]["epoch"] == 2
+
+
+def test_the_state_of_the_loss_scale_is_kept(tmp_path):
+    first, second = (at_the_start(tmp_path, replace(CONFIG, amp="fp16")).learner for _ in range(2))
+    state = first.state_dict()
+    state["scaler"] = {**state["scaler"], "scale": 128.0, "_growth_tracker": 7}
+    second.load_state_dict(state, done=3)
+    assert second.state_dict()["scaler"] == state["scaler"]
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
+def test_mixed_precision_is_what_is_computed_in(tmp_path, amp, dtype):
+    training = at_the_start(tmp_path, replace(CONFIG, amp=amp))
+    (part,) = training.feed.parts(0)
+    few = replace(part, x=part.x[:8], y=part.y[:8])
+    assert training.learner.passed(few)[0].dtype == dtype
+
+
+def test_images_and_kernels_are_channels_last(tmp_path):
+    training = at_the_start(tmp_path)
+    seen = []
+    conv = training.model.stages[1][0].conv
+    conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    training.learner.gradients(training.feed.parts(0))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert not seen[0].is_contiguous()
+
+
+def test_a_first_update_that_is_refused_leaves_no_run(tmp_path):
+    config = replace(CONFIG, recipe=replace(RECIPE, batch_size=1), model="mlp")
+    with pytest.raises(UsageError, match=r"more than 1 value per channel.*wanted two or more"):
+        run(config, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    run(replace(config, recipe=RECIPE), tmp_path)
+
+
+def test_a_run_without_its_configuration_is_not_gone_on_with_unasked(tmp_path):
+    with pytest.raises(Stopped):
+        run(CONFIG, tmp_path, stop=stopped_after(2))
+    (tmp_path / "config.toml").unlink()
+    with pytest.raises(RecordsError, match="which holds a run already"):
+        run(CONFIG, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_decides_no_number_may_change(tmp_path):
+    with pytest.raises(Stopped):
+        run(CONFIG, tmp_path, stop=stopped_after(2))
+    changed = replace(CONFIG, probe=2, save_every=3.0, device="cpu")
+    outcome = run(changed, tmp_path, resume=True)
+    assert Config.from_dict(_toml(tmp_path)) == changed
+    assert outcome.probe.counts.steps == 7
+    assert (tmp_path / "probe-00000003.html").exists()
+    again = run(changed, tmp_path, resume=True)
+    assert again.result["test"] == outcome.result["test"]
+    assert sorted(path.name for path in tmp_path.glob("probe*")) == ["probe-00000003.html"]
+
+
+@pytest.mark.parametrize("change", ["shape", "order"])
+def test_a_model_that_changed_is_not_gone_on_with(tmp_path, change):
+    def build(changed):
+        def made(config, images):
+            width = 6 if changed and change == "shape" else 4
+            layers = [torch.nn.Conv2d(1, width, 3), torch.nn.BatchNorm2d(width)]
+            model = torch.nn.Module()
+            names = ["a", "b"][:: -1 if changed and change == "order" else 1]
+            kept = dict(zip(["a", "b"], layers, strict=True))
+            for name in names:
+                setattr(model, name, kept[name])
+            model.head = torch.nn.Linear(width, 10)
+            model.forward = lambda x: model.head(model.b(model.a(x)).mean((2, 3)))
+            return model
+
+        return made
+
+    with pytest.raises(Stopped):
+        run(CONFIG, tmp_path, build=build(False), stop=stopped_after(1))
+    notes = []
+    with pytest.raises(RecordsError, match="none can be gone on from"):
+        run(CONFIG, tmp_path, build=build(True), resume=True, tell=lambda p: notes.append(p.note))
+    wanted = "is (4, 1, 3, 3) there, (6, 1, 3, 3) here" if change == "shape" else "another order"
+    assert any(note and wanted in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "where", ["the parent", pytest.param("mixed precision", marks=pytest.mark.slow)]
+)
+def test_the_layer_is_the_one_that_broke(tmp_path, where):
+    class Parent(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            y = self.inner(x)
+            return y / 0 * 0 if where == "the parent" else y
+
+    class Large(torch.nn.Module):
+        def forward(self, x):
+            return (x + 1).half() * 60000 * 2 if x.dtype != torch.float32 else x
+
+    def build(config, images):
+        model = dropping(config, images)
+        if where == "mixed precision":
+            model[0].stages[0].append(Large())
+        return torch.nn.Sequential(Parent(model))
+
+    config = CONFIG if where == "the parent" else replace(CONFIG, amp="bf16")
+    named = r"0 \(Parent\)" if where == "the parent" else r"\(Large\)"
+    with pytest.raises(
+        TrainingError, match=rf"the first that is not finite is \S*\s?{named}, whose"
+    ):
+        run(config, tmp_path, build=build)

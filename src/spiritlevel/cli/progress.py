@@ -142,7 +142,12 @@ class Steps:
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, quiet=quiet)
+        class Unread(Console):
+            def on_broken_pipe(self) -> None:
+                """Whoever read along has left; the run has not."""
+                self.quiet = True
+
+        self.console = Unread(stderr=True, quiet=quiet)
         self.last = 0.0
         self.bar: Any = None
         self.mean: dict[str, float] = {}

@@ -13,7 +13,7 @@ import typer
 
 from spiritlevel.catalogue import say
 from spiritlevel.cli import ended, image_options, last_words, put_off
-from spiritlevel.errors import SpiritlevelError, TrainingError, UsageError
+from spiritlevel.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,13 +120,14 @@ def train(
 ) -> int:
     """Train a network on images: nothing is lost when it is stopped, and the test images are
     looked at once, at the end. With torchrun, on as many processes as there are."""
+    from spiritlevel.train.group import Echo, LostError, place
     from spiritlevel.train.progress import Stopped
     from spiritlevel.train.start import run
 
     given = {name: value for name, value in context.params.items() if value is not None}
     folder = _folder(out, model, resume)
     settled = _settled(given, folder)
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = place().rank == 0
     build, told = _builder(settled)
     from spiritlevel.cli.progress import Steps
 
@@ -142,9 +143,10 @@ def train(
             bar.say(say("terminal.train.stopped", step=stopped.step, folder=folder))
             last_words.append("stopped")
             raise
-        except SpiritlevelError as error:
-            if leads:  # what all come to is told once
+        except (Echo, LostError) as error:
+            if leads:
                 raise
+            # The leader tells it, or the one that is lost did.
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
     if outcome.result is not None:
         _finish(outcome, folder, as_json)
@@ -154,7 +156,7 @@ def train(
 def _folder(out: Path | None, model: str | None, resume: bool) -> Path:
     if out is not None:
         return out
-    if resume or "TORCHELASTIC_RUN_ID" in os.environ:
+    if resume or "WORLD_SIZE" in os.environ:
         why = "--resume" if resume else "torchrun, whose processes share a folder"
         raise UsageError(f"got {why} without --out; wanted the folder of the run. Add --out DIR")
     name = (model or "run").partition(":")[0].replace("/", "-")
@@ -182,7 +184,7 @@ def _settled(given: dict[str, Any], folder: Path) -> Config:
     asked = {each.name for each in fields(Recipe)} & given.keys()
     chosen = {name: given[name] for name in asked}
     if chosen.get("optimizer", recipe.get("optimizer", base.optimizer)) != "sgd":
-        chosen.setdefault("nesterov", False)
+        chosen.setdefault("nesterov", recipe.get("nesterov", False))
     merged = base.to_dict() | ({} if name else recipe) | chosen
     own = {each.name for each in fields(Config)} & given.keys() - {"recipe", "mean", "std"}
     for option in ("mean", "std"):
@@ -195,13 +197,20 @@ def _settled(given: dict[str, Any], folder: Path) -> Config:
 def _builder(config: Config) -> tuple[Any, list[str]]:
     """What builds a model of the user's, and what is said of it; None for ours."""
     from spiritlevel.cli import subject
+    from spiritlevel.cli.lines import tell
+    from spiritlevel.train.group import place
 
     builder = subject.builder(config.model)
     if builder.factory is None:
         return None, []
 
     def build(config: Config, images: Images) -> nn.Module:
-        return subject.trained_on(builder, images, config.norm)
+        model = subject.trained_on(builder, images, config.norm)
+        log = getattr(model, "spiritlevel_log", [])
+        left = [entry for entry in log if entry.action == "left"]
+        if left and place().rank == 0:
+            tell("\n".join(map(str, left)))
+        return model
 
     return build, [told] if (told := builder.told()) is not None else []
 
@@ -211,8 +220,6 @@ def _finish(outcome: Outcome, folder: Path, as_json: bool) -> None:
 
     result = outcome.result
     assert result is not None
-    if outcome.probe is not None:
-        outcome.probe.report(folder / "probe.html")
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -70,16 +70,24 @@ class Checkpoints:
         for path in self._found():
             try:
                 use(_read(path))
-                return path
             except UsageError as error:
-                refused.append(path.name)
+                refused.append(path)
                 told(f"{path}: {error}")
+                continue
+            for other in refused:  # kept, but no longer one of the newest two
+                other.rename(other.with_name(f"{other.name}.refused"))
+            return path
         if refused:
+            names = ", ".join(path.name for path in refused)
             raise RecordsError(
-                f"got {self.folder} with {', '.join(refused)}, of which none can be gone on from; "
-                "wanted one that this run wrote. Restore one, or start a new run"
+                f"got {self.folder} with {names}, of which none can be gone on from; wanted one "
+                "that this run wrote. Restore one, undo what was changed in config.toml, or start "
+                "a new run"
             )
         return None
+
+    def any(self) -> bool:
+        return bool(self._found())
 
     def _sweep(self) -> None:
         """What a killed process left half-written."""
@@ -102,12 +110,12 @@ def _read(path: Path) -> dict[str, Any]:
     if _digest(content) != named[2]:
         raise RecordsError(
             f"got {len(content):,} bytes that are not those that were written: it is torn or "
-            "altered. The one before it is taken"
+            "altered"
         )
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign pickle raises whatever it likes
-        raise RecordsError("got what is no checkpoint; the one before it is taken") from error
+        raise RecordsError("got what is no checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != 1:
-        raise RecordsError("got a checkpoint of another program; the one before it is taken")
+        raise RecordsError("got a checkpoint of another program")
     return state

@@ -40,7 +40,7 @@ class Config:
     image_size: int = 0
     """Pixels a side. 0: the images' own, and at least 32."""
     mean: tuple[float, ...] = ()
-    """Of each channel. None: measured on the training images."""
+    """Of each channel. Empty: measured on the training images."""
     std: tuple[float, ...] = ()
     augment: str = "none"
     """none, crop, or crop-flip: as `crop_and_flip`, for crop without the flips."""
@@ -82,6 +82,15 @@ class Config:
         """The stem for images of `side` pixels a side."""
         return ("cifar" if side < _SMALL else "imagenet") if self.stem == "auto" else self.stem
 
+    def differs(self, other: Mapping[str, Any]) -> list[str]:
+        """What of it decides the numbers of a run and is otherwise in `other`, of `to_dict`."""
+        own, theirs = _flat(self.to_dict()), _flat(other)
+        return [
+            f"{name} = {theirs.get(name)!r}, not {own.get(name)!r}"
+            for name in sorted(own.keys() | theirs.keys())
+            if own.get(name) != theirs.get(name) and name not in _FREE
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Every field, ready for JSON or TOML; the recipe's under `recipe`."""
         told = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
@@ -114,6 +123,8 @@ class Config:
         return cls(**{**values, "recipe": made})
 
 
+_FREE = ("device", "probe", "check", "save_every")
+"""Fields that may change when a run goes on."""
 _FIELDS = tuple(f.name for f in fields(Config))
 _KINDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Config) if f.name != "recipe"}
 _IN_WORDS = {
@@ -141,8 +152,16 @@ def _as(kind: str, name: str, value: Any) -> Any:
     raise UsageError(f"got {name} = {value!r}; wanted {_IN_WORDS[kind]}")
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = values.get("recipe", {})
+    return {k: v for k, v in values.items() if k != "recipe"} | {
+        f"recipe.{name}": value for name, value in recipe.items()
+    }
+
+
 def house_recipe(epochs: int) -> Recipe:
     """Ours, for small images: SGD with momentum, a cosine after a warm-up, an averaged model."""
+    Recipe(lr=0.1, epochs=epochs, batch_size=128)  # raises for what is no number of epochs
     return Recipe(
         lr=0.1,
         epochs=epochs,
@@ -158,6 +177,7 @@ def house_recipe(epochs: int) -> Recipe:
 def stretched(name: str, epochs: int) -> Recipe:
     """The published recipe, all of its times scaled to a run of `epochs`. Raises UsageError."""
     recipe = published_recipe(name)
+    house_recipe(epochs)  # raises for what is no number of epochs
     by = epochs / recipe.epochs
     return replace(
         recipe,

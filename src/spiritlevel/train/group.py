@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spiritlevel.errors import TrainingError, UsageError
+from spiritlevel.errors import SpiritlevelError, TrainingError, UsageError
 
-__all__ = ["Group", "joined", "restarted"]
+__all__ = ["Echo", "Group", "LostError", "Place", "joined", "place"]
 
+T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
 """For a process that prepares, writes or evaluates what the others wait for."""
 
@@ -54,6 +55,21 @@ class Group:
         dist.all_gather_object(found, value, group=self._talk)
         return found
 
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What `work` gives here, if it does so on all. Where it raises, the leader tells it."""
+        found, error = None, None
+        try:
+            found = work()
+        except SpiritlevelError as raised:
+            error = raised
+        told = self.objects(None if error is None else str(error))
+        first = next((rank for rank, text in enumerate(told) if text is not None), None)
+        if first is None:
+            return found  # type: ignore[return-value]
+        if self.leads:
+            raise error or UsageError(f"on rank {first}: {told[first]}")
+        raise Echo(told[first]) from error
+
     def first(self, value: Any) -> Any:
         """The leader's value, on all."""
         if self.size == 1:
@@ -75,9 +91,49 @@ class Group:
         return wrapped
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process anew, after another was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+class LostError(TrainingError):
+    """Another process is gone."""
+
+
+class Echo(UsageError):
+    """What another process tells, raised in this one so that it ends as well."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where torchrun's variables put this process."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    restarted: bool = False
+    """Whether all were started anew, after one was lost."""
+
+
+def place() -> Place:
+    """Alone where there are no such variables. Raises UsageError where they are half there."""
+    told = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    if not any(told.values()):
+        return Place()
+    wanted = (*told, "MASTER_ADDR", "MASTER_PORT")
+    lacking = [name for name in wanted if not os.environ.get(name)]
+    if lacking:
+        raise UsageError(
+            f"got {' and '.join(name for name in wanted if name not in lacking)} in the "
+            f"environment, and no {', '.join(lacking)}; wanted all, as torchrun sets them, or none"
+        )
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if not 0 <= rank < size:
+            raise ValueError
+    except ValueError as error:
+        raise UsageError(
+            f"got RANK={os.environ['RANK']!r} of WORLD_SIZE={os.environ['WORLD_SIZE']!r} in the "
+            "environment; wanted whole numbers, 0 to below the size, as torchrun sets them"
+        ) from error
+    return Place(rank, size, local, again > 0)
 
 
 @contextmanager
@@ -87,9 +143,15 @@ def _telling_of_the_lost(rank: int) -> Iterator[None]:
         yield
     except RuntimeError as error:
         told = str(error)
-        if not isinstance(error, dist.DistError) and "gloo" not in told and "NCCL" not in told:
+        known = ("gloo", "NCCL", "finished reduction in the prior iteration")
+        if not isinstance(error, dist.DistError) and not any(word in told for word in known):
             raise
-        raise TrainingError(
+        if "finished reduction in the prior iteration" in told:
+            raise UsageError(
+                "got a model of which some parameters take no part in the loss, on several "
+                "processes; wanted all to. Take them out, or set their requires_grad to False"
+            ) from error
+        raise LostError(
             f"got no answer from another process, told on rank {rank} ({told.splitlines()[0]}): it "
             "is lost, or has told why it stopped. What was saved is whole: torchrun "
             "--max-restarts starts all anew and goes on by itself, else go on by --resume"
@@ -102,20 +164,19 @@ def joined(device: str) -> Iterator[Group]:
 
     `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N". Raises UsageError.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    if size == 1 or "RANK" not in os.environ:
-        yield Group(device=place)
+    here = place()
+    where = _device(device, here.local_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if here.size == 1:
+        yield Group(device=where)
         return
-    backend = "nccl" if place.type == "cuda" else "gloo"
+    backend = "nccl" if where.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         talk = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else None
-        rank = dist.get_rank()
-        with _telling_of_the_lost(rank):
-            yield Group(rank, size, place, talk)
+        with _telling_of_the_lost(here.rank):
+            yield Group(here.rank, here.size, where, talk)
     finally:
         dist.destroy_process_group()
 

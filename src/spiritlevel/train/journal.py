@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,10 @@ from typing import Any
 from spiritlevel.errors import RecordsError, UsageError
 from spiritlevel.files import write_whole
 
-__all__ = ["METRICS", "Journal"]
+__all__ = ["EVENTS", "METRICS", "Journal"]
 
 METRICS = "metrics.jsonl"
-_EVENTS = "events"
+EVENTS = "events"
 
 
 class Journal:
@@ -32,7 +35,7 @@ class Journal:
         kept = [line for line in _lines(self.path) if _is_before(line, step, epochs)]
         write_whole(self.path, "".join(f"{line}\n" for line in kept))
         self._file: FileIO = self.path.open("ab", buffering=0)
-        self.writer = _writer(folder / _EVENTS, step)
+        self.writer = _writer(folder / EVENTS, step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Raises RecordsError where the disk takes no more."""
@@ -41,19 +44,35 @@ class Journal:
             while line:  # a disk that is nearly full takes a part
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise RecordsError(
-                f"got {error.strerror or error} while writing {self.path}; wanted room for a line. "
-                "What was saved before is whole. Make room, and go on by --resume"
-            ) from error
+            raise _refusal(error, self.path) from error
         if self.writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self.writer.add_scalar(f"{kind}/{name}", value, step)
+            # A run that goes on from its end drops what comes after its last step.
+            at = step + (kind == "test")
+            numbers = {name: v for name, v in values.items() if isinstance(v, int | float)}
+            with self._told():
+                for name, value in numbers.items():
+                    self.writer.add_scalar(f"{kind}/{name}", value, at)
 
     def close(self) -> None:
         self._file.close()
         if self.writer is not None:
-            self.writer.close()
+            with self._told():
+                self.writer.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Of events that the disk does not take."""
+        try:
+            yield
+        except OSError as error:
+            raise _refusal(error, self.path.with_name(EVENTS)) from error
+
+
+def _refusal(error: OSError, path: Path) -> RecordsError:
+    return RecordsError(
+        f"got {error.strerror or error} while writing {path}; wanted room for a line. What was "
+        "saved before is whole. Make room, and go on by --resume"
+    )
 
 
 def _lines(path: Path) -> list[str]:
@@ -87,4 +106,6 @@ def _writer(folder: Path, step: int) -> Any:
             stacklevel=4,
         )
         return None
+    if not step:  # what was written before the first checkpoint is written anew
+        shutil.rmtree(folder, ignore_errors=True)
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

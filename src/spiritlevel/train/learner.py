@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -83,13 +83,17 @@ class Learner:
         return loss, hits
 
     def _backward(self, part: Part) -> tuple[float, int]:
+        logits, loss = self.passed(part)
+        self._scaler.scale(loss * self.ranks).backward()  # type: ignore[no-untyped-call]
+        return loss.item(), int((logits.argmax(1) == part.y).sum())
+
+    def passed(self, part: Part, *, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, and this process's share of the loss; `model` in the place of what is wrapped."""
         x = part.x.contiguous(memory_format=self._format) if part.x.dim() == 4 else part.x
         cast = self._autocast
         with torch.autocast(self._device.type, cast, enabled=cast is not None):
-            logits = self._forward(x)
-            loss = self._loss(logits, part) * part.weight / self.recipe.accumulate
-        self._scaler.scale(loss * self.ranks).backward()  # type: ignore[no-untyped-call]
-        return loss.item(), int((logits.argmax(1) == part.y).sum())
+            logits = (self._forward if model is None else model)(x)
+            return logits, self._loss(logits, part) * part.weight / self.recipe.accumulate
 
     def _loss(self, logits: Tensor, part: Part) -> Tensor:
         if not len(part.y):  # the mean of nothing; its gradients, zeros, are waited for
@@ -131,6 +135,18 @@ class Learner:
 
     def _learning(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def differs(self, state: Mapping[str, Any]) -> str:
+        """What of a `state_dict` is not this model's, in words; empty where all is."""
+        theirs, own = state["model"], self.model.state_dict()
+        if odd := sorted(theirs.keys() ^ own.keys()):
+            return f"{odd[0]} is in one of them only"
+        for name, value in own.items():
+            if isinstance(value, Tensor) and theirs[name].shape != value.shape:
+                return f"{name} is {tuple(theirs[name].shape)} there, {tuple(value.shape)} here"
+        groups = state["optimizer"]["param_groups"], self.optimizer.param_groups
+        orders = [[group.get("param_names") for group in each] for each in groups]
+        return "" if orders[0] == orders[1] else "its parameters stand in another order"
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next update hangs on, but the images and the random states."""

@@ -16,7 +16,8 @@ __all__ = ["first_not_finite", "parameter_not_finite"]
 def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
     """The first layer of the pass that `run` makes whose output is not finite, in words.
 
-    Layers in the order in which they end; those whose own parameters are not finite are told so.
+    Modules in the order in which they end, so that what a parent's own forward does is told of the
+    parent; those whose own parameters are not finite are told so.
     The model is left as it was. None where every output is finite.
     """
     found: list[str] = []
@@ -28,13 +29,9 @@ def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
 
         return look
 
-    leaves = {
-        name: module
-        for name, module in model.named_modules()
-        if name and not any(module.children())
-    }
     handles = [
-        module.register_forward_hook(ends(name), prepend=True) for name, module in leaves.items()
+        module.register_forward_hook(ends(name), prepend=True)
+        for name, module in model.named_modules()
     ]
     try:
         with undisturbed(model), torch.no_grad():
@@ -46,7 +43,7 @@ def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
 
 
 def _told(name: str, module: nn.Module, inputs: Any) -> str:
-    layer = f"{name} ({type(module).__name__})"
+    layer = f"{name or 'the model itself'} ({type(module).__name__})"
     broken = parameter_not_finite(module)
     if broken is not None:
         return f"{layer}, whose {broken} is not finite"

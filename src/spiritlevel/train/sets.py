@@ -47,6 +47,7 @@ class Sets:
         if config.validation:
             drawn = seeded(config.seed, _SPLIT)
             rows, validation = stratified(y, seed=drawn, share=config.validation)
+            rows, validation = _learned(y, rows, validation)
         return cls(
             images,
             _placed(prepared.train_x, device),
@@ -75,6 +76,12 @@ class Rows:
 
     def __getitem__(self, which: Tensor | slice) -> Tensor:
         return self.x[self.rows[which]]
+
+
+def _learned(y: Tensor, rows: Tensor, validation: Tensor) -> tuple[Tensor, Tensor]:
+    """A class of one image is trained on."""
+    only = torch.bincount(y[rows], minlength=int(y.max()) + 1)[y[validation]] == 0
+    return torch.cat([rows, validation[only]]), validation[~only]
 
 
 def _placed(x: Pixels, device: torch.device) -> Pixels:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from spiritlevel.doctor.diagnosis import Diagnosis
 from spiritlevel.errors import RecordsError, SpiritlevelError
 from spiritlevel.files import write_whole
 from spiritlevel.probe.watch import Probe
+from spiritlevel.train.checkpoint import Checkpoints
 from spiritlevel.train.config import Config, parse_toml
-from spiritlevel.train.group import Group, joined, restarted
+from spiritlevel.train.group import Group, joined, place
+from spiritlevel.train.journal import EVENTS, METRICS
 from spiritlevel.train.progress import Progress
 from spiritlevel.train.training import CONFIG, Build, Training
 
-__all__ = ["Outcome", "read_config", "run"]
+__all__ = ["CHECK", "Outcome", "read_config", "run"]
 
+CHECK = "check.json"
 _CHECKED = 8
 """Batches that the model is checked on."""
 
@@ -53,23 +57,46 @@ def run(
     RecordsError for a folder that cannot be used.
     """
     written = config.to_toml()
-    resume = resume or restarted()
-    with joined(config.device) as group, _claimed(folder, config, resume, group):
-        training = Training(config, folder, group, build=build, tell=tell, stop=stop)
-        if group.leads:  # only now it is known to be a run
-            write_whole(folder / CONFIG, written)
-        training.resume()
-        result = training.run()
-    if not group.leads:
-        return Outcome()
-    # Alone from here on: a synced norm is a plain one, and no process waits.
-    diagnosis = _checked(training) if config.check else None
-    return Outcome(result, diagnosis, training.probe)
+    with ExitStack() as held:
+        with joined(config.device) as group:
+            resume = resume or place().restarted
+            held.enter_context(_claimed(folder, config, resume, group))
+            training = Training(config, folder, group, build=build, tell=tell, stop=stop)
+            if resume:
+                training.resume()
+            if group.leads:  # only now it is known to be a run
+                write_whole(folder / CONFIG, written)
+            try:
+                result = training.run()
+            except SpiritlevelError:
+                _undo(training)
+                raise
+        if not group.leads:
+            return Outcome()
+        # Alone from here on: a synced norm is a plain one, and no process waits.
+        diagnosis = _checked(training) if config.check and _is_news(training) else None
+        if training.probe is not None and training.probe.counts.steps:
+            part = f"-{training.began:08}" if training.began else ""
+            training.probe.report(folder / f"probe{part}.html")
+        return Outcome(result, diagnosis, training.probe)
+
+
+def _undo(training: Training) -> None:
+    """A run that ended in its first update is none: the same folder serves the next try."""
+    if training.group.leads and not training.done:
+        (training.folder / CONFIG).unlink(missing_ok=True)
+        (training.folder / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(training.folder / EVENTS, ignore_errors=True)
+
+
+def _is_news(training: Training) -> bool:
+    """Whether there is anything to be checked that was not checked before."""
+    return training.done > training.began or not (training.folder / CHECK).exists()
 
 
 def _checked(training: Training) -> Diagnosis:
     found = check(training.model, _Batches(training), probe=training.probe, most_batches=_CHECKED)
-    write_whole(training.folder / "check.json", found.to_json())
+    write_whole(training.folder / CHECK, found.to_json())
     return found
 
 
@@ -94,15 +121,9 @@ class _Batches:
 @contextmanager
 def _claimed(folder: Path, config: Config, resume: bool, group: Group) -> Iterator[None]:
     """The folder, of this run alone: its leader holds a lock, which ends with the process."""
-    lock, wrong = FileLock(folder / ".lock"), ""
-    if group.leads:
-        try:
-            _open(folder, config, resume, lock)
-        except SpiritlevelError as error:
-            wrong = str(error)
-    if said := group.first(wrong):
-        raise RecordsError(said)
+    lock = FileLock(folder / ".lock")
     try:
+        group.agreed(lambda: _open(folder, config, resume, lock) if group.leads else None)
         yield
     finally:
         lock.release()
@@ -110,7 +131,7 @@ def _claimed(folder: Path, config: Config, resume: bool, group: Group) -> Iterat
 
 def _open(folder: Path, config: Config, resume: bool, lock: FileLock) -> None:
     path = folder / CONFIG
-    if path.exists() and not resume:
+    if not resume and (path.exists() or Checkpoints(folder).any()):
         raise RecordsError(
             f"got {folder}, which holds a run already; go on with it by --resume, or choose "
             "another --out"
@@ -128,12 +149,10 @@ def _open(folder: Path, config: Config, resume: bool, lock: FileLock) -> None:
             f"got {error.strerror or error} at {folder}; wanted a folder to write to: choose "
             "another --out"
         ) from error
-    if path.exists() and (there := read_config(folder)) != config:
-        old, new = there.to_dict(), config.to_dict()
-        other = ", ".join(name for name in old if old[name] != new[name])
+    if path.exists() and (other := config.differs(read_config(folder).to_dict())):
         raise RecordsError(
-            f"got another {other} for the run in {folder}; wanted what its {CONFIG} says. Leave "
-            "the options out, or choose another --out"
+            f"got another configuration for the run in {folder} ({'; '.join(other)}); wanted what "
+            f"its {CONFIG} says. Leave the options out, or choose another --out"
         )
 
 

@@ -10,10 +10,11 @@ RUN/result.json           what they get right on the test images, which chose no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -66,8 +67,8 @@ class _State:
     validated: int = 0
     """Whole epochs whose end has been seen to."""
     seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-    """epoch, accuracy and loss of the best weights."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Of the best weights: epoch, accuracy, loss, and the digest by which their file is known."""
 
 
 class Training:
@@ -90,20 +91,8 @@ class Training:
         tune_allocator()
         self.config, self.folder, self.group = config, folder, group
         self._tell, self._stop = tell, stop
-        self.sets = sets = Sets.of(config, group.device)
         recipe = config.recipe
-        self.feed = Feed(
-            sets.x,
-            sets.y,
-            sets.rows,
-            recipe,
-            seed=config.seed,
-            augment=config.augment,
-            rank=group.rank,
-            ranks=group.size,
-        )
-        torch.manual_seed(config.seed)
-        self.model = init_((build or _ours)(config, sets.images), recipe).to(group.device)
+        self.sets, self.feed, self.model = group.agreed(lambda: _prepared(config, group, build))
         if config.compile:
             self.model.compile()
         self.learner = Learner(
@@ -117,13 +106,26 @@ class Training:
         )
         self.steps = recipe.epochs * self.feed.steps_per_epoch
         self.checkpoints = Checkpoints(folder)
-        self._fingerprint = sets.images.fingerprint if group.leads else ""
+        self._fingerprint = self.sets.images.fingerprint if group.leads else ""
         self._at = _State()
         self._saved, self._last_saved = time.monotonic(), (0, 0)
+        self.began = 0
+        """Updates that were done before this process."""
         self.feed.seed_process(0)
 
     def resume(self) -> int:
         """Go on from the newest checkpoint, if there is one; the number of updates done before."""
+        state = self.group.first(self.group.agreed(self._newest))
+        if state is not None:
+            self._at = _State(**state["at"])
+            self.learner.load_state_dict(state["learner"], done=self._at.step)
+            self._set_chance(state["chance"])
+            self._mend_weights()
+        self.began = self._at.step
+        return self.began
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, read where it leads."""
         held: list[dict[str, Any]] = []
 
         def use(state: dict[str, Any]) -> None:
@@ -132,33 +134,46 @@ class Training:
 
         if self.group.leads:
             self.checkpoints.newest(use, self._note)
-        state = self.group.first(held[0] if held else None)
-        if state is not None:
-            self._at = _State(**state["at"])
-            self.learner.load_state_dict(state["learner"], done=self._at.step)
-            self._set_chance(state["chance"])
+        return held[0] if held else None
+
+    def _mend_weights(self) -> None:
+        """The files of weights, where a process was killed between them and the checkpoint."""
+        at = self._at
+        ends = at.step == at.validated * self.feed.steps_per_epoch
+        if ends:
+            self._write("last")
+        if not at.best:
+            return
+        if ends and at.best["epoch"] == at.validated:
+            self._write("best")
+        path = self.folder / "best.safetensors"
+        same = (
+            self.group.leads
+            and path.is_file()
+            and _digest(load_file(path)) == at.best.get("digest")
+        )
+        if not self.group.first(same):
+            self._note(f"{path} is not of epoch {at.best['epoch']}: the best is chosen anew")
+            at.best = {}
+
+    @property
+    def done(self) -> int:
+        """Updates, with those of processes before this one."""
         return self._at.step
 
     def _refuse_foreign(self, state: dict[str, Any]) -> None:
         """Raises UsageError for the checkpoint of another run."""
-        theirs, own = state["config"], self.config.to_dict()
-        other = [name for name in own if theirs.get(name) != own[name]]
-        if other:
-            raise UsageError(
-                f"got the checkpoint of another run, whose {', '.join(other)} differ; the one "
-                "before it is taken"
-            )
+        theirs = state["config"]
+        if other := self.config.differs(theirs):
+            raise UsageError(f"got the checkpoint of another run: {'; '.join(other)}")
         if state["images"] != self._fingerprint:
             raise RecordsError(
                 f"got images from {self.config.data} that differ from those that this run began "
                 "with; wanted the same. Start a new run for the new images"
             )
-        names = set(state["learner"]["model"]), set(self.model.state_dict())
-        if names[0] != names[1]:
-            odd = sorted(names[0] ^ names[1])[0]
+        if odd := self.learner.differs(state["learner"]):
             raise UsageError(
-                f"got a checkpoint of another model than {self.config.model} is now: {odd} is in "
-                "one of them only"
+                f"got a checkpoint of another model than {self.config.model} is now: {odd}"
             )
 
     def _set_chance(self, states: list[dict[str, Any]]) -> None:
@@ -198,15 +213,14 @@ class Training:
         probe = Probe(self.model, optimizer=learner.optimizer, every=self.config.probe)
         stack.enter_context(probe)
         if self._journal is not None and self._journal.writer is not None:
-            probe.log_to(self._journal.writer)
+            probe.log_to(_From(self.began, self._journal.writer))
         return probe
 
     def _update(self) -> tuple[int, bool]:
         """One; the signal that asks for an end, and whether it is time to save."""
         at, learner = self._at, self.learner
         start, rate = time.perf_counter(), learner.learning_rate
-        parts = self.feed.parts(at.step)
-        loss, hits = learner.gradients(parts)
+        loss, hits = self._gradients()
         norm = learner.gradient_norm()
         late = time.monotonic() - self._saved >= self.config.save_every
         rows = self.group.rows([loss, hits, self._stop(), late])
@@ -226,14 +240,33 @@ class Training:
         self._progress(**told)
         return int(rows[:, 2].max()), bool(rows[0, 3])
 
+    def _gradients(self) -> tuple[float, int]:
+        try:
+            return self.learner.gradients(self.feed.parts(self._at.step))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            recipe = self.config.recipe
+            raise UsageError(
+                f"got {error}: a pass of {recipe.batch_size // recipe.accumulate} image(s) on "
+                f"{self.group.size} process(es) leaves a norm one value, hence no variance; "
+                "wanted two or more. Take a larger --batch-size, fewer --accumulate or processes, "
+                "or --norm sync or group:8"
+            ) from error
+
     def _not_finite(self, loss: float, norm: float) -> TrainingError:
         """All processes come here together."""
         at, parts = self._at, self.feed.parts(self._at.step)
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
-        layer = first_not_finite(self.model, lambda: [self.model(part.x) for part in parts])
-        if layer is None:
+        own = first_not_finite(
+            self.model, lambda: [self.learner.passed(part, model=self.model) for part in parts]
+        )
+        if own is None and math.isfinite(loss):
             name = parameter_not_finite(self.model, gradients=True)
-            layer = f"the gradient of {name}" if name else "the loss itself"
+            own = f"the gradient of {name}" if name else None
+        found = [(rank, each) for rank, each in enumerate(self.group.objects(own)) if each]
+        on = f", on rank {found[0][0]}" if found and self.group.size > 1 else ""
+        layer = f"{found[0][1]}{on}" if found else "the loss itself"
         kept = ""
         if self.checkpoints.folder.is_dir():
             kept = f". The last checkpoint in {self.checkpoints.folder} is of before"
@@ -251,6 +284,7 @@ class Training:
         if rest or epoch == at.validated:
             return
         self._agree()
+        best: dict[str, Any] = {"epoch": epoch}
         if len(self.sets.validation):
             found = self._evaluated(self.learner.delivered, *self.sets.validating)
             here = {"epoch": epoch, "accuracy": found.accuracy, "loss": found.loss}
@@ -259,15 +293,15 @@ class Training:
             self._note(
                 f"epoch {epoch}: {found.accuracy:.2%} of {found.count:,} validation images right"
             )
-            if not at.best or found.accuracy > at.best["accuracy"]:
-                at.best = here
-                self._write("best")
-        else:
-            at.best = {"epoch": epoch}
-            self._write("best")
+            best = {} if at.best and found.accuracy <= at.best["accuracy"] else here
+        if best:
+            digest = _digest(self.learner.delivered.state_dict()) if self.group.leads else ""
+            at.best = {**best, "digest": digest}
         at.validated = epoch
-        self._write("last")
         self._save()
+        if best:
+            self._write("best")
+        self._write("last")
 
     def _evaluated(self, model: nn.Module, x: Any, y: Tensor) -> Evaluation:
         def go_on() -> None:
@@ -327,6 +361,9 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         """The test images are looked at here for the first time."""
+        if not self._at.best:  # it was lost
+            self._at.best = {"epoch": self._at.validated}
+            self._write("best")
         best, last = self._best(), self.learner.delivered
         sets, found = self.sets, {}
         for name, model in (("best", best), ("last", last)):
@@ -341,7 +378,7 @@ class Training:
             "processes": self.group.size,
             "threads": torch.get_num_threads(),
             "images": {"train": len(sets.rows), "validation": len(sets.validation)},
-            "best": self._at.best,
+            "best": {k: v for k, v in self._at.best.items() if k != "digest"},
             "test": found,
         }
         if self._journal is not None:
@@ -378,11 +415,50 @@ class Training:
         )
 
 
+def _prepared(config: Config, group: Group, build: Build | None) -> tuple[Sets, Feed, nn.Module]:
+    """All that one process can find wrong by itself."""
+    sets = Sets.of(config, group.device)
+    feed = Feed(
+        sets.x,
+        sets.y,
+        sets.rows,
+        config.recipe,
+        seed=config.seed,
+        augment=config.augment,
+        rank=group.rank,
+        ranks=group.size,
+    )
+    torch.manual_seed(config.seed)
+    model = init_((build or _ours)(config, sets.images), config.recipe)
+    return sets, feed, model.to(group.device)
+
+
+@dataclass(frozen=True)
+class _From:
+    """A writer of events, for a probe that counts steps from those that were done before."""
+
+    done: int
+    writer: Any
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.writer.add_scalar(tag, value, self.done + step)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def _ours(config: Config, images: Images) -> nn.Module:
     options: dict[str, Any] = {}
     takes = config.model in list_models() and "drop_rate" in model_options(config.model)
     if config.recipe.dropout or takes:
         options["drop_rate"] = config.recipe.dropout  # a GhostNet has some of its own
+    if config.model in list_models() and "image_size" in model_options(config.model):
+        options["image_size"] = images.size
     return create_model(
         config.model,
         len(images.classes),
