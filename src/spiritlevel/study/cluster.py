@@ -113,9 +113,8 @@ class Cluster:
             sent = self.client.submit(_unpack, _packed(images), key=f"images-{images.fingerprint}")
         found = parallel(work(cell, sent, threads, kernels(), code) for cell in queue)
         try:
-            with _quiet("distributed.client"):  # of a scheduler that is lost: told below
-                for record in found:  # noqa: UP028 - joblib warns of what is closed early
-                    yield record
+            for record in found:  # noqa: UP028 - joblib warns of what is closed early
+                yield record
         except CancelledError as error:
             raise UsageError(
                 f"got no more answers from the scheduler at {self.address}; "
