@@ -208,6 +208,16 @@ def test_weights_that_do_not_tell_how_they_were_fed(run, model, tmp_path, capsys
     assert stored["confusion"] == told["confusion"]
 
 
+def test_images_are_fed_by_the_stored_numbers_not_by_their_own(model, tmp_path, capsys):
+    stored = fed(mean=(0.1,), std=(0.9,))
+    told, _ = found(capsys, run_of(tmp_path / "other", model, stored), *DIGITS)
+    x, y = (digits().test_x.double() / 255 - 0.1) / 0.9, digits().test_y
+    own = evaluate(model, x.float(), y, num_classes=10)
+    assert told["confusion"] == own.confusion.tolist()
+    assert told["loss"] == pytest.approx(own.loss, rel=1e-5)
+    assert abs(own.loss - by_hand(model).loss) > 0.01  # what its own mean and deviation would give
+
+
 HOSTILE = [
     {"size": 10**9},
     {"mean": [float("nan")]},
@@ -288,6 +298,15 @@ def test_wrong_use_of_eval(case, run, tmp_path, monkeypatch, capsys):
     options, told = WRONG[case]
     assert main(["eval", str(run), *options]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["nope", "nope.safetensors", "no/run", "x" * 300])
+def test_a_run_that_is_not_there(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    told = f"got {given}, which is not there; wanted a run or a file of weights"
+    for command in (["eval", given, *DIGITS], ["predict", given, "x.png"]):
+        assert main(command) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_folder_without_the_weights_asked_for(run, capsys):

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,21 @@ def test_nothing_that_can_be_read(run, tmp_path, capsys):
     told, err = predicted(capsys, run, *[tmp_path / f"{i}.png" for i in range(70)], status=2)
     assert told == []
     assert err.endswith("70 of 70 could not be read\n")
+
+
+def test_what_is_broken_is_told_while_names_still_come(run, monkeypatch, capsys):
+    """A list without an end: errors must not wait for it, nor heap up."""
+    before = []
+
+    def names():
+        for i in range(150):
+            before.append(capsys.readouterr().err.count("which is not there"))
+            yield b"lost%d.png\n" % i
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=names()))
+    assert main(["predict", str(run), "-"]) == 2
+    assert (sum(before), max(before)) == (128, 64)  # 64 at a time
+    assert capsys.readouterr().err.count("which is not there") == 150 - 128
 
 
 def test_names_of_anyones(run, tmp_path, monkeypatch, capsys):

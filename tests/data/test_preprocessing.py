@@ -91,7 +91,18 @@ def test_a_pickle_has_no_room_for_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)])
-def test_what_is_no_image_of_its_channels_is_refused(x):
-    with pytest.raises(UsageError, match=r"wanted torch\.uint8 \(N, 1, S, S\)"):
-        Preprocessing.from_dict(SOUND).apply(x)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 1, 8, 8), torch.float32),
+        ((2, 3, 8, 8), torch.uint8),
+        ((2, 1, 8, 16), torch.uint8),
+        ((2, 1, 16, 8), torch.uint8),
+        ((2, 1, 6, 8), torch.uint8),
+        ((1, 8, 8), torch.uint8),
+    ],
+)
+def test_what_is_no_square_image_of_its_channels_is_refused(shape, dtype):
+    with pytest.raises(UsageError, match=r"wanted torch\.uint8 \(N, 1, S, S\)") as raised:
+        Preprocessing.from_dict(SOUND).apply(torch.zeros(shape, dtype=dtype))
+    assert f"got images {dtype} {shape}" in str(raised.value)

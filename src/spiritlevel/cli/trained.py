@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _file(given: str, names: Sequence[str]) -> Path | None:
     if given.startswith("hf:"):
         return None
     path = Path(given)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for names beyond a file system
         found = next((path / name for name in names if (path / name).is_file()), None)
         if found is None:
             lacks = f"neither {' nor '.join(names)}" if len(names) > 1 else f"no {names[0]}"
@@ -96,7 +97,7 @@ def _file(given: str, names: Sequence[str]) -> Path | None:
                 "that of a run, or a file of weights"
             )
         return found
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"got {path}, which is not there; wanted a run or a file of weights")
     refuse_suffix(path)
     if not path.is_file():
