@@ -185,7 +185,7 @@ def quick(rank, world):
     found = {name: outcome(case, rank) for name, case in cases().items()}
     for situation in (
         *(refused, silent, twice, without_grad, in_autocast, told, wide_residual),
-        *(copies, parallel, uneven, uneven_errors, statistics),
+        *(differentiated_twice, copies, parallel, uneven, uneven_errors, statistics),
     ):
         found[situation.__name__] = situation(rank)
     return found
@@ -210,11 +210,15 @@ def refused(rank):
         "channels on 1": raised(lambda: layer(torch.zeros(4, 3 + rank))),
         "dim on 0": raised(lambda: layer(torch.zeros((4, 3) if rank else (3,)))),
         "residual on 1": raised(lambda: layer(torch.zeros(4, 3), torch.zeros(4 + rank, 3))),
+        "nothing on 1": raised(lambda: layer(None if rank else torch.zeros(4, 3))),
+        "text on 0": raised(lambda: layer(torch.zeros(4, 3), None if rank else "a")),
         "traced": raised(lambda: torch.jit.trace(layer, torch.zeros(4, 3))),
     }
     layer.eps = 0.0
     found["eps"] = raised(lambda: layer(torch.zeros(4, 3)))
     found["same"] = all(torch.equal(t, before[name]) for name, t in layer.state_dict().items())
+    layer.eps = 1e-5
+    found["after"] = layer(torch.arange(12.0).reshape(4, 3)[2 * rank : 2 * rank + 2]).detach()
     empty = SyncBatchNorm(3)
     y = empty(torch.zeros(0, 3, requires_grad=True))
     y.sum().backward()
@@ -255,6 +259,14 @@ def twice(rank):
     return sent() - before, x.grad, layer.weight.grad, int(layer.num_batches_tracked)
 
 
+def differentiated_twice(rank):
+    """A penalty on a gradient: the second time, what all ranks have sent would not be in it."""
+    layer, (x,) = Case().layer(), part(Case(), rank, Case().data()[0])
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+    return raised(lambda: grad.square().sum().backward())
+
+
 def without_grad(rank):
     layer, before = Case().layer(), sent()
     (x,) = part(Case(), rank, Case().data()[0])
@@ -275,7 +287,8 @@ def recomputed(rank):
         before = sent()
         y = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
         y.pow(3).sum().backward()
-        found.append((sent() - before, x.grad, layer.weight.grad))
+        counted = int(layer.num_batches_tracked)
+        found.append((sent() - before, counted, x.grad, layer.weight.grad))
     return found
 
 

@@ -28,6 +28,8 @@ from torch.nn import functional as F
 
 import spiritlevel as sl
 from spiritlevel.errors import UsageError
+from spiritlevel.kernels import split
+from spiritlevel.kernels.activations import activation
 from spiritlevel.nn import SyncBatchNorm
 from spiritlevel.train import in_step, share_statistics_
 
@@ -103,10 +105,17 @@ def test_all_ranks_raise_alike(two):
     assert second["residual on 1"][0] == "RuntimeError"
     assert second["dim on 0"] == on_0
     assert first["dim on 0"] == ("ValueError", "expected at least 2D input (got 1D input)")
+    nothing = "got NoneType and NoneType as input and residual; wanted tensors"
+    text = "got Tensor and str as input and residual; wanted tensors"
+    assert (first["nothing on 1"], second["nothing on 1"]) == (on_1, ("UsageError", nothing))
+    assert (first["text on 0"], second["text on 0"]) == (("UsageError", text), on_0)
     for rank in (first, second):
         assert rank["eps"] == ("UsageError", "got eps=0.0; wanted a number above 0 in training")
         assert "graph that leaves Python" in rank["traced"][1]
         assert rank["same"]  # nothing was counted or moved
+    goes_on = torch.cat([first["after"], second["after"]])
+    whole = F.batch_norm(torch.arange(12.0).reshape(4, 3), None, None, training=True)
+    torch.testing.assert_close(goes_on, whole, **CLOSE[F32])
 
 
 def test_when_all_are_empty_nothing_moves(two):
@@ -138,6 +147,13 @@ def test_what_wants_no_gradient_sends_none(two):
         forward, after, y = rank["without_grad"]
         assert (forward, after) == (2, 2)
         torch.testing.assert_close(y, *part(Case(), number, whole), **CLOSE[F64])
+
+
+def test_it_is_differentiated_once(two):
+    for rank in two:
+        found = rank["differentiated_twice"]
+        assert found[0] == "RuntimeError"
+        assert "marked with @once_differentiable" in found[1]
 
 
 def test_in_autocast(two):
@@ -280,12 +296,22 @@ def test_compiled_models_break_their_graph_there(imported_more):
 @pytest.mark.slow
 def test_recomputed_in_the_backward_pass(imported_more):
     for rank in imported_more:
-        (plain, *grads), (again, *others) = rank["recomputed"]
-        assert (plain, again) == (2, 3)
+        (plain, once, *grads), (again, twice, *others) = rank["recomputed"]
+        assert (plain, again) == (2, 3)  # collectives
+        assert (once, twice) == (1, 2)  # batches that the running statistics have taken in
         assert all(torch.equal(a, b) for a, b in zip(grads, others, strict=True))
 
 
 # ---- one process ---------------------------------------------------------------------------------
+
+
+def test_gradients_are_summed_in_float64():
+    """In float32 the one is lost beside 2 ** 26, and what is left is nothing."""
+    grad = torch.tensor([2.0**26, 1.0, -(2.0**26)])[:, None]
+    x, none, one = torch.ones(3, 1), torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64)
+    step = split.Step("aten", None, None, none, one, activation("identity"), 0.0)
+    of_weight, of_bias, _ = split.reduced(grad, x, None, None, step)
+    assert (of_weight.item(), of_bias.item()) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("rest", [(), (4,), (3, 3), (2, 2, 2)])

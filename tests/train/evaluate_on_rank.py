@@ -6,6 +6,7 @@ Prints, as JSON, what `evaluate` gave or raised in each situation.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
@@ -13,9 +14,13 @@ import torch
 from evaluated import outcome
 from torch import distributed as dist
 
+import spiritlevel as sl
+
 
 def situations(rank: int, path: str) -> dict[str, object]:
     model, x, y = torch.load(path, weights_only=False)
+
+    synced = sl.convert(copy.deepcopy(model), "sync")
 
     def stop():
         if rank == 1:
@@ -26,6 +31,7 @@ def situations(rank: int, path: str) -> dict[str, object]:
         "uneven": outcome(model, x[:101], y[:101], batch_size=7),
         "one image": outcome(model, x[:1], y[:1]),
         "stops": outcome(model, x, y, keep_going=stop),
+        "batch statistics": outcome(synced, x[:9], y[:9], batch_size=4, training=True),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -124,6 +125,15 @@ def test_the_model_is_left_as_it_was(digits, training, stopped):
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_random_state_of_a_gpu_is_left_as_it_was(digits):
+    model, x, y = digits
+    random = torch.cuda.get_rng_state()
+    evaluate(Drops(copy.deepcopy(model)).cuda(), x, y, num_classes=10)
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+
+
 class Breaks(nn.Module):
     """Answers with these values in the first logit."""
 
@@ -219,6 +229,21 @@ def test_two_processes_find_what_one_does(digits, two, situation, n):
     confusion, unanswered, loss = outcome(model, x[:n], y[:n])
     assert first[:2] == [confusion, unanswered]  # so no image is counted twice
     assert first[2] == pytest.approx(loss, rel=1e-6)
+
+
+def test_batch_statistics_of_a_synced_model_are_those_of_each_ranks_own_batches(digits, two):
+    """One batch on one rank, two on the other: none may wait for the other's."""
+    model, x, y = digits
+    batches = [slice(0, 4), slice(4, 7), slice(7, 9)]
+    parts = [
+        evaluate(model, x[part], y[part], num_classes=10, training=True)  # with plain batch norms
+        for part in batches
+    ]
+    confusion, unanswered, loss = two[0]["batch statistics"]
+    assert confusion == sum(each.confusion for each in parts).tolist()
+    assert unanswered == [0] * 10
+    assert loss == pytest.approx(sum(each.loss * each.count for each in parts) / 9, rel=1e-6)
+    assert two[0]["batch statistics"] == two[1]["batch statistics"]
 
 
 def test_both_stop_where_one_does(two):

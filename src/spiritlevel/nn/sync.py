@@ -24,8 +24,8 @@ a forward pass, for n.
 The running variance is unbiased by n. All ranks of the group have to call the layer equally often,
 in one order, with an input that wants a gradient on all or on none; a rank without data calls it
 with an empty batch. Checkpointing calls it twice a step, here as in torch: the running statistics
-then move twice. Eval, a group of one and a process
-without a group send nothing: there it is the batch normalization of `batch`.
+then move twice. Eval, a group of one and a process without a group send nothing: there it is the
+batch normalization of `batch`.
 """
 
 from __future__ import annotations
@@ -287,6 +287,6 @@ class _Synced(Function):
             grad_x,
             of_weight.to(weight.dtype) if wants[1] else None,
             of_bias.to(ctx.bias_type) if wants[2] else None,
-            (grad if before is None else before).to(x.dtype) if wants[3] else None,
+            (grad if before is None else before) if wants[3] else None,
             *(None,) * 3,
         )

@@ -161,9 +161,9 @@ def _parts(rows: range, size: int) -> Iterator[slice]:
 
 @contextmanager
 def _lent(model: nn.Module, training: bool, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices))
+        if device.type == "cuda":  # the CPU's random state is put back by `undisturbed`
+            stack.enter_context(torch.random.fork_rng([device]))
         stack.enter_context(undisturbed(model, parameters=training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(alone())  # ranks have unlike many batches, and none waits
