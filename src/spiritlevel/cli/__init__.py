@@ -81,15 +81,18 @@ def _stopped() -> None:
 
 @contextmanager
 def put_off() -> Iterator[Callable[[], int]]:
-    """Within it a signal interrupts nothing; what is given tells its number, or 0.
+    """What is given tells the number of a signal, or 0: from its first call to the block's end a
+    signal interrupts nothing, but for a second Ctrl-C."""
 
-    A second Ctrl-C does not wait.
-    """
-    _puts_off.append(True)
+    def asked() -> int:
+        if not _puts_off:
+            _puts_off.append(True)
+        return ended[0] if ended else 0
+
     try:
-        yield lambda: ended[0] if ended else 0
+        yield asked
     finally:
-        _puts_off.pop()
+        _puts_off.clear()
 
 
 @contextmanager
