@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,8 +37,7 @@ PRINTED = {"vgg16": 93.6, "ghost_vgg16": 93.7, "resnet56": 93.0, "ghost_resnet56
 """The paper's top-1 in per cent, after 400 epochs or so of CIFAR-10 as PNG."""
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A run to be made."""
 
     name: str
@@ -75,8 +74,9 @@ def _options() -> argparse.ArgumentParser:
 
 def networks(asked: argparse.Namespace) -> list[Network]:
     """The runs that are asked for. Raises UsageError."""
-    epochs = asked.epochs or (100 if asked.paper else EPOCHS)
-    seeds = asked.seeds or (3 if asked.paper else 1)
+    epochs, seeds = (100, 3) if asked.paper else (EPOCHS, 1)
+    epochs = epochs if asked.epochs is None else asked.epochs
+    seeds = seeds if asked.seeds is None else asked.seeds
     if epochs < 1 or seeds < 1:
         raise UsageError(f"got --epochs {epochs}, --seeds {seeds}; wanted 1 or more")
     recipes = {"ghostnet_050": replace(house_recipe(epochs), warmup_epochs=min(1, epochs / 5))}
