@@ -24,6 +24,7 @@ def test_networks_have_the_published_counts(name, parameters):
     assert net(torch.zeros(1, 3, 32, 32).expand(2, -1, -1, -1)).shape == (2, 1000)
 
 
+@pytest.mark.slow
 def test_a_step_of_three_subjects():
     result = json.loads(json.dumps(fuse(**SMALL, by=lambda net, example: net)))
     (row,) = result["cases"]

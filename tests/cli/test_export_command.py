@@ -200,7 +200,7 @@ def test_wrong_use(case, run, tmp_path, monkeypatch, capsys):
     ("what", "told"),
     [
         ("nowhere.safetensors", "which is not there"),
-        ("nowhere", "wanted a name that ends in"),
+        ("nowhere", "which is not there"),
         (".", "which holds neither best.safetensors nor last.safetensors"),
         ("hf:someone/something", "no --out"),
         ("broken.safetensors", "which are no safetensors"),

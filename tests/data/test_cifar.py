@@ -186,6 +186,7 @@ def test_a_batch_that_is_missing(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_bomb(tmp_path, cache):
     """1 GiB of zeros in 1 MB, as an entry that is not even wanted."""
     path = tmp_path / "c.tar.gz"

@@ -41,6 +41,7 @@ def some_cells() -> list[Cell]:
     return [cell for task, cell in first.items() if task not in ("ghostnet", "noise")]
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_give_the_same_numbers(run, images):
     cells = some_cells()
     alone, together = run(cells, images, jobs=1), run(cells, images, jobs=2)

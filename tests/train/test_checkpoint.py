@@ -26,7 +26,10 @@ def newest(kept, refuse=()):
             raise UsageError("got the checkpoint of another run")
         taken.append(found)
 
-    return kept.newest(use, told.append), taken, told
+    path = kept.newest(use, told.append)
+    renamed = [line for line in told if line.endswith(".refused")]
+    assert len(renamed) == (len(told) / 2 if path else 0)
+    return path, taken, [line for line in told if line not in renamed]
 
 
 def test_the_newest_two_are_kept(tmp_path):

@@ -82,6 +82,7 @@ def stopped_after(calls):
     return lambda: 0 if next(left, None) is not None else 15
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
     config = replace(CONFIG, save_every=0.0)
     run(config, tmp_path / "whole", build=dropping)
@@ -532,3 +533,43 @@ def test_the_layer_is_the_one_that_broke(tmp_path, where):
         TrainingError, match=rf"the first that is not finite is \S*\s?{named}, whose"
     ):
         run(config, tmp_path, build=build)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events", "best.safetensors", "result.json"])
+def test_what_is_no_runs_is_not_written_over(tmp_path, name):
+    (tmp_path / name).mkdir() if name == "events" else (tmp_path / name).write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(RecordsError, match=f"which holds {name} and no checkpoint"):
+            run(CONFIG, tmp_path, resume=resume)
+    assert name == "events" or (tmp_path / name).read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock", name}
+
+
+def test_a_run_that_has_ended_is_not_begun_anew(tmp_path):
+    import shutil
+
+    run(replace(CONFIG, recipe=replace(RECIPE, epochs=1)), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(RecordsError, match="and no checkpoint of a run to go on with"):
+        run(replace(CONFIG, recipe=replace(RECIPE, epochs=1)), tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_torn_weights_do_not_end_a_run(tmp_path):
+    with pytest.raises(Killed):
+        run(replace(CONFIG, save_every=0.0), tmp_path, tell=killed_at(7))
+    best = tmp_path / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:100])
+    outcome = run(replace(CONFIG, save_every=0.0), tmp_path, resume=True)
+    assert outcome.result["best"]["epoch"] == 2
+
+
+def test_a_first_update_that_is_interrupted_leaves_no_run(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(CONFIG, tmp_path, stop=interrupted)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    run(replace(CONFIG, recipe=replace(RECIPE, epochs=1)), tmp_path)

@@ -120,7 +120,7 @@ def train(
 ) -> int:
     """Train a network on images: nothing is lost when it is stopped, and the test images are
     looked at once, at the end. With torchrun, on as many processes as there are."""
-    from spiritlevel.train.group import Echo, LostError, place
+    from spiritlevel.train.group import Echo, LostError, ToldError, place
     from spiritlevel.train.progress import Stopped
     from spiritlevel.train.start import run
 
@@ -143,7 +143,7 @@ def train(
             bar.say(say("terminal.train.stopped", step=stopped.step, folder=folder))
             last_words.append("stopped")
             raise
-        except (Echo, LostError) as error:
+        except (Echo, LostError, ToldError) as error:
             if leads:
                 raise
             # The leader tells it, or the one that is lost did.

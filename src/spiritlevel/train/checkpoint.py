@@ -76,6 +76,7 @@ class Checkpoints:
                 continue
             for other in refused:  # kept, but no longer one of the newest two
                 other.rename(other.with_name(f"{other.name}.refused"))
+                told(f"{other} is kept as {other.name}.refused")
             return path
         if refused:
             names = ", ".join(path.name for path in refused)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spiritlevel.errors import SpiritlevelError, TrainingError, UsageError
 
-__all__ = ["Echo", "Group", "LostError", "Place", "joined", "place"]
+__all__ = ["Echo", "Group", "LostError", "Place", "ToldError", "joined", "place"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
@@ -89,6 +89,10 @@ class Group:
         name = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in names)
         wrapped: nn.Module = wrapper(model, ids, **{name: False})
         return wrapped
+
+
+class ToldError(TrainingError):
+    """What the leader tells of all."""
 
 
 class LostError(TrainingError):

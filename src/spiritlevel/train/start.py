@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spiritlevel.doctor.check import check
 from spiritlevel.doctor.diagnosis import Diagnosis
-from spiritlevel.errors import RecordsError, SpiritlevelError
+from spiritlevel.errors import RecordsError
 from spiritlevel.files import write_whole
 from spiritlevel.probe.watch import Probe
 from spiritlevel.train.checkpoint import Checkpoints
@@ -22,7 +22,7 @@ from spiritlevel.train.config import Config, parse_toml
 from spiritlevel.train.group import Group, joined, place
 from spiritlevel.train.journal import EVENTS, METRICS
 from spiritlevel.train.progress import Progress
-from spiritlevel.train.training import CONFIG, Build, Training
+from spiritlevel.train.training import CONFIG, RESULT, Build, Training
 
 __all__ = ["CHECK", "Outcome", "read_config", "run"]
 
@@ -59,16 +59,16 @@ def run(
     written = config.to_toml()
     with ExitStack() as held:
         with joined(config.device) as group:
-            resume = resume or place().restarted
+            resume = any(group.objects(resume or place().restarted))  # agents count by themselves
             held.enter_context(_claimed(folder, config, resume, group))
             training = Training(config, folder, group, build=build, tell=tell, stop=stop)
             if resume:
                 training.resume()
-            if group.leads:  # only now it is known to be a run
-                write_whole(folder / CONFIG, written)
             try:
+                if group.leads:  # only now it is known to be a run
+                    write_whole(folder / CONFIG, written)
                 result = training.run()
-            except SpiritlevelError:
+            except BaseException:
                 _undo(training)
                 raise
         if not group.leads:
@@ -130,8 +130,8 @@ def _claimed(folder: Path, config: Config, resume: bool, group: Group) -> Iterat
 
 
 def _open(folder: Path, config: Config, resume: bool, lock: FileLock) -> None:
-    path = folder / CONFIG
-    if not resume and (path.exists() or Checkpoints(folder).any()):
+    path, begun = folder / CONFIG, Checkpoints(folder).any()
+    if not resume and (path.exists() or begun):
         raise RecordsError(
             f"got {folder}, which holds a run already; go on with it by --resume, or choose "
             "another --out"
@@ -149,10 +149,25 @@ def _open(folder: Path, config: Config, resume: bool, lock: FileLock) -> None:
             f"got {error.strerror or error} at {folder}; wanted a folder to write to: choose "
             "another --out"
         ) from error
+    for draft in folder.glob(".*.tmp"):  # what a killed process left half-written
+        draft.unlink(missing_ok=True)
+    if not begun and (not path.exists() or (folder / RESULT).exists()):
+        _refuse_others(folder)
     if path.exists() and (other := config.differs(read_config(folder).to_dict())):
         raise RecordsError(
             f"got another configuration for the run in {folder} ({'; '.join(other)}); wanted what "
             f"its {CONFIG} says. Leave the options out, or choose another --out"
+        )
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises RecordsError where a new run would write over what it does not own."""
+    names = (METRICS, EVENTS, RESULT, "best.safetensors", "last.safetensors")
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise RecordsError(
+            f"got {folder}, which holds {', '.join(there)} and no checkpoint of a run to go on "
+            "with; wanted a folder for a new one. Choose another --out, or move them away"
         )
 
 

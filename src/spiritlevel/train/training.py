@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ from spiritlevel.train.checkpoint import Checkpoints
 from spiritlevel.train.config import Config
 from spiritlevel.train.evaluation import Evaluation, evaluate
 from spiritlevel.train.feed import Feed
-from spiritlevel.train.group import Group
+from spiritlevel.train.group import Group, ToldError
 from spiritlevel.train.journal import Journal
 from spiritlevel.train.learner import Learner
 from spiritlevel.train.nonfinite import first_not_finite, parameter_not_finite
@@ -93,6 +94,8 @@ class Training:
         self._tell, self._stop = tell, stop
         recipe = config.recipe
         self.sets, self.feed, self.model = group.agreed(lambda: _prepared(config, group, build))
+        self._fingerprint = self.sets.images.fingerprint
+        self._refuse_unlike()
         if config.compile:
             self.model.compile()
         self.learner = Learner(
@@ -106,12 +109,30 @@ class Training:
         )
         self.steps = recipe.epochs * self.feed.steps_per_epoch
         self.checkpoints = Checkpoints(folder)
-        self._fingerprint = self.sets.images.fingerprint if group.leads else ""
         self._at = _State()
         self._saved, self._last_saved = time.monotonic(), (0, 0)
         self.began = 0
         """Updates that were done before this process."""
         self.feed.seed_process(0)
+
+    def _refuse_unlike(self) -> None:
+        """Raises UsageError on all where one process has other options or images."""
+        told = self.group.objects((self.config.to_dict(), self._fingerprint))
+
+        def alike() -> None:
+            for rank, (config, images) in enumerate(told):
+                if other := Config.from_dict(told[0][0]).differs(config):
+                    raise UsageError(
+                        f"got other options on rank {rank} ({'; '.join(other)}); wanted the same "
+                        "on all. Start all by one command"
+                    )
+                if images != told[0][1]:
+                    raise UsageError(
+                        f"got other images on rank {rank} from {self.config.data}; wanted the "
+                        "same on all"
+                    )
+
+        self.group.agreed(alike)
 
     def resume(self) -> int:
         """Go on from the newest checkpoint, if there is one; the number of updates done before."""
@@ -147,11 +168,12 @@ class Training:
         if ends and at.best["epoch"] == at.validated:
             self._write("best")
         path = self.folder / "best.safetensors"
-        same = (
-            self.group.leads
-            and path.is_file()
-            and _digest(load_file(path)) == at.best.get("digest")
-        )
+        same = False
+        if self.group.leads and path.is_file():
+            try:
+                same = _digest(load_file(path)) == at.best.get("digest")
+            except (OSError, SafetensorError):  # torn
+                same = False
         if not self.group.first(same):
             self._note(f"{path} is not of epoch {at.best['epoch']}: the best is chosen anew")
             at.best = {}
@@ -226,7 +248,8 @@ class Training:
         rows = self.group.rows([loss, hits, self._stop(), late])
         loss, hits = rows[:, 0].sum().item(), int(rows[:, 1].sum())
         if not math.isfinite(loss) or not (learner.scaled or norm.isfinite()):
-            raise self._not_finite(loss, float(norm))
+            error = self._not_finite(loss, float(norm))
+            raise error if self.group.leads else ToldError(str(error))
         learner.update(norm)
         at.step += 1
         took = time.perf_counter() - start
@@ -287,11 +310,12 @@ class Training:
         best: dict[str, Any] = {"epoch": epoch}
         if len(self.sets.validation):
             found = self._evaluated(self.learner.delivered, *self.sets.validating)
-            here = {"epoch": epoch, "accuracy": found.accuracy, "loss": found.loss}
+            here = {"epoch": epoch, "accuracy": found.accuracy, "loss": _plain(found.loss)}
             if self._journal is not None:
                 self._journal.write("validation", at.step, **here)
             self._note(
                 f"epoch {epoch}: {found.accuracy:.2%} of {found.count:,} validation images right"
+                + (f", {found.not_finite:,} without an answer" if found.not_finite else "")
             )
             best = {} if at.best and found.accuracy <= at.best["accuracy"] else here
         if best:
@@ -308,6 +332,7 @@ class Training:
             if self.group.size == 1 and self._stop():
                 raise _Enough
 
+        before = chance(self.group.device)
         try:
             return evaluate(
                 model,
@@ -319,6 +344,7 @@ class Training:
                 keep_going=go_on,
             )
         except _Enough:
+            set_chance(before, self.group.device)
             self._save()
             raise Stopped(self._stop(), self._at.step) from None
 
