@@ -113,7 +113,14 @@ def scaled(before: str) -> str:
         told = f"{formula['gradients'] / 1e6:.2f}, {sum(formula.values()) / 1e6:.2f}"
         cells = [str(row["processes"]), *times, interval(row["ratio"]), *seen, told]
         lines.append(f"| {' | '.join(cells)} |")
+    last = found["cases"][-1]
+    added = last["seconds"]["sync"]["median"] - last["seconds"]["batch"]["median"]
     lines += [
+        "",
+        f"So synced norms add {1e3 * added:.0f} ms to a step of {last['processes']} processes: "
+        f"{1e3 * added / (2 * layers):.1f} ms for each of its {2 * layers} collectives, in which "
+        "the processes also wait for",
+        "each other, and gloo's threads for the two cores that compute.",
         "",
         "## Carried to GPUs, on paper",
         "With *a* seconds that a collective takes at least and *b* bytes a second of a GPU, both "
