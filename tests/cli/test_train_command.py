@@ -156,15 +156,20 @@ def test_a_reader_that_leaves_ends_nothing(tmp_path):
     assert (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_norm_that_is_left_is_told(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine_with_hooks.py").write_text(
+def of_ones_own(folder, monkeypatch, name, norm):
+    """A module of that name in the working directory, whose model has one norm."""
+    (folder / f"{name}.py").write_text(
         "from torch import nn\n"
         "class Own(nn.BatchNorm2d): pass\n"
         "def build(num_classes, in_chans):\n"
-        "    return nn.Sequential(nn.Conv2d(in_chans, 8, 3), Own(8), nn.ReLU(),\n"
+        f"    return nn.Sequential(nn.Conv2d(in_chans, 8, 3), {norm}(8), nn.ReLU(),\n"
         "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
     )
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
+
+
+def test_a_norm_that_is_left_is_told(tmp_path, monkeypatch, capsys):
+    of_ones_own(tmp_path, monkeypatch, "mine_with_hooks", "Own")
     words = ["train", "mine_with_hooks:build", *RUN[1:], "--epochs", "1", "--norm", "sync"]
     assert main([*words, "--out", "run"]) == 0
     assert "left 1: " in capsys.readouterr().err
@@ -179,13 +184,7 @@ def test_a_run_is_made_again_from_its_file(tmp_path, capsys):
 
 
 def test_a_model_of_ones_own_gets_the_norm(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine_to_train.py").write_text(
-        "from torch import nn\n"
-        "def build(num_classes, in_chans):\n"
-        "    return nn.Sequential(nn.Conv2d(in_chans, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),\n"
-        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
-    )
-    monkeypatch.chdir(tmp_path)
+    of_ones_own(tmp_path, monkeypatch, "mine_to_train", "nn.BatchNorm2d")
     words = ["train", "mine_to_train:build", *RUN[1:], "--epochs", "1", "--norm", "ghost:16"]
     assert main([*words, "--out", "run"]) == 0
     assert "mine_to_train.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a recipe is made into: starting weights, groups of parameters, an optimizer, a loss."""
+"""What a run is made of: a model, starting weights, groups of parameters, an optimizer, a loss."""
 
 from __future__ import annotations
 
@@ -8,17 +8,42 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.models import init_he_
+from spiritlevel.models import create_model, init_he_, list_models
+from spiritlevel.models.registry import model_options
 from spiritlevel.probe import norm_places
 from spiritlevel.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-__all__ = ["init_", "loss", "optimizer", "parameter_groups"]
+    from spiritlevel.data import Images
+    from spiritlevel.train.config import Config
+
+__all__ = ["init_", "loss", "model", "optimizer", "parameter_groups"]
 
 _CHEAP = re.compile(r"(^|\.)cheap_(operation|rpr_)")
 _Model = TypeVar("_Model", bound=nn.Module)
+
+
+def model(config: Config, images: Images) -> nn.Module:
+    """One of ours for these images, with the norm, the stem and the dropout that are asked for.
+
+    Raises UsageError.
+    """
+    options: dict[str, Any] = {}
+    takes = config.model in list_models() and "drop_rate" in model_options(config.model)
+    if config.recipe.dropout or takes:
+        options["drop_rate"] = config.recipe.dropout  # a GhostNet has some of its own
+    if config.model in list_models() and "image_size" in model_options(config.model):
+        options["image_size"] = images.size
+    return create_model(
+        config.model,
+        len(images.classes),
+        norm=config.norm,
+        in_chans=images.channels,
+        stem=config.stem_for(images.size),
+        **options,
+    )
 
 
 def init_(model: _Model, recipe: Recipe) -> _Model:

@@ -5,10 +5,10 @@ RUN/config.toml holds every field, so that `spiritlevel train --config RUN/confi
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from spiritlevel.errors import UsageError, require
 from spiritlevel.train.feed import AUGMENTS
 from spiritlevel.train.recipe import Recipe
 from spiritlevel.train.recipes import published_recipe
+from spiritlevel.train.typed import refuse_unknown, typed
 
 __all__ = ["AMP", "Config", "house_recipe", "parse_toml", "read_toml", "stretched"]
 
@@ -62,7 +63,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
-            object.__setattr__(self, name, _as(kind, name, getattr(self, name)))
+            value = getattr(self, name)
+            kept = typed(kind, value, partial(_refusal, name, value))
+            object.__setattr__(self, name, kept)
         for name, (wanted, sound) in {
             "model": ("a name", bool(self.model)),
             "data": ("a source of images", bool(self.data)),
@@ -76,7 +79,7 @@ class Config:
             "save_every": ("0 or more seconds", self.save_every >= 0),
         }.items():
             if not sound:
-                raise UsageError(f"got {name} = {getattr(self, name)!r}; wanted {wanted}")
+                raise _refusal(name, getattr(self, name), wanted)
 
     def stem_for(self, side: int) -> str:
         """The stem for images of `side` pixels a side."""
@@ -104,14 +107,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """The run of these fields; others have their defaults. Raises UsageError."""
-        for name in values:
-            if name not in _FIELDS:
-                near = difflib.get_close_matches(str(name), _FIELDS, cutoff=0.5)
-                hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                raise UsageError(
-                    f"got {name!r} in a configuration, which has no such field.{hint} Its fields: "
-                    f"{', '.join(_FIELDS)}"
-                )
+        refuse_unknown(values, _FIELDS, "a configuration")
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise UsageError(
@@ -127,29 +123,10 @@ _FREE = ("device", "probe", "check", "save_every")
 """Fields that may change when a run goes on."""
 _FIELDS = tuple(f.name for f in fields(Config))
 _KINDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Config) if f.name != "recipe"}
-_IN_WORDS = {
-    "str": "a text in quotes",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "tuple[float, ...]": "a list of numbers",
-}
 
 
-def _as(kind: str, name: str, value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    match kind:
-        case "float" if number:
-            return float(value)
-        case "int" if number and isinstance(value, int):
-            return value
-        case "bool" if isinstance(value, bool):
-            return value
-        case "str" if isinstance(value, str):
-            return value
-        case "tuple[float, ...]" if isinstance(value, list | tuple):
-            return tuple(_as("float", name, item) for item in value)
-    raise UsageError(f"got {name} = {value!r}; wanted {_IN_WORDS[kind]}")
+def _refusal(name: str, value: Any, wanted: str) -> UsageError:
+    return UsageError(f"got {name} = {value!r}; wanted {wanted}")
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

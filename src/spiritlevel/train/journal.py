@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ class Journal:
                 for name, value in numbers.items():
                     self.writer.add_scalar(f"{kind}/{name}", value, at)
 
+    def counting_from(self, done: int) -> Any:
+        """The writer of events for what counts its steps from those `done` before."""
+        return _From(done, self.writer)
+
     def close(self) -> None:
         self._file.close()
         if self.writer is not None:
@@ -66,6 +71,15 @@ class Journal:
             yield
         except OSError as error:
             raise _refusal(error, self.path.with_name(EVENTS)) from error
+
+
+@dataclass(frozen=True)
+class _From:
+    done: int
+    writer: Any
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.writer.add_scalar(tag, value, self.done + step)
 
 
 def _refusal(error: OSError, path: Path) -> RecordsError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from spiritlevel.errors import UsageError
+from spiritlevel.train.typed import refuse_unknown, typed
 
 __all__ = ["Recipe"]
 
@@ -66,7 +67,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
-            object.__setattr__(self, name, _as(kind, name, getattr(self, name)))
+            value = getattr(self, name)
+            kept = typed(kind, value, partial(_refusal, name, value))
+            object.__setattr__(self, name, kept)
         for name, (wanted, holds) in _RULES.items():
             if not holds(getattr(self, name)):
                 raise _refusal(name, getattr(self, name), wanted)
@@ -105,14 +108,7 @@ class Recipe:
         """The recipe of these fields; others have their defaults. Raises UsageError."""
         if not isinstance(values, Mapping):
             raise UsageError(f"got {values!r} for a recipe; wanted fields and their values")
-        for name in values:
-            if name not in _KINDS:
-                near = difflib.get_close_matches(str(name), _KINDS, cutoff=0.5)
-                hint = f"Did you mean {' or '.join(near)}? " if near else ""
-                raise UsageError(
-                    f"got {name!r} in a recipe, which has no such field. {hint}"
-                    f"Its fields: {', '.join(_KINDS)}"
-                )
+        refuse_unknown(values, tuple(_KINDS), "a recipe")
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise UsageError(
@@ -163,32 +159,6 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "accumulate": _whole(1),
     "mixup": _NOT_NEGATIVE,
     "cutmix": _NOT_NEGATIVE,
-}
-
-
-def _as(kind: str, name: str, value: Any) -> Any:
-    """The value in the field's type; a whole number is a number too. Raises UsageError."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    match kind:
-        case "float" if number:
-            return float(value)
-        case "int" if isinstance(value, int) and number:
-            return value
-        case "bool" if isinstance(value, bool):
-            return value
-        case "str" if isinstance(value, str):
-            return value
-        case "tuple[float, ...]" if isinstance(value, list | tuple):
-            return tuple(_as("float", name, item) for item in value)
-    raise _refusal(name, value, _IN_WORDS[kind])
-
-
-_IN_WORDS = {
-    "float": "a number",
-    "int": "a whole number",
-    "bool": "true or false",
-    "str": "a name",
-    "tuple[float, ...]": "a list of numbers",
 }
 
 

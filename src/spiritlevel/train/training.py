@@ -10,11 +10,10 @@ RUN/result.json           what they get right on the test images, which chose no
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -22,20 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spiritlevel.data import Images
 from spiritlevel.errors import RecordsError, TrainingError, UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.kernels import tune_allocator
-from spiritlevel.models import create_model, list_models
-from spiritlevel.models.registry import model_options
-from spiritlevel.models.weights import save_weights
 from spiritlevel.probe.watch import Probe
 from spiritlevel.train.agree import share_statistics_
 from spiritlevel.train.build import init_
+from spiritlevel.train.build import model as build_ours
 from spiritlevel.train.chance import chance, set_chance
 from spiritlevel.train.checkpoint import Checkpoints
 from spiritlevel.train.config import Config
@@ -47,6 +42,7 @@ from spiritlevel.train.learner import Learner
 from spiritlevel.train.nonfinite import first_not_finite, parameter_not_finite
 from spiritlevel.train.progress import Progress, Stopped
 from spiritlevel.train.sets import Sets
+from spiritlevel.train.weight_files import WeightFiles, digest
 
 __all__ = ["CONFIG", "RESULT", "Build", "Training"]
 
@@ -109,6 +105,7 @@ class Training:
         )
         self.steps = recipe.epochs * self.feed.steps_per_epoch
         self.checkpoints = Checkpoints(folder)
+        self.weights = WeightFiles(folder, recipe, self.sets.preprocessing)
         self._at = _State()
         self._saved, self._last_saved = time.monotonic(), (0, 0)
         self.began = 0
@@ -167,15 +164,10 @@ class Training:
             return
         if ends and at.best["epoch"] == at.validated:
             self._write("best")
-        path = self.folder / "best.safetensors"
-        same = False
-        if self.group.leads and path.is_file():
-            try:
-                same = _digest(load_file(path)) == at.best.get("digest")
-            except (OSError, SafetensorError):  # torn
-                same = False
+        same = self.group.leads and self.weights.holds("best", at.best.get("digest"))
         if not self.group.first(same):
-            self._note(f"{path} is not of epoch {at.best['epoch']}: the best is chosen anew")
+            path, epoch = self.weights.path("best"), at.best["epoch"]
+            self._note(f"{path} is not of epoch {epoch}: the best is chosen anew")
             at.best = {}
 
     @property
@@ -235,7 +227,7 @@ class Training:
         probe = Probe(self.model, optimizer=learner.optimizer, every=self.config.probe)
         stack.enter_context(probe)
         if self._journal is not None and self._journal.writer is not None:
-            probe.log_to(_From(self.began, self._journal.writer))
+            probe.log_to(self._journal.counting_from(self.began))
         return probe
 
     def _update(self) -> tuple[int, bool]:
@@ -319,8 +311,8 @@ class Training:
             )
             best = {} if at.best and found.accuracy <= at.best["accuracy"] else here
         if best:
-            digest = _digest(self.learner.delivered.state_dict()) if self.group.leads else ""
-            at.best = {**best, "digest": digest}
+            mark = digest(self.learner.delivered.state_dict()) if self.group.leads else ""
+            at.best = {**best, "digest": mark}
         at.validated = epoch
         self._save()
         if best:
@@ -356,12 +348,7 @@ class Training:
 
     def _write(self, name: str) -> None:
         if self.group.leads:
-            save_weights(
-                self.learner.delivered,
-                self.folder / f"{name}.safetensors",
-                recipe=self.config.recipe,
-                preprocessing=self.sets.preprocessing.to_dict(),
-            )
+            self.weights.write(name, self.learner.delivered)
 
     def _save(self) -> None:
         """A checkpoint; every process takes part."""
@@ -415,10 +402,10 @@ class Training:
         return result
 
     def _best(self) -> nn.Module:
-        model, state = deepcopy(self.learner.delivered), None
-        if self.group.leads:
-            state = load_file(self.folder / "best.safetensors")
-        model.load_state_dict(self.group.first(state))
+        model = deepcopy(self.learner.delivered)
+        model.load_state_dict(
+            self.group.first(self.weights.read("best") if self.group.leads else None)
+        )
         return model
 
     def _progress(self, **told: float) -> None:
@@ -455,44 +442,8 @@ def _prepared(config: Config, group: Group, build: Build | None) -> tuple[Sets, 
         ranks=group.size,
     )
     torch.manual_seed(config.seed)
-    model = init_((build or _ours)(config, sets.images), config.recipe)
+    model = init_((build or build_ours)(config, sets.images), config.recipe)
     return sets, feed, model.to(group.device)
-
-
-@dataclass(frozen=True)
-class _From:
-    """A writer of events, for a probe that counts steps from those that were done before."""
-
-    done: int
-    writer: Any
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self.writer.add_scalar(tag, value, self.done + step)
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def _ours(config: Config, images: Images) -> nn.Module:
-    options: dict[str, Any] = {}
-    takes = config.model in list_models() and "drop_rate" in model_options(config.model)
-    if config.recipe.dropout or takes:
-        options["drop_rate"] = config.recipe.dropout  # a GhostNet has some of its own
-    if config.model in list_models() and "image_size" in model_options(config.model):
-        options["image_size"] = images.size
-    return create_model(
-        config.model,
-        len(images.classes),
-        norm=config.norm,
-        in_chans=images.channels,
-        stem=config.stem_for(images.size),
-        **options,
-    )
 
 
 def _told(found: Evaluation) -> dict[str, Any]:
