@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spiritlevel.errors import SpiritlevelError, TrainingError, UsageError
+from spiritlevel.train.meeting import store_of_this_start
 
 __all__ = ["Echo", "Group", "LostError", "Place", "ToldError", "joined", "place"]
 
@@ -176,13 +177,16 @@ def joined(device: str) -> Iterator[Group]:
         yield Group(device=where)
         return
     backend = "nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
-    try:
-        talk = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else None
-        with _telling_of_the_lost(here.rank):
+    with _telling_of_the_lost(here.rank):
+        store = store_of_this_start(_PATIENCE)
+        dist.init_process_group(
+            backend, store=store, rank=here.rank, world_size=here.size, timeout=_PATIENCE
+        )
+        try:
+            talk = dist.new_group(backend="gloo", timeout=_PATIENCE) if backend == "nccl" else None
             yield Group(here.rank, here.size, where, talk)
-    finally:
-        dist.destroy_process_group()
+        finally:
+            dist.destroy_process_group()
 
 
 def _device(name: str, local_rank: int) -> torch.device:
