@@ -23,6 +23,8 @@ def begin(*words, **options):
     command = [sys.executable, "-m", "spiritlevel", "train", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Not ignored, as it is where the tests themselves run in a shell's background.
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command, env=environment, **pipes, **options)
 
 
