@@ -157,3 +157,28 @@ def test_nothing_is_sent(written, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert not (home / "intel").exists()
+
+
+SIGNALLED = """
+import faulthandler, os, signal, sys
+from pathlib import Path
+from spiritlevel.export.openvino import open_openvino
+from spiritlevel.export.signals import signal_stack
+faulthandler.enable()  # gives this thread a stack for signals, on which Python takes all of its own
+caught = []
+signal.signal(signal.SIGCHLD, lambda number, _frame: caught.append(number))
+before = signal_stack()
+models = [open_openvino(Path(sys.argv[1])) for _ in range(3)]
+while models:
+    del models[0]  # the oldest first: each takes back a stack that the next one stands on
+assert signal_stack() == before, (signal_stack(), before)
+assert os.waitstatus_to_exitcode(os.system("true")) == 0
+assert caught == [signal.SIGCHLD]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stacks of signals are read on Linux alone")
+def test_signals_still_reach_a_process_that_has_had_models(written):
+    words = [sys.executable, "-c", SIGNALLED, str(written[1])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)

@@ -25,6 +25,7 @@ from spiritlevel.export import onnx
 from spiritlevel.export.example import Example
 from spiritlevel.export.metadata import PREFIX, Metadata
 from spiritlevel.export.runtimes import Runtime
+from spiritlevel.export.signals import same_signal_stack
 
 __all__ = ["library", "open_openvino", "write"]
 
@@ -83,7 +84,8 @@ class _OpenVino:
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model: Any = ov.Core().compile_model(path, "CPU", options)
+            with same_signal_stack():
+                self._model: Any = ov.Core().compile_model(path, "CPU", options)
         except RuntimeError as error:
             raise UsageError(
                 f"got {path}, which OpenVINO cannot open ({_telling(error)}); wanted a whole .xml "
