@@ -36,6 +36,18 @@ def test_a_line_and_an_event_each(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_best_and_last_weights_have_a_curve_each(tmp_path):
+    journal = Journal(tmp_path, step=0, epochs=0)
+    journal.write("test", 6, weights="best", loss=0.5)
+    journal.write("test", 6, weights="last", loss=0.7)
+    journal.close()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    for name, loss in (("best", 0.5), ("last", 0.7)):
+        (found,) = events.Scalars(f"test/{name}/loss")
+        assert found.value == pytest.approx(loss)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_came_after_the_checkpoint_is_written_anew(tmp_path):
     written(tmp_path)
     whole = lines(tmp_path)

@@ -258,26 +258,39 @@ def test_a_loss_that_is_nan_names_the_layer(tmp_path):
     assert [path.name[:8] for path in sorted(tmp_path.glob("checkpoints/*"))][-1] == "00000003"
 
 
+class Steep(torch.autograd.Function):
+    """Its gradient is infinite."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient * float("inf")
+
+
+class Steeply(torch.nn.Module):
+    def forward(self, x):
+        return Steep.apply(x)
+
+
+def steep(config, images):
+    return torch.nn.Sequential(dropping(config, images)[0], Steeply())
+
+
 def test_a_gradient_that_is_infinite_stops_before_the_weights_are(tmp_path):
-    class Steep(torch.autograd.Function):
-        @staticmethod
-        def forward(_, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(_, gradient):
-            return gradient * float("inf")
-
-    class Layer(torch.nn.Module):
-        def forward(self, x):
-            return Steep.apply(x)
-
-    def build(config, images):
-        model = dropping(config, images)
-        return torch.nn.Sequential(model[0], Layer())
-
     with pytest.raises(TrainingError, match=r"got gradient norm nan in step 1 .*the gradient of 0"):
-        run(CONFIG, tmp_path, build=build)
+        run(CONFIG, tmp_path, build=steep)
+
+
+@pytest.mark.slow  # half precision is slow on most CPUs
+@pytest.mark.filterwarnings("ignore:batch normalization runs on torch")
+def test_in_float16_it_stops_once_no_scale_helps(tmp_path):
+    """An update is left out and the scale halved, from 2**16 to 2**-14."""
+    long = replace(CONFIG, amp="fp16", recipe=replace(RECIPE, epochs=40))
+    with pytest.raises(TrainingError, match=r"got gradient norm nan in step 31 "):
+        run(long, tmp_path, build=steep)
 
 
 @pytest.mark.slow  # half precision is slow on most CPUs

@@ -50,9 +50,10 @@ class Journal:
             # A run that goes on from its end drops what comes after its last step.
             at = step + (kind == "test")
             numbers = {name: v for name, v in values.items() if isinstance(v, int | float)}
+            of = "/".join([kind, *filter(None, [values.get("weights")])])
             with self._told():
                 for name, value in numbers.items():
-                    self.writer.add_scalar(f"{kind}/{name}", value, at)
+                    self.writer.add_scalar(f"{of}/{name}", value, at)
 
     def counting_from(self, done: int) -> Any:
         """The writer of events for what counts its steps from those `done` before."""

@@ -18,6 +18,9 @@ from spiritlevel.train.schedule import scheduler
 
 __all__ = ["Learner", "Part"]
 
+_SMALLEST_SCALE = 2.0**-14
+"""Of a loss in float16, whose smallest normal number it is."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -125,8 +128,11 @@ class Learner:
 
     @property
     def scaled(self) -> bool:
-        """Whether an update whose gradients overflow is left out."""
-        return bool(self._scaler.is_enabled())
+        """Whether an update whose gradients overflow is left out, and the next one scaled less.
+
+        From a scale that is this small on, it is not for the scale that they overflow.
+        """
+        return bool(self._scaler.is_enabled()) and self._scaler.get_scale() > _SMALLEST_SCALE
 
     @property
     def learning_rate(self) -> float:
