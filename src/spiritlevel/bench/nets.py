@@ -1,7 +1,8 @@
-"""Two networks as others write them, in plain torch.nn, with ReLUs in place: what `fuse` is for.
+"""Networks as others write them, in plain torch.nn, with activations in place.
 
-ResNet-18 (He et al. 2016, table 1) and MobileNetV2 (Sandler et al. 2018, table 2), of 11.7 and 3.5
-million parameters at 1000 classes.
+ResNet-18 (He et al. 2016, table 1) and MobileNetV2 (Sandler et al. 2018, table 2) are what `fuse`
+is for; MobileNetV3-Large (Howard et al. 2019, table 1) stands beside GhostNet. They have 11.7, 3.5
+and 5.5 million parameters at 1000 classes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-__all__ = ["NETS", "MobileNetV2", "ResNet18"]
+from spiritlevel.models.ghostnet import stem_stride
+from spiritlevel.models.layers import make_divisible
+
+__all__ = ["NETS", "MobileNetV2", "MobileNetV3", "ResNet18"]
 
 
 class _Block(nn.Module):
@@ -38,14 +42,18 @@ class _Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """(N, 3, H, W) -> logits (N, num_classes)."""
+    """(N, 3, H, W) -> logits (N, num_classes). `stem="cifar"` halves no image before its blocks."""
 
-    def __init__(self, num_classes: int = 1000, inplace: bool = True) -> None:
+    def __init__(
+        self, num_classes: int = 1000, inplace: bool = True, stem: str = "imagenet"
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        small = stem_stride(stem) == 1
+        kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+        self.conv1 = nn.Conv2d(3, 64, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
         blocks, in_chs = [], 64
         for out_chs in (64, 128, 256, 512):
             for index in range(2):
@@ -63,12 +71,18 @@ class ResNet18(nn.Module):
 
 
 def _conv(
-    in_chs: int, out_chs: int, kernel: int, stride: int, groups: int, inplace: bool
+    in_chs: int,
+    out_chs: int,
+    kernel: int,
+    stride: int,
+    groups: int,
+    inplace: bool,
+    act: Callable[[bool], nn.Module] = nn.ReLU6,
 ) -> list[nn.Module]:
     return [
         nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_chs),
-        nn.ReLU6(inplace),
+        act(inplace),
     ]
 
 
@@ -121,5 +135,80 @@ class MobileNetV2(nn.Module):
         return logits
 
 
+class _Gate(nn.Module):
+    """Squeeze-excitation of a quarter of the channels."""
+
+    def __init__(self, chs: int, inplace: bool) -> None:
+        super().__init__()
+        few = make_divisible(chs / 4, 8)
+        self.few = nn.Sequential(nn.Conv2d(chs, few, 1), nn.ReLU(inplace))
+        self.all = nn.Sequential(nn.Conv2d(few, chs, 1), nn.Hardsigmoid(inplace))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.all(self.few(x.mean((2, 3), keepdim=True)))
+        return x * gate
+
+
+class _Gated(nn.Module):
+    """Expand, depthwise, squeeze-excitation, project; the input is added where shapes agree."""
+
+    def __init__(self, in_chs: int, row: tuple[int, int, int, bool, bool, int], inplace: bool):
+        super().__init__()
+        kernel, chs, out_chs, gated, hard, stride = row
+        act: Callable[[bool], nn.Module] = nn.Hardswish if hard else nn.ReLU
+        layers = _conv(in_chs, chs, 1, 1, 1, inplace, act) if chs > in_chs else []
+        layers += _conv(chs, chs, kernel, stride, chs, inplace, act)
+        layers += [_Gate(chs, inplace)] if gated else []
+        layers += [nn.Conv2d(chs, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)]
+        self.conv = nn.Sequential(*layers)
+        self.adds = stride == 1 and in_chs == out_chs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return x + y if self.adds else y
+
+
+# Kernel, expanded channels, channels, squeeze-excitation, hard-swish, stride.
+_LARGE = (
+    (3, 16, 16, False, False, 1),
+    (3, 64, 24, False, False, 2),
+    (3, 72, 24, False, False, 1),
+    (5, 72, 40, True, False, 2),
+    (5, 120, 40, True, False, 1),
+    (5, 120, 40, True, False, 1),
+    (3, 240, 80, False, True, 2),
+    (3, 200, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 480, 112, True, True, 1),
+    (3, 672, 112, True, True, 1),
+    (5, 672, 160, True, True, 2),
+    (5, 960, 160, True, True, 1),
+    (5, 960, 160, True, True, 1),
+)
+
+
+class MobileNetV3(nn.Module):
+    """Large: (N, 3, H, W) -> logits (N, num_classes), without dropout; `stem` as of GhostNet."""
+
+    def __init__(
+        self, num_classes: int = 1000, inplace: bool = True, stem: str = "imagenet"
+    ) -> None:
+        super().__init__()
+        in_chs = 16
+        layers = _conv(3, in_chs, 3, stem_stride(stem), 1, inplace, nn.Hardswish)
+        for row in _LARGE:
+            layers.append(_Gated(in_chs, row, inplace))
+            in_chs = row[2]
+        layers += _conv(in_chs, 960, 1, 1, 1, inplace, nn.Hardswish)
+        self.features = nn.Sequential(*layers)
+        self.hidden = nn.Sequential(nn.Linear(960, 1280), nn.Hardswish(inplace))
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.hidden(self.features(x).mean((2, 3))))
+        return logits
+
+
 NETS: dict[str, Callable[..., nn.Module]] = {"resnet18": ResNet18, "mobilenet_v2": MobileNetV2}
-"""Name -> a function of num_classes and inplace."""
+"""What `fuse` is measured on: name -> a function of num_classes and inplace."""
