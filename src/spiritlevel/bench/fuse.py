@@ -22,6 +22,7 @@ from spiritlevel.bench.memory import peak_bytes
 from spiritlevel.bench.nets import NETS
 from spiritlevel.bench.peers import CHANNELS_LAST
 from spiritlevel.bench.setting import Progress, Setting, share_of
+from spiritlevel.bench.step import Step
 from spiritlevel.bench.timing import Ratio, Samples, Subject, interleaved, pooled, ratio, summary
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
@@ -114,36 +115,19 @@ def _measure(
     return row, samples
 
 
-class _Step:
-    """A training step of one network on one batch."""
-
-    def __init__(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
-        self.net, self.images, self.labels = net, images, labels
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-
-    def __call__(self) -> dict[str, Tensor]:
-        """The logits and the loss before the step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.net(self.images)
-        loss = nn.functional.cross_entropy(logits, self.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return {"the logits": logits.detach(), "the loss": loss.detach()}
-
-
-def _steps(model: str, batch: int, size: int, by: Fuse) -> dict[str, _Step]:
+def _steps(model: str, batch: int, size: int, by: Fuse) -> dict[str, Step]:
     torch.manual_seed(0)
     net = NETS[model](num_classes=1000, inplace=True)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
-    found = {_EAGER: _Step(copy.deepcopy(net), images, labels)}
+    found = {_EAGER: Step(copy.deepcopy(net), images, labels)}
     last: Any = {"memory_format": torch.channels_last}
     images = images.contiguous(**last)
-    found[_LAST] = _Step(copy.deepcopy(net).to(**last), images, labels)
-    found[_FUSED] = _Step(by(copy.deepcopy(net).to(**last), images), images, labels)
+    found[_LAST] = Step(copy.deepcopy(net).to(**last), images, labels)
+    found[_FUSED] = Step(by(copy.deepcopy(net).to(**last), images), images, labels)
     return found
 
 
-def _checked(there: Mapping[str, _Step], model: str) -> dict[str, float]:
+def _checked(there: Mapping[str, Step], model: str) -> dict[str, float]:
     """Runs two steps of each. Name -> the largest distance of what the first computed."""
     before = {name: step() for name, step in there.items()}
     after = {name: step() for name, step in there.items()}

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["peak_bytes"]
+__all__ = ["peak_bytes", "silent"]
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -24,12 +24,12 @@ def peak_bytes(run: Callable[[], object]) -> int:
     Have it run before: what is allocated once only, such as an optimizer's state, is not of a step.
     """
     found = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _silent():
+    with silent():
         found.start()
     try:
         result = run()
     finally:
-        with _silent():
+        with silent():
             found.stop()
     del result
     assert found.profiler is not None
@@ -48,7 +48,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """The profiler tells stderr, past Python, when it starts and stops."""
     try:
         kept = os.dup(2)
