@@ -1,7 +1,7 @@
 """tools/golden.py: tests/models/golden.json, from timm's GhostNets (1.0.31 wrote it).
 
 timm imports beside a torch without CUDA when it and torchvision are installed with `--no-deps` and
-torchvision's operators are at least declared, as `timm_models` of the tests does.
+torchvision's operators are at least declared, as `spiritlevel.bench.theirs` does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ MODELS = Path(__file__).parents[1] / "tests/models"
 sys.path.insert(0, str(MODELS))
 
 import golden  # noqa: E402
-from timm_models import timm  # noqa: E402
+
+from spiritlevel.bench.theirs import timm  # noqa: E402
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import golden
 import pytest
 import torch
-from timm_models import timm
 
+from spiritlevel.bench.theirs import timm
 from spiritlevel.models import create_model
 
 NUMBERS = json.loads(Path(__file__).with_name("golden.json").read_text())
