@@ -5,12 +5,15 @@ from spiritlevel.bench.allocator import allocator
 from spiritlevel.bench.deploy import BATCHES, deploy
 from spiritlevel.bench.first_step import first_step
 from spiritlevel.bench.fuse import fuse
+from spiritlevel.bench.ghost import CASES, QUICK, ghost
 from spiritlevel.bench.norms import SHAPES, norms
 from spiritlevel.bench.probe import SIZES, probe
 from spiritlevel.bench.scale import scale
 
 __all__ = [
     "BATCHES",
+    "CASES",
+    "QUICK",
     "SHAPES",
     "SIZES",
     "Mismatch",
@@ -18,6 +21,7 @@ __all__ = [
     "deploy",
     "first_step",
     "fuse",
+    "ghost",
     "norms",
     "probe",
     "scale",

@@ -19,6 +19,8 @@ _COLUMNS = {
     "floor": "floor",
 }
 """Figure -> key of its heading under `[terminal.bench]`."""
+_MOST_KINDS = 4
+"""Of operations, in a row; the JSON has all."""
 
 
 def tables(found: _Found) -> Iterator[Table | str]:
@@ -26,6 +28,7 @@ def tables(found: _Found) -> Iterator[Table | str]:
     yield from {
         "bench norms": _norms,
         "bench fuse": _fuse,
+        "bench ghost": _ghost,
         "bench allocator": _allocator,
         "bench probe": _probe,
         "bench deploy": _deploy,
@@ -100,6 +103,29 @@ def _fuse(found: _Found) -> Iterator[Table | str]:
     table.add_row(say("terminal.bench.mean"), *means)
     yield table
     yield say("terminal.bench.how_fuse", **found["settings"])
+
+
+def _ghost(found: _Found) -> Iterator[Table | str]:
+    yield from found["notes"]
+    for row in found["cases"]:
+        title = say("terminal.bench.trained", **row)
+        table = _table(title, "subject", "milliseconds", "over_ours", "peak_mb", "where")
+        ours = row["seconds"]["ours"]["median"]
+        for name, share in row["shares"].items():
+            median = row["seconds"][name]["median"]
+            most = ", ".join(f"{kind} {part:.0%}" for kind, part in [*share.items()][:_MOST_KINDS])
+            peak = f"{row['peak_bytes'][name] / 1e6:.0f}"
+            table.add_row(name, f"{1e3 * median:.1f}", f"{median / ours:.2f}", peak, most)
+        yield table
+        ratios = _table("", "over", "mean_of_rounds", "peak_over")
+        for name, one in row["ratios"].items():
+            peak = row["peak_ratio"].get(name)
+            told = "–" if peak is None else f"{peak:.2f}"
+            ratios.add_row(found["meaning"][name], _ratio(one, interval=True), told)
+        yield ratios
+        floor = {key: f"{value:.4g}" for key, value in row["floor"].items()}
+        yield say("terminal.bench.ghost_floor", **floor)
+    yield say("terminal.bench.how_ghost", **found["settings"])
 
 
 def _allocator(found: _Found) -> Iterator[Table | str]:

@@ -1,4 +1,4 @@
-"""`spiritlevel bench`: norms, fuse, allocator, probe, deploy and scale."""
+"""`spiritlevel bench`: norms, fuse, ghost, allocator, probe, deploy and scale."""
 
 from __future__ import annotations
 
@@ -99,6 +99,53 @@ def fuse(
             size=size,
             rounds=rounds,
             threads=threads,
+            progress=tell,
+        )
+
+    return _run(measure, out)
+
+
+@app.command("ghost")
+def ghost(
+    out: Out = None,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(help="Height and width of images; may be repeated. (default: 224 and 32)"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images of a step. (default: 32 at 224, 64 at 32)")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Steps of each subject.")] = 10,
+    threads: Threads = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Leave torch.compile out.")
+    ] = False,
+    no_bfloat16: Annotated[
+        bool, typer.Option("--no-bfloat16", help="Leave ours under autocast out.")
+    ] = False,
+    no_scale: Annotated[
+        bool, typer.Option("--no-scale", help="Leave ResNet-18 and MobileNetV3 out.")
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Seconds: 16 images of 32 px, 3 steps of GhostNets alone."),
+    ] = False,
+) -> int:
+    """Whole training steps of GhostNet, ours beside timm's and other networks."""
+
+    def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
+        from spiritlevel import bench
+
+        if quick:
+            return bench.ghost(**bench.QUICK, threads=threads, progress=tell)
+        return bench.ghost(
+            sizes=tuple(size or bench.CASES),
+            batch=batch,
+            rounds=rounds,
+            threads=threads,
+            compiled=not no_compile,
+            half=not no_bfloat16,
+            scale=not no_scale,
             progress=tell,
         )
 
