@@ -47,6 +47,8 @@ def test_without_out_it_says_how_to_keep_it(capsys, tmp_path, monkeypatch):
         ([*SMALL, "--rounds", "0"], "got 0 rounds"),
         ([*SMALL, "--device", "cuda"], "got device 'cuda'"),
         (["bench", "fuse", "--model", "resnet50"], "got model 'resnet50'"),
+        (["bench", "ghost", "--quick", "--size", "16"], "got size=16, batch=16"),
+        (["bench", "ghost", "--quick", "--batch", "2"], "got size=32, batch=2"),
         (["bench", "allocator", "--shape", "1x1"], "got shape '1x1'"),
         (["bench", "no-such"], "no-such"),
     ],

@@ -115,7 +115,7 @@ def ghost(
     batch: Annotated[
         int | None, typer.Option(help="Images of a step. (default: 32 at 224, 64 at 32)")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Steps of each subject.")] = 10,
+    rounds: Annotated[int | None, typer.Option(help="Steps of each subject. (default: 10)")] = None,
     threads: Threads = None,
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="Leave torch.compile out.")
@@ -128,7 +128,7 @@ def ghost(
     ] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Seconds: 16 images of 32 px, 3 steps of GhostNets alone."),
+        typer.Option("--quick", help="By default 16 images of 32 px, 3 steps, GhostNets alone."),
     ] = False,
 ) -> int:
     """Whole training steps of GhostNet, ours beside timm's and other networks."""
@@ -136,18 +136,17 @@ def ghost(
     def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
         from spiritlevel import bench
 
-        if quick:
-            return bench.ghost(**bench.QUICK, threads=threads, progress=tell)
-        return bench.ghost(
-            sizes=tuple(size or bench.CASES),
-            batch=batch,
-            rounds=rounds,
-            threads=threads,
-            compiled=not no_compile,
-            half=not no_bfloat16,
-            scale=not no_scale,
-            progress=tell,
-        )
+        asked = {
+            "sizes": tuple(size) if size else None,
+            "batch": batch,
+            "rounds": rounds,
+            "compiled": False if no_compile else None,
+            "half": False if no_bfloat16 else None,
+            "scale": False if no_scale else None,
+        }
+        given: dict[str, Any] = dict(bench.QUICK) if quick else {}
+        given |= {name: value for name, value in asked.items() if value is not None}
+        return bench.ghost(**given, threads=threads, progress=tell)
 
     return _run(measure, out)
 
