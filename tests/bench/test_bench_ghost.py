@@ -313,6 +313,8 @@ def test_the_rates_are_of_what_they_say():
         ("spiritlevel::bn_act", "ours"),
         ("Torch-Compiled Region: 0/0", "compiled"),
         ("CompiledFunctionBackward", "compiled"),
+        ("## Call CompiledFxGraph fheoilh3 ##", "compiled"),
+        ("torch::autograd::AccumulateGrad", "accumulation of gradients"),
         ("aten::topk", "other"),
     ],
 )

@@ -20,13 +20,17 @@ _STEP = "spiritlevel: a step"
 _PACKAGE = "spiritlevel"
 KINDS: Mapping[str, tuple[str, ...]] = {
     "ours": (f"{_PACKAGE}::",),
-    "compiled": ("compiled", "torch-compiled", "graph_", "torchdynamo", "aotdispatcher"),
+    "compiled": (
+        *("## call compiledfxgraph", "compiled", "torch-compiled", "graph_", "pregraph"),
+        *("torchdynamo", "aotdispatcher"),
+    ),
     "convolution backward": (
         *("convolution_backward", "convolutionbackward", "mkldnn_convolution_backward"),
         *("_slow_conv2d_backward", "slow_conv2d_backward"),
     ),
     "convolution": ("conv", "_conv", "mkldnn_conv", "thnn_conv", "_slow_conv", "slow_conv"),
     "batch norm": ("batch_norm", "native_batch_norm", "_batch_norm", "nativebatchnorm"),
+    "accumulation of gradients": ("torch::autograd::accumulategrad",),
     "optimizer": ("optimizer", "_foreach", "_fused_sgd"),
     "activation": (
         *("relu", "clamp", "threshold", "hardtanh", "hardsigmoid", "hardswish", "sigmoid"),
