@@ -39,8 +39,9 @@ browser: .venv/.dev
 test: .venv/.dev browser
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
+# In the order of the folders: files of one long test, which xdist would keep for last, come early.
 slow: .venv/.dev browser
-	$(PYTEST) -n 2 --dist loadfile -m slow
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
