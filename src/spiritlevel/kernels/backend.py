@@ -33,6 +33,7 @@ __all__ = [
     "BACKENDS",
     "asked",
     "batched",
+    "by_us",
     "choose",
     "fit",
     "follows",
@@ -101,6 +102,21 @@ def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
     if reason is not None and x.numel() >= SMALL:
         _warn(reason)
     return reason is None
+
+
+def by_us(x: Tensor) -> bool:
+    """Whether fused operations may take an input of float32 or bfloat16, with no plain twin seen.
+
+    Raises UsageError as `asked` does.
+    """
+    return (
+        asked() in ("auto", "cpu")
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.numel() > 0
+        and not _must_be_plain(x)
+        and missing() is None
+    )
 
 
 def batched(grad: Tensor) -> bool:

@@ -168,12 +168,17 @@ def forward(
     return y, mean, var
 
 
-def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and biased variance that `forward` takes of the same x: float64, (C,)."""
+def statistics(x: Tensor, running: Running | None = None) -> tuple[Tensor, Tensor]:
+    """The mean and biased variance that `forward` takes of the same x: float64, (C,).
+
+    `running` are changed in place, as there.
+    """
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     mean, var = (torch.empty(plan.C, dtype=torch.float64) for _ in range(2))
-    tensors = (x, None, None, None, None, mean, var)
-    _run(plan, _begin(plan, "statistics", "identity", ""), tensors, True, 0.0, 0.0)
+    running_mean, running_var, share, factor = running or (None, None, 0.0, 1.0)
+    tensors = (x, None, None, None, None, mean, var, running_mean, running_var)
+    begin = _begin(plan, "statistics", "identity", "")
+    _run(plan, begin, tensors, True, 0.0, 0.0, share, factor)
     return mean, var
 
 
@@ -278,6 +283,7 @@ def _back(
 _KINDS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 _HEAD = struct.Struct(f"{INTEGERS.index('x')}q")
 _TENSORS = INTEGERS.index("partials") - INTEGERS.index("x")
+_MORE = (0,) * (len(INTEGERS) - INTEGERS.index("parts") - 1)
 _WORK = struct.Struct(f"{_HEAD.size}s{len(INTEGERS) - INTEGERS.index('x')}q{len(DOUBLES)}d")
 _Buffer = ctypes.c_char * _WORK.size
 
@@ -306,8 +312,8 @@ def _run(
     at = [0 if t is None else t.data_ptr() for t in tensors] + [0] * (_TENSORS - len(tensors))
     scratch = torch.empty(plan.doubles, dtype=torch.float64)
     start, offsets, buffer = scratch.data_ptr(), plan.offsets, _Buffer()
-    numbers = (*at, *[start + offset for offset in offsets], training, *plan.cut)
-    _WORK.pack_into(buffer, 0, begin, *numbers, eps, slope, share, factor, count)
+    numbers = (*at, *[start + offset for offset in offsets], training, *plan.cut, *_MORE)
+    _WORK.pack_into(buffer, 0, begin, *numbers, eps, slope, share, factor, count, 0.0)
     team.run(kernel(), ctypes.addressof(buffer), min(team.threads(), plan.team))
 
 

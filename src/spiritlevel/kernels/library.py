@@ -152,4 +152,7 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-_FILES = ("library", "passes", "planes", "lanes", "channels", "formulas", "compiled", "linked")
+_FILES = (
+    *("library", "passes", "planes", "lanes", "cheap", "products", "gates", "channels", "formulas"),
+    *("vectors", "compiled", "linked"),
+)

@@ -1,0 +1,193 @@
+"""A Ghost module from its first convolution's output on, in as few passes as can be: `cheap`.
+
+Both halves are written where they belong in the output, with what is added to it; of all that lies
+between, only the first convolution's output is kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spiritlevel.kernels import cheap, cpu, products
+from spiritlevel.kernels.plans import Plan, begin, run
+
+__all__ = ["Norm", "backward", "descended", "forward", "product", "product_back"]
+
+_RING = 96 << 10
+"""Bytes of what a chunk works in: the second cache holds it, and the rows that go through."""
+_ROWS = 32 << 10
+"""Numbers of a product, of both sides, that are looked at again while the second cache has them."""
+_PARTS = 32
+"""Parts of all rows, at most: each has a gradient of the weights of its own."""
+_FLOORS = {"relu": 0.0, "identity": -math.inf}
+
+
+class Norm(NamedTuple):
+    """A batch norm in training: weight and bias (C,) or none, and what is updated in place."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    running: cpu.Running | None = None
+
+
+@cache
+def _of_images(shape: torch.Size, dtype: torch.dtype) -> Plan:
+    """For the depthwise convolution: some channels of one image."""
+    N, C, height, width = shape
+    most = max(8, _RING // cheap.scratch(width, 1) // 8 * 8)
+    group = min(C, -(-C // -(-C // most) // 8) * 8)
+    plan = Plan(dtype, (N, C, height * width, 1, 1, 1, N), N * -(-C // group), group)
+    return plan.with_scratch(cheap.scratch(width, group), height, width, 0, 36 * C)
+
+
+@cache
+def _of_rows(shape: torch.Size, channels: int, dtype: torch.dtype, back: bool) -> Plan:
+    """For the product: some of the positions of all images, and a few of them at a time."""
+    rows, inner = shape[0] * shape[2] * shape[3], shape[1]
+    few = max(12, min(384, _ROWS // (inner + channels) // 12 * 12))
+    part = max(few, -(-rows // _PARTS // few) * few)
+    parts = -(-rows // part)
+    plan = Plan(dtype, (rows, channels, 1, 1, 1, part, parts), parts, channels)
+    return plan.with_scratch(
+        products.scratch(few, channels), few, 0, inner, 4 * channels * inner * back
+    )
+
+
+def product(x: Tensor, weight: Tensor, norm: Norm) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The 1x1 convolution of x, and the mean and biased variance that a batch norm takes of it.
+
+    x (N, C, H, W), channels-last and dense, float32 or bfloat16; weight (C', C, 1, 1), float32; the
+    statistics float64, (C',). What is `norm.running` is updated.
+    """
+    N, inner, height, width = x.shape
+    channels = len(weight)
+    plan = _of_rows(x.shape, channels, x.dtype, False)
+    y = torch.empty((N, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    mean, var = (torch.empty(channels, dtype=torch.float64) for _ in range(2))
+    across = weight.reshape(channels, inner).t().contiguous()
+    tensors = {"x": x, "out": y, "kernel": across, "mean": mean, "var": var}
+    run(plan, begin(plan, "produce", "settle"), tensors, norm.eps, 0.0, norm.running)
+    return y, (mean, var)
+
+
+def product_back(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    norm: Norm,
+    statistics: tuple[Tensor, ...],
+    of_norm: tuple[Tensor, Tensor],
+    wanted: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Gradients of x, where it is wanted, and weight, from what reaches the norm after y.
+
+    `of_norm` are the gradients of the norm's own weight and bias.
+    """
+    plan = _of_rows(x.shape, len(weight), x.dtype, True)
+    grad_x = torch.empty_like(x) if wanted else None
+    grad_weight = torch.empty(weight.shape, dtype=torch.float32)
+    mean, var = statistics
+    tensors = {
+        "x": y,
+        "grad": grad,
+        "residual": x,
+        "out": grad_x,
+        "kernel": weight.contiguous(),
+        "grad_kernel": grad_weight,
+        "mean_before": mean,
+        "var_before": var,
+        "weight_before": norm.weight,
+        "grad_weight_before": of_norm[0],
+        "grad_bias_before": of_norm[1],
+    }
+    run(plan, begin(plan, "consume", "settle_products"), tensors, 0.0, norm.eps)
+    return grad_x, grad_weight
+
+
+def forward(
+    x: Tensor,
+    first: Norm,
+    taps: Tensor,
+    second: Norm,
+    act: str,
+    residual: Tensor | None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """[p, act(bn'(p * taps))] + residual with p = act(bn(x)), and the statistics of both norms.
+
+    x (N, C, H, W), channels-last and dense, float32 or bfloat16; taps (C, 1, 3, 3), float32; the
+    output and `residual` (N, 2 C, H, W) as x is; act "relu" or "identity". Statistics are float64,
+    (C,): mean and biased variance of x, unless they are given, then of the depthwise convolution.
+    """
+    N, C, height, width = x.shape
+    plan = _of_images(x.shape, x.dtype)
+    before = statistics or cpu.statistics(x, first.running)
+    mean, var = (torch.empty(C, dtype=torch.float64) for _ in range(2))
+    out = torch.empty((N, 2 * C, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    tensors = _tensors(x, first, taps, second, (*before, mean, var))
+    tensors |= {"out": out, "residual": residual}
+    stages = begin(plan, "tally", "settle", "join")
+    run(plan, stages, tensors, second.eps, first.eps, second.running, _FLOORS[act])
+    return out, (*before, mean, var)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    first: Norm,
+    taps: Tensor,
+    second: Norm,
+    act: str,
+    statistics: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """What reaches the first norm; gradients of its weight and bias, of taps, and of the second's.
+
+    `descended` makes the gradient of x of the first three.
+    """
+    plan = _of_images(x.shape, x.dtype)
+    names = ("grad_weight_before", "grad_bias_before", "grad_weight", "grad_bias")
+    grads = {name: torch.empty(x.shape[1], dtype=torch.float32) for name in names}
+    through, grad_taps = torch.empty_like(x), torch.empty(taps.shape, dtype=torch.float32)
+    tensors = _tensors(x, first, taps, second, statistics) | grads
+    tensors |= {"grad": grad, "grad_residual": through, "grad_kernel": grad_taps}
+    stages = begin(plan, "reduce", "settle_sums", "unjoin", "settle_before")
+    run(plan, stages, tensors, second.eps, first.eps, floor=_FLOORS[act])
+    weight, bias, *rest = grads.values()
+    return through, weight, bias, grad_taps, *rest
+
+
+def descended(
+    through: Tensor, x: Tensor, norm: Norm, statistics: tuple[Tensor, Tensor], *of_norm: Tensor
+) -> Tensor:
+    """The gradient of x, from what reaches the norm and the gradients of its weight and bias."""
+    count = x.numel() / x.shape[1]
+    weight, bias = of_norm
+    return cpu.descended(
+        *(through, x, norm.weight, norm.bias, None, *statistics),
+        *("identity", 0.0, norm.eps, weight, bias, count),
+    )
+
+
+def _tensors(
+    x: Tensor, first: Norm, taps: Tensor, second: Norm, statistics: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    mean_before, var_before, mean, var = statistics
+    return {
+        "x": x,
+        "weight": second.weight,
+        "bias": second.bias,
+        "mean": mean,
+        "var": var,
+        "mean_before": mean_before,
+        "var_before": var_before,
+        "weight_before": first.weight,
+        "bias_before": first.bias,
+        "kernel": taps.reshape(len(taps), 9).t().contiguous(),
+    }

@@ -1,0 +1,118 @@
+"""A Ghost module as one operation that differentiates twice: see `ghost`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spiritlevel.kernels import backend, reference
+from spiritlevel.kernels.activations import Activation
+
+__all__ = ["ghost_halves"]
+
+
+def ghost_halves(
+    x: Tensor,
+    weight: Tensor | None,
+    first: Any,
+    taps: Tensor,
+    second: Any,
+    act: Activation,
+    residual: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """[p, act(bn'(p * taps))] + residual with p = act(bn(y)), by our kernels; and y, statistics.
+
+    y is the 1x1 convolution of x with `weight`, or x itself where that is None. As `ghost.forward`
+    has it, whose `Norm` first and second are; the output has gradients for x, the weights and
+    biases, taps and residual.
+    """
+    call = _Call(first, second, act)
+    given = (x, weight, first.weight, first.bias, taps, second.weight, second.bias, residual)
+    out = _Halves.apply(*given, call)  # type: ignore[no-untyped-call]
+    return out, call.statistics
+
+
+class _Call:
+    """What a forward pass is told beside tensors, and what it tells."""
+
+    def __init__(self, first: Any, second: Any, act: Activation) -> None:
+        self.norms, self.act = (first, second), act
+        self.statistics: Any = None
+
+
+class _Halves(torch.autograd.Function):
+    """(x, weight, bn's weight, bias, taps, bn's weight', bias', residual, call) -> output."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        from spiritlevel.kernels import ghost
+
+        *tensors, call = inputs
+        x, weight, _, _, taps, _, _, residual = tensors
+        first, second = call.norms
+        if residual is not None:
+            residual = _laid_out(residual, x)
+        y, before = (x, None) if weight is None else ghost.product(x, weight, first)
+        given = first, taps, second, call.act.name, residual, before
+        out, call.statistics = ghost.forward(y, *given)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:-1], None if weight is None else y, *call.statistics)
+        ctx.eps, ctx.act = (first.eps, second.eps), call.act
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,), wants = grads, ctx.needs_input_grad
+        if grad is None:
+            return (None,) * 9
+        again = torch.is_grad_enabled() or backend.batched(grad)
+        found = (_differentiable if again else _gradients)(ctx, grad)
+        each = [t if want else None for t, want in zip(found, wants, strict=False)]
+        return *each, grad if wants[7] else None, None
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    from spiritlevel.kernels import ghost
+
+    x, weight, norm, bias, taps, norm2, bias2, y, *statistics = ctx.saved_tensors
+    x, y = _laid_out(x, x), None if y is None else _laid_out(y, x)
+    first, second = ghost.Norm(norm, bias, ctx.eps[0]), ghost.Norm(norm2, bias2, ctx.eps[1])
+    raw = x if y is None else y
+    given = _laid_out(grad, x), raw, first, taps, second, ctx.act.name, tuple(statistics)
+    through, *of_norm, grad_taps, grad_norm2, grad_bias2 = ghost.backward(*given)
+    before = tuple(statistics[:2])
+    grad_x: Tensor | None
+    grad_weight: Tensor | None = None
+    if y is None:
+        grad_x = ghost.descended(through, x, first, before, *of_norm)
+    else:
+        wanted = ctx.needs_input_grad[0]
+        grad_x, grad_weight = ghost.product_back(
+            through, x, weight, y, first, before, (of_norm[0], of_norm[1]), wanted
+        )
+    return grad_x, grad_weight, *of_norm, grad_taps, grad_norm2, grad_bias2
+
+
+def _laid_out(t: Tensor, x: Tensor) -> Tensor:
+    """t, or a copy of it, of the type of x and channels-last."""
+    return t.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same gradients by torch's own operations, so that they have gradients themselves."""
+    wants, (eps, eps2) = ctx.needs_input_grad[:7], ctx.eps
+    inputs = ctx.saved_tensors[:7]
+    with torch.enable_grad():
+        x, weight, norm, bias, taps, norm2, bias2 = inputs
+        y = x if weight is None else F.conv2d(x, weight.to(x.dtype))
+        p = ctx.act(reference.batch_norm(y, norm, bias, eps=eps))
+        c = F.conv2d(p, taps.to(p.dtype), None, 1, 1, 1, len(taps))
+        out = torch.cat([p, ctx.act(reference.batch_norm(c, norm2, bias2, eps=eps2))], 1)
+        wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
+        if not wanted:
+            return (None,) * 7
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    return tuple(next(found) if want else None for want in wants)

@@ -1,0 +1,308 @@
+"""A 1x1 convolution and the batch norm after it, where one has the other's numbers in cache.
+
+On channels-last tensors the convolution is a product of matrices, rows of positions times weights.
+
+    produce   rows of y = x weights, then their mean and squares, while they are in the cache
+    consume   rows of dy = a g + k2 (y - mean) + k1, which is nowhere else: from them rows of the
+              gradient of x, dy weights, and what they add to the gradient of the weights, dy x
+
+A chunk has some of the rows, and takes a few of them at a time.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from spiritlevel.kernels.channels import blend
+from spiritlevel.kernels.compiled import array, finite, jit, naming
+from spiritlevel.kernels.vectors import instructions, over
+
+__all__ = ["passes", "scratch"]
+
+_TALL = {16: 6, 8: 12, 4: 12, 1: 12}
+"""Columns of a tile -> its rows: as many sums as registers hold, beside what is multiplied."""
+
+
+def scratch(rows: int, channels: int) -> int:
+    """Bytes that a chunk needs which takes so many rows at a time."""
+    return 4 * channels * (rows + 7)
+
+
+def _tile(rows: int, columns: int, kinds: str) -> Any:
+    """c[r, j] = (c[r, j] if more) + sum over k of a[r, k] b[k, j], for a few rows and columns.
+
+    `kinds` are those of a, b and c. Of the arguments the steps are in bytes: of a from row to row
+    and from k to k, of b from k to k, of c from row to row.
+    """
+    lanes = min(columns, 8)
+    parts, word = columns // lanes, ir.IntType(64)
+    a_kind, b_kind, c_kind = kinds.split()
+    one, other, of = (
+        instructions(1, a_kind),
+        instructions(lanes, b_kind),
+        instructions(lanes, c_kind),
+    )
+    size = {"f32": 4 * lanes, "bf16": 2 * lanes}
+
+    def after(builder: Any, start: Any, step: Any, count: Any) -> Any:
+        count = count if isinstance(count, ir.Value) else ir.Constant(word, count)
+        return builder.add(start, builder.mul(step, count))
+
+    def beside(builder: Any, start: Any, part: int, kind: str) -> Any:
+        return builder.add(start, ir.Constant(word, part * size[kind]))
+
+    def codegen(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        a, row, inner, b, step, c, c_row, count, more = given
+        sums = [
+            [cgutils.alloca_once_value(builder, of.zero) for _ in range(parts)] for _ in range(rows)
+        ]
+        with cgutils.for_range(builder, count, intp=word) as loop:
+            a_at, b_at = after(builder, a, inner, loop.index), after(builder, b, step, loop.index)
+            numbers = [other.load(builder, beside(builder, b_at, p, b_kind)) for p in range(parts)]
+            for r, each in enumerate(sums):
+                factor = of.splat(builder, one.load(builder, after(builder, a_at, row, r)))
+                for at, number in zip(each, numbers, strict=True):
+                    builder.store(of.fma(builder, factor, number, builder.load(at)), at)
+        adds = builder.icmp_signed("!=", more, ir.Constant(word, 0))
+        for r, each in enumerate(sums):
+            for p, at in enumerate(each):
+                to = beside(builder, after(builder, c, c_row, r), p, c_kind)
+                with builder.if_else(adds) as (yes, no):
+                    with yes:
+                        total = builder.fadd(builder.load(at), of.load(builder, to))
+                        of.store(builder, to, total)
+                    with no:
+                        of.store(builder, to, builder.load(at))
+        return context.get_dummy_value()
+
+    signature = types.void(*[types.int64] * 9)
+    return intrinsic(lambda _, a, row, inner, b, step, c, c_row, count, more: (signature, codegen))
+
+
+@cache
+def _product(kinds: str) -> Any:
+    """c = a b, or c += a b, of `rows` x `count` and `count` x `columns` numbers."""
+    with naming("product", kinds):
+        return _in_tiles(kinds)
+
+
+def _in_tiles(kinds: str) -> Any:
+    _, b_kind, c_kind = kinds.split()
+    b_size, c_size = (np.int64(4 if kind == "f32" else 2) for kind in (b_kind, c_kind))
+
+    def strip(columns: int) -> Any:
+        tall, several, one = (
+            _TALL[columns],
+            *(_tile(n, columns, kinds) for n in (_TALL[columns], 1)),
+        )
+
+        @jit
+        def run(a, row, inner, b, step, c, c_row, rows, count, more):
+            i = 0
+            while i + tall <= rows:
+                several(a + i * row, row, inner, b, step, c + i * c_row, c_row, count, more)
+                i += tall
+            while i < rows:
+                one(a + i * row, row, inner, b, step, c + i * c_row, c_row, count, more)
+                i += 1
+
+        return run
+
+    strips = {}
+    for columns in _TALL:
+        with naming("strip", kinds, str(columns)):
+            strips[columns] = strip(columns)
+    wide, eight, four, single = (strips[columns] for columns in (16, 8, 4, 1))
+
+    @jit
+    def product(a, row, inner, b, step, c, c_row, rows, columns, count, more):
+        j = 0
+        while j < columns:
+            at, to = b + j * b_size, c + j * c_size
+            if columns - j >= 16:
+                wide(a, row, inner, at, step, to, c_row, rows, count, more)
+                j += 16
+            elif columns - j >= 8:
+                eight(a, row, inner, at, step, to, c_row, rows, count, more)
+                j += 8
+            elif columns - j >= 4:
+                four(a, row, inner, at, step, to, c_row, rows, count, more)
+                j += 4
+            else:
+                single(a, row, inner, at, step, to, c_row, rows, count, more)
+                j += 1
+
+    return product
+
+
+# Addresses, but for count (channels) and step (bytes from one row to the next).
+_Rows = namedtuple("_Rows", "count step centre total square high a k1 k2")
+
+
+def passes(kind: str) -> dict[str, Any]:
+    """Each pass by its name, for elements of `kind`, "f32" or "bf16"."""
+    with naming("products", kind):
+        return {
+            "produce": _producing(kind),
+            "consume": _consuming(kind),
+            "settle_products": _settling_products(),
+        }
+
+
+def _producing(kind: str) -> Any:
+    size, fields = np.int64(4 if kind == "f32" else 2), _Rows
+    product = _product(f"{kind} f32 {kind}")
+    number, _, _ = array("first", np.float32)
+    sum_at, put_sum, _ = array("sums", np.float64)
+    product_at, put_product, _ = array("products", np.float64)
+
+    def tallying(v: Any) -> Any:
+        @jit
+        def tally(at, y, rows, _other, j):
+            """Mean of rows, then sum and sum of squares of the distances from it."""
+            start = y + j * size
+            total = v.splat(np.float32(0))
+            for r in range(rows):
+                total = v.add(total, v.load(start + r * at.step))
+            centre = v.mul(total, v.splat(np.float32(1) / np.float32(rows)))
+            total = square = v.splat(np.float32(0))
+            for r in range(rows):
+                d = v.sub(v.load(start + r * at.step), centre)
+                total = v.add(total, d)
+                square = v.fma(d, d, square)
+            v.keep(at.centre + 4 * j, centre)
+            v.keep(at.total + 4 * j, total)
+            v.keep(at.square + 4 * j, square)
+
+        return tally
+
+    tally = over("tally_rows", kind, tallying)
+
+    @jit
+    def merge(at, rows, seen, means, squares):
+        """Into mean and squares of the rows before, as Chan does."""
+        n, before_them = float(rows), float(seen)
+        share = n / (before_them + n)
+        for i in range(at.count):
+            off = float(number(at.total, i)) / n
+            mean = float(number(at.centre, i)) + off
+            square = float(number(at.square, i)) - off * off * n
+            if seen:
+                before = sum_at(means, i)
+                delta = mean - before
+                square += product_at(squares, i) + delta * delta * before_them * share
+                mean = blend(before, mean, share)
+            put_sum(means, i, mean)
+            put_product(squares, i, square)
+
+    @jit
+    def produce(work, part, _first, _last):
+        channels, inner = work.C, work.inner
+        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+        own = work.rings + part * work.ring
+        line, each = channels * size, channels * 4
+        at = fields(channels, line, own, own + each, own + 2 * each, 0, 0, 0, 0)
+        means = work.partials + 2 * part * channels * 8
+        for n in range(begin, end, work.height):
+            rows = min(work.height, end - n)
+            x, y = work.x + n * inner * size, work.out + n * line
+            product(
+                *(x, inner * size, size, work.kernel, each, y, line),
+                *(rows, channels, inner, 0),
+            )
+            tally(at, y, rows, 0)
+            merge(at, rows, n - begin, means, means + channels * 8)
+
+    return produce
+
+
+def _consuming(kind: str) -> Any:
+    size, fields = np.int64(4 if kind == "f32" else 2), _Rows
+    to_x, to_weights = _product(f"f32 f32 {kind}"), _product(f"f32 {kind} f32")
+    given, _, _ = array("given", np.float32)
+    of_channel, _, _ = array("per_channel", np.float64)
+    _, put_number, _ = array("first", np.float32)
+
+    def descending(v: Any) -> Any:
+        @jit
+        def descend(at, y, rows, grad, j):
+            """Rows of dy, from rows of y and of what reaches the norm."""
+            centre, scale = v.numbers(at.high + 4 * j), v.numbers(at.a + 4 * j)
+            k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
+            to, on = at.centre + 4 * j, j * size
+            for _ in range(rows):
+                d, g = v.sub(v.load(y + on), centre), v.load(grad + on)
+                v.keep(to, v.fma(scale, g, v.fma(k2, d, k1)))
+                on += at.step
+                to += 4 * at.count
+
+        return descend
+
+    descend = over("descend_rows", kind, descending)
+
+    @jit
+    def lean(work, at):
+        """The coefficients, from the gradients of the norm's weight and bias: as `channels`."""
+        count = float(work.N)
+        for i in range(at.count):
+            mean = of_channel(work.mean_before, i)
+            deviation = np.sqrt(of_channel(work.var_before, i) + work.eps_before)
+            weight = float(given(work.weight_before, i)) if work.weight_before != 0 else 1.0
+            scale = weight / deviation
+            slope = -scale * float(given(work.grad_weight_before, i)) / (count * deviation)
+            low = mean - float(np.float32(mean)) if finite(mean) else 0.0
+            k1 = -scale * float(given(work.grad_bias_before, i)) / count - low * slope
+            put_number(at.high, i, np.float32(mean))
+            put_number(at.a, i, np.float32(scale))
+            put_number(at.k1, i, np.float32(k1))
+            put_number(at.k2, i, np.float32(slope))
+
+    @jit
+    def consume(work, part, _first, _last):
+        channels, inner = work.C, work.inner
+        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+        own = work.rings + part * work.ring
+        line, each = channels * size, channels * 4
+        dy = own + 4 * each
+        at = fields(channels, line, dy, 0, 0, own, own + each, own + 2 * each, own + 3 * each)
+        lean(work, at)
+        weights = work.kernel_sums + part * channels * inner * 4
+        for n in range(begin, end, work.height):
+            rows = min(work.height, end - n)
+            x = work.residual + n * inner * size
+            descend(at, work.x + n * line, rows, work.grad + n * line)
+            if work.out != 0:
+                to_x(
+                    *(dy, each, 4, work.kernel, inner * 4, work.out + n * inner * size),
+                    *(inner * size, rows, inner, channels, 0),
+                )
+            to_weights(
+                *(dy, 4, each, x, inner * size, weights, inner * 4),
+                *(channels, inner, rows, n - begin),
+            )
+
+    return consume
+
+
+def _settling_products() -> Any:
+    number, put_number, _ = array("first", np.float32)
+
+    @jit
+    def settle_products(work, _part, first, last):
+        """The gradient of the weights, of some channels, from those of the chunks."""
+        size = work.C * work.inner
+        for i in range(first * work.inner, last * work.inner):
+            found = np.float32(0)
+            for part in range(work.parts):
+                found += number(work.kernel_sums, part * size + i)
+            put_number(work.grad_kernel, i, found)
+
+    return settle_products
