@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Observer", "Statistics", "observing", "tell", "tells"]
+__all__ = ["Observer", "Statistics", "observed", "observing", "tell", "tells"]
 
 Statistics = Callable[[], tuple[Tensor, Tensor]]
 """Mean (C,) and biased variance (C,) of a training batch, as the layer took them.
@@ -29,6 +29,11 @@ _observers: list[Observer] = []
 def tells(layer: nn.Module) -> bool:
     """Whether the layer tells of its passes itself, so that it needs no hook."""
     return getattr(type(layer), "tells_observers", False)
+
+
+def observed() -> bool:
+    """Whether anybody wants to be told."""
+    return bool(_observers)
 
 
 @contextmanager

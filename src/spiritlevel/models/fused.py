@@ -1,0 +1,266 @@
+"""Parts of Ghost networks as one operation in training, where that is exact.
+
+The layers stay what they are: their parameters and buffers are read here, and none is called. So
+where somebody looks at a layer, or has put another in its place, there is no such operation, with
+one warning; and whoever observes our norms is told of them as if they had run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+
+from spiritlevel.kernels import backend
+from spiritlevel.kernels.activations import Activation
+from spiritlevel.nn import BatchNorm2d, BatchNormAct2d
+from spiritlevel.nn.observe import observed, tell
+
+__all__ = ["ghost_module", "squeeze_excite", "stands_alone"]
+
+_NORMS: tuple[type, ...] = (BatchNorm2d, BatchNormAct2d)
+_ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def ghost_module(
+    module: Any, x: Tensor, residual: Callable[[], Any] | None = None
+) -> Tensor | None:
+    """What a `GhostModule` gives before its attention, and what `residual` gives added to it.
+
+    None where its layers must be called; nothing has run by then that could be told.
+    """
+    if not (module.training and _may_run(x)):
+        return None
+    layers: list[Any] = [*module.primary_conv.children(), *module.cheap_operation.children()]
+    if len(layers) != 6 or type(module.bn) is not nn.Identity:
+        return None
+    conv, norm, act, cheap, norm2, act2 = layers
+    if not (type(norm) in _NORMS and type(norm2) in _NORMS):
+        return None
+    if type(act) is type(act2) and type(act) not in _ACTS:  # it was made so
+        return None
+    halves = (module.primary_conv, nn.Sequential), (module.cheap_operation, nn.Sequential)
+    convs = (conv, nn.Conv2d), (cheap, nn.Conv2d)
+    acts = (act, *_ACTS), (act2, *_ACTS), (module.bn, nn.Identity), (module.act, nn.Identity)
+    if _foreign(*halves, *convs, (norm, *_NORMS), (norm2, *_NORMS), *acts):
+        return None
+    kind, channels = _activation(norm, act), conv.out_channels
+    if (
+        kind is None
+        or kind != _activation(norm2, act2)
+        or module.out_chs != 2 * channels
+        or not _is_cheap(cheap, channels)
+        or not (_trains(norm, channels) and _trains(norm2, channels))
+    ):
+        return None
+    weight, y = None, x
+    if _is_product(conv, x):
+        weight, y = conv.weight, _cast(x)
+    else:
+        y = conv._conv_forward(x, conv.weight, conv.bias)
+    if y.dtype not in _TYPES or not _channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
+        return None
+    added = None if residual is None else residual()
+    return _joined(y, weight, norm, cheap, norm2, kind, added)
+
+
+def squeeze_excite(module: Any, x: Tensor) -> Tensor | None:
+    """What a `SqueezeExcite` gives; None where its layers must be called."""
+    if not (module.training and _may_run(x)):
+        return None
+    reduce, expand = module.conv_reduce, module.conv_expand
+    if _foreign((reduce, nn.Conv2d), (expand, nn.Conv2d)):
+        return None
+    channels, hidden = x.shape[1], reduce.out_channels
+    if not (_is_linear(reduce, channels, hidden) and _is_linear(expand, hidden, channels)):
+        return None
+    from spiritlevel.kernels.squeeze import squeeze_excite
+
+    weights = reduce.weight, reduce.bias, expand.weight, expand.bias
+    return squeeze_excite(x, weights, module.gate)
+
+
+def _joined(
+    x: Tensor,
+    weight: Tensor | None,
+    norm: Any,
+    cheap: nn.Conv2d,
+    norm2: Any,
+    act: Activation,
+    residual: Any,
+) -> Tensor:
+    from spiritlevel.kernels.ghost import Norm
+    from spiritlevel.kernels.joint import ghost_halves
+
+    count = x.numel() // x.shape[1]
+
+    def followed(norm: Any) -> Norm:
+        norm.num_batches_tracked.add_(1)
+        running = norm.running_mean, norm.running_var, norm.momentum, count / (count - 1)
+        return Norm(norm.weight, norm.bias, norm.eps, running)
+
+    backend.ran["cpu"] += 2
+    whole = (x.shape[0], 2 * cheap.in_channels, *x.shape[2:])
+    fits = isinstance(residual, Tensor) and residual.shape == whole and residual.dtype is x.dtype
+    first, second = followed(norm), followed(norm2)
+    given = x, weight, first, cheap.weight, second, act, residual if fits else None
+    out, found = ghost_halves(*given)
+    if observed():
+        _told(x, weight, norm, cheap, norm2, act, found)
+    return out if residual is None or fits else out + residual
+
+
+@torch.no_grad()
+def _told(
+    x: Tensor,
+    weight: Tensor | None,
+    norm: Any,
+    cheap: nn.Conv2d,
+    norm2: Any,
+    act: Activation,
+    found: Any,
+) -> None:
+    """What passes through either norm, made for those who want to see it."""
+
+    def seen(norm: Any, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        moments = mean.float(), var.float()
+        y = F.batch_norm(x, *moments, norm.weight, norm.bias, False, 0.0, norm.eps)
+        tell(norm, x, act(y) if type(norm) is BatchNormAct2d else y, lambda: (mean, var))
+        return act(y)
+
+    y = x if weight is None else F.conv2d(x, weight.to(x.dtype))
+    p = seen(norm, y, *found[:2])
+    seen(norm2, F.conv2d(p, cheap.weight.to(p.dtype), None, 1, 1, 1, p.shape[1]), *found[2:])
+
+
+def _may_run(x: Any) -> bool:
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return False
+    if not _channels_last(x) or not backend.by_us(x) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return False
+    return not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") in _TYPES
+
+
+def _cast(x: Tensor) -> Tensor:
+    """As a convolution casts it."""
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _foreign(*places: Any) -> bool:
+    """Whether somebody looks at one of these layers, or it is none of the classes after it.
+
+    Our own who look for a moment are not worth a word; for others there is one warning.
+    """
+    odd = [layer for layer, *known in places if not _is_own(layer, known)]
+    if told := next(filter(None, map(_who, odd)), None):
+        _warn(told)
+    return bool(odd)
+
+
+def _is_own(layer: Any, known: list[type]) -> bool:
+    return type(layer) in known and stands_alone(layer)
+
+
+def stands_alone(layer: nn.Module) -> bool:
+    """Whether nobody is called with it, or in its place."""
+    return not (
+        any(_hooks(layer))
+        or "forward" in layer.__dict__
+        or layer.__dict__.get("_compiled_call_impl") is not None
+    )
+
+
+def _hooks(layer: nn.Module) -> Iterator[Any]:
+    yield from layer._forward_hooks.values()
+    yield from layer._forward_pre_hooks.values()
+    yield from layer._backward_hooks.values()
+    yield from layer._backward_pre_hooks.values()
+
+
+def _who(layer: nn.Module) -> str | None:
+    """For the warning; None where it is one of our own."""
+    hooks, name = list(_hooks(layer)), type(layer).__name__
+    if not hooks:
+        return f"a {name} in it that is another, or has another forward"
+    foreign = [h for h in hooks if not (getattr(h, "__module__", "") or "").startswith(_OURS)]
+    return f"a hook on a {name} in it" if foreign else None
+
+
+_OURS = "spiritlevel."
+
+
+@cache
+def _warn(what: str) -> None:
+    warnings.warn(f"some of a Ghost network runs layer by layer, slower, for {what}", stacklevel=6)
+
+
+def _is_product(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is the 1x1 convolution that our kernels have."""
+    return conv.bias is None and _is_pointwise(conv, x.shape[1], conv.out_channels)
+
+
+def _is_linear(conv: nn.Conv2d, inner: int, outer: int) -> bool:
+    return (
+        _is_pointwise(conv, inner, outer) and conv.bias is not None and _is_float(conv.bias, outer)
+    )
+
+
+def _is_pointwise(conv: nn.Conv2d, inner: int, outer: int) -> bool:
+    options = (conv.stride, conv.padding, conv.groups)
+    return options == ((1, 1), (0, 0), 1) and _is_float(conv.weight, outer, inner, 1, 1)
+
+
+def _is_cheap(conv: nn.Conv2d, chs: int) -> bool:
+    """Whether it is the depthwise 3x3 convolution that our kernels have."""
+    options = (conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups)
+    return (
+        options == ((1, 1), (1, 1), (1, 1), "zeros", chs)
+        and conv.bias is None
+        and _is_float(conv.weight, chs, 1, 3, 3)
+    )
+
+
+def _is_float(weight: Any, *shape: int) -> bool:
+    return (
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.dtype is torch.float32
+        and weight.device.type == "cpu"
+        and weight.shape == shape
+    )
+
+
+def _activation(norm: Any, act: nn.Module) -> Activation | None:
+    """Of a norm and the layer after it, one of which is none."""
+    after = _ACTS.get(type(act))
+    if type(norm) is not BatchNormAct2d:
+        return after
+    within: Activation = norm.act
+    return within if after == Activation("identity") and within in _ACTS.values() else None
+
+
+def _trains(norm: Any, channels: int) -> bool:
+    """Whether it trains as most do, on tensors that our kernels can take."""
+    own = (
+        norm.running_mean,
+        norm.running_var,
+        *(t for t in (norm.weight, norm.bias) if t is not None),
+    )
+    return bool(
+        norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.num_batches_tracked is not None
+        and norm.eps > 0
+        and all(_is_float(t, channels) and t.is_contiguous() for t in own)
+    )
