@@ -56,6 +56,9 @@ def test_its_page_is_of_its_record():
     assert cifar.draw(record) == (DOCS / "cifar10.md").read_text()
     (run,) = record["runs"]
     assert run["test"]["best"]["images"] == 10_000
+    assert run["test"]["best"]["accuracy"] >= 0.82
+    assert run["seconds"] <= 90 * 60
+    assert record["environment"]["threads a cell"] == "2"
 
 
 @pytest.mark.slow
