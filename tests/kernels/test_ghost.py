@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.kernels.ghost import Norm, backward, descended, forward
-from spiritlevel.kernels.joint import ghost_halves
+from spiritlevel.kernels.ghost_module import ghost_halves
 
 SHAPES = [(2, 8, 5, 7), (3, 12, 6, 6), (4, 37, 9, 4), (2, 480, 7, 7), (2, 8, 112, 112)]
 SHAPES += [(3, 5, 1, 1), (3, 5, 1, 4), (2, 36, 2, 1), (2, 300, 30, 3)]

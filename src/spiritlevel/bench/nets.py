@@ -86,21 +86,28 @@ def _conv(
     ]
 
 
-class _Inverted(nn.Module):
-    """Expand, depthwise 3x3, project; the input is added where shapes agree, with no ReLU after."""
+class _Added(nn.Module):
+    """Layers in a row; the input is added where shapes agree."""
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int, expand: int, inplace: bool) -> None:
+    def __init__(self, layers: list[nn.Module], adds: bool) -> None:
         super().__init__()
-        chs = in_chs * expand
-        layers = _conv(in_chs, chs, 1, 1, 1, inplace) if expand > 1 else []
-        layers += _conv(chs, chs, 3, stride, chs, inplace)
-        layers += [nn.Conv2d(chs, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)]
         self.conv = nn.Sequential(*layers)
-        self.adds = stride == 1 and in_chs == out_chs
+        self.adds = adds
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(x)
         return x + y if self.adds else y
+
+
+class _Inverted(_Added):
+    """Expand, depthwise 3x3, project; the input is added where shapes agree, with no ReLU after."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, expand: int, inplace: bool) -> None:
+        chs = in_chs * expand
+        layers = _conv(in_chs, chs, 1, 1, 1, inplace) if expand > 1 else []
+        layers += _conv(chs, chs, 3, stride, chs, inplace)
+        layers += [nn.Conv2d(chs, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)]
+        super().__init__(layers, stride == 1 and in_chs == out_chs)
 
 
 # Expansion, channels, repeats, first stride.
@@ -149,23 +156,17 @@ class _Gate(nn.Module):
         return x * gate
 
 
-class _Gated(nn.Module):
+class _Gated(_Added):
     """Expand, depthwise, squeeze-excitation, project; the input is added where shapes agree."""
 
     def __init__(self, in_chs: int, row: tuple[int, int, int, bool, bool, int], inplace: bool):
-        super().__init__()
         kernel, chs, out_chs, gated, hard, stride = row
         act: Callable[[bool], nn.Module] = nn.Hardswish if hard else nn.ReLU
         layers = _conv(in_chs, chs, 1, 1, 1, inplace, act) if chs > in_chs else []
         layers += _conv(chs, chs, kernel, stride, chs, inplace, act)
         layers += [_Gate(chs, inplace)] if gated else []
         layers += [nn.Conv2d(chs, out_chs, 1, bias=False), nn.BatchNorm2d(out_chs)]
-        self.conv = nn.Sequential(*layers)
-        self.adds = stride == 1 and in_chs == out_chs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x)
-        return x + y if self.adds else y
+        super().__init__(layers, stride == 1 and in_chs == out_chs)
 
 
 # Kernel, expanded channels, channels, squeeze-excitation, hard-swish, stride.

@@ -10,7 +10,7 @@ import numpy as np
 
 from spiritlevel.kernels.compiled import array, finite, jit
 
-__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "steps"]
+__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "merge_rows", "steps"]
 
 CENTRE, SCALE, SHIFT, K1, K2 = (np.int64(which) for which in range(5))
 """The coefficients, each with a number for every slot."""
@@ -26,6 +26,34 @@ def blend(mean, other, share):
     if finite(mean) and finite(other):
         return mean * (1.0 - share) + other * share
     return mean + other
+
+
+_number, _put_number, _ = array("first", np.float32)
+_mean_at, _put_mean, _ = array("sums", np.float64)
+_square_at, _put_square, _ = array("products", np.float64)
+
+
+@jit
+def merge_rows(at, values, seen, means, squares):
+    """Some values of each channel into mean and squares of those seen before, as Chan does.
+
+    Of `at`: how many channels, a centre for each, and the sum and the sum of squares of the
+    distances from it; the centre becomes the mean of all.
+    """
+    n, others = float(values), float(seen)
+    share = n / (others + n)
+    for i in range(at.count):
+        off = float(_number(at.total, i)) / n
+        mean = float(_number(at.centre, i)) + off
+        square = float(_number(at.square, i)) - off * off * n
+        if seen:
+            before = _mean_at(means, i)
+            delta = mean - before
+            square += _square_at(squares, i) + delta * delta * others * share
+            mean = blend(before, mean, share)
+        _put_mean(means, i, mean)
+        _put_square(squares, i, square)
+        _put_number(at.centre, i, np.float32(mean))
 
 
 @jit

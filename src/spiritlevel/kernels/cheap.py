@@ -24,15 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.channels import K1, K2, blend
+from spiritlevel.kernels.channels import K1, K2, merge_rows
+from spiritlevel.kernels.cheap_rows import RING, row, rows
 from spiritlevel.kernels.compiled import array, finite, jit, naming
-from spiritlevel.kernels.vectors import over
 
 __all__ = ["passes", "scratch"]
 
-_ROWS = 4
-"""Of a ring."""
-_RINGS = 2 * _ROWS
+_RINGS = 2 * RING
 """Rows of a chunk's two rings, of p and of the gradient of c."""
 _PER_CHANNEL = 12
 """Numbers that a chunk has for each of its channels, beside the rings: those of `_Chunk`."""
@@ -60,12 +58,13 @@ def passes(kind: str) -> dict[str, Any]:
     """
     with naming("cheap", kind):
         of = _parts(kind)
-        rows, add = _rows(of, kind), _adding(of)
+        do = rows(kind)
+        of.open, of.step, of.add = _opening(of), _stepping(of, do), _adding(of)
         return {
-            "tally": _tallying(of, rows),
-            "join": _joining(of, rows),
-            "reduce": _reducing(of, rows, add),
-            "unjoin": _unjoining(of, rows, add),
+            "tally": _tallying(of, do),
+            "join": _joining(of, do),
+            "reduce": _reducing(of, do),
+            "unjoin": _unjoining(of, do),
             "settle_before": _settling_before(of),
         }
 
@@ -104,11 +103,6 @@ def _parts(kind: str) -> SimpleNamespace:
     def zeros(at, ring):
         for i in range((at.width + 2) * at.pitch // 4):
             put_number(ring, i, np.float32(0))
-
-    @jit
-    def row(at, ring, r):
-        """Where row r of a ring begins, with the zeros in front of it."""
-        return ring + ((r + 1) % 4) * (at.width + 2) * at.pitch
 
     @jit
     def begin(work, part, first, last):
@@ -157,289 +151,71 @@ def _parts(kind: str) -> SimpleNamespace:
 
     return SimpleNamespace(
         **{"size": size, "begin": begin, "second": second, "blank": blank, "zeros": zeros},
-        **{"row": row, "number": number, "put_number": put_number},
+        **{"number": number, "put_number": put_number},
     )
 
 
-def _rows(of: SimpleNamespace, kind: str) -> SimpleNamespace:
-    """What is done to a row, for one vector of channels."""
-    size, row = of.size, of.row
-
-    def filling(v: Any) -> Any:
-        @jit
-        def fill(at, r, _rows, _other, j):
-            """p into its ring."""
-            centre, scale = v.numbers(at.high + 4 * j), v.numbers(at.a + 4 * j)
-            shift, floor = v.numbers(at.b + 4 * j), v.splat(at.floor)
-            x = at.x + r * at.width * at.step + j * size
-            to = row(at, at.ring, r) + at.pitch + 4 * j
-            for _ in range(at.width):
-                z = v.fma(v.sub(v.load(x), centre), scale, shift)
-                v.keep(to, v.above(z, floor, z, floor))
-                x += at.step
-                to += at.pitch
-
-        return fill
-
-    def taps(v: Any) -> Any:
-        @jit
-        def sum_of(p, q, s, pitch, k):
-            """Nine neighbours, the first three from p on, times nine numbers."""
-            y = v.mul(v.numbers(p), k[0])
-            y = v.fma(v.numbers(p + pitch), k[1], y)
-            y = v.fma(v.numbers(p + 2 * pitch), k[2], y)
-            y = v.fma(v.numbers(q), k[3], y)
-            y = v.fma(v.numbers(q + pitch), k[4], y)
-            y = v.fma(v.numbers(q + 2 * pitch), k[5], y)
-            y = v.fma(v.numbers(s), k[6], y)
-            y = v.fma(v.numbers(s + pitch), k[7], y)
-            return v.fma(v.numbers(s + 2 * pitch), k[8], y)
-
-        return sum_of
-
-    def nine(v: Any) -> Any:
-        @jit
-        def load(k, reach):
-            return (
-                *(v.numbers(k), v.numbers(k + reach), v.numbers(k + 2 * reach)),
-                *(v.numbers(k + 3 * reach), v.numbers(k + 4 * reach), v.numbers(k + 5 * reach)),
-                *(v.numbers(k + 6 * reach), v.numbers(k + 7 * reach), v.numbers(k + 8 * reach)),
-            )
-
-        return load
-
-    def tallying(v: Any) -> Any:
-        sum_of, load = taps(v), nine(v)
-
-        @jit
-        def tally(at, r, _rows, _other, j):
-            """Sum, and sum of squares, of the distances of a row of c from its centres."""
-            k, centre = load(at.kernel + 4 * j, at.reach), v.numbers(at.centre + 4 * j)
-            p, q = row(at, at.ring, r - 1) + 4 * j, row(at, at.ring, r) + 4 * j
-            s = row(at, at.ring, r + 1) + 4 * j
-            total = square = v.splat(np.float32(0))
-            for i in range(at.width):
-                on = i * at.pitch
-                d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
-                total = v.add(total, d)
-                square = v.fma(d, d, square)
-            v.keep(at.total + 4 * j, total)
-            v.keep(at.square + 4 * j, square)
-
-        return tally
-
-    def joining(v: Any) -> Any:
-        sum_of, load = taps(v), nine(v)
-
-        @jit
-        def join(at, r, _rows, _other, j):
-            k = load(at.kernel + 4 * j, at.reach)
-            centre, scale = v.numbers(at.high2 + 4 * j), v.numbers(at.a2 + 4 * j)
-            shift, floor = v.numbers(at.b2 + 4 * j), v.splat(at.floor)
-            p, q = row(at, at.ring, r - 1) + 4 * j, row(at, at.ring, r) + 4 * j
-            s = row(at, at.ring, r + 1) + 4 * j
-            off = r * at.width * at.stride + j * size
-            half = at.stride // 2
-            for i in range(at.width):
-                on = i * at.pitch
-                y = sum_of(p + on, q + on, s + on, at.pitch, k)
-                z = v.fma(v.sub(y, centre), scale, shift)
-                z = v.above(z, floor, z, floor)
-                first = v.numbers(q + on + at.pitch)
-                if at.residual != 0:
-                    first = v.add(first, v.load(at.residual + off))
-                    z = v.add(z, v.load(at.residual + off + half))
-                v.store(at.out + off, first)
-                v.store(at.out + off + half, z)
-                off += at.stride
-
-        return join
-
-    def reducing(v: Any) -> Any:
-        sum_of, load = taps(v), nine(v)
-
-        @jit
-        def reduce(at, r, _rows, _other, j):
-            k = load(at.kernel + 4 * j, at.reach)
-            centre, scale = v.numbers(at.high2 + 4 * j), v.numbers(at.a2 + 4 * j)
-            shift, floor = v.numbers(at.b2 + 4 * j), v.splat(at.floor)
-            p, q = row(at, at.ring, r - 1) + 4 * j, row(at, at.ring, r) + 4 * j
-            s = row(at, at.ring, r + 1) + 4 * j
-            grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
-            zero = total = square = v.splat(np.float32(0))
-            for i in range(at.width):
-                on = i * at.pitch
-                d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
-                g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
-                total = v.add(total, g)
-                square = v.fma(g, d, square)
-                grad += at.stride
-            v.keep(at.total + 4 * j, total)
-            v.keep(at.square + 4 * j, square)
-
-        return reduce
-
-    def descending(v: Any) -> Any:
-        sum_of, load = taps(v), nine(v)
-
-        @jit
-        def descend(at, r, _rows, _other, j):
-            """The gradient of c into its ring."""
-            k = load(at.kernel + 4 * j, at.reach)
-            centre, scale = v.numbers(at.high2 + 4 * j), v.numbers(at.a2 + 4 * j)
-            shift, floor = v.numbers(at.b2 + 4 * j), v.splat(at.floor)
-            k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
-            zero = v.splat(np.float32(0))
-            p, q = row(at, at.ring, r - 1) + 4 * j, row(at, at.ring, r) + 4 * j
-            s = row(at, at.ring, r + 1) + 4 * j
-            grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
-            to = row(at, at.rest, r) + at.pitch + 4 * j
-            for i in range(at.width):
-                on = i * at.pitch
-                d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
-                g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
-                v.keep(to + on, v.fma(scale, g, v.fma(k2, d, k1)))
-                grad += at.stride
-
-        return descend
-
-    def weighing(v: Any) -> Any:
-        @jit
-        def weigh(at, r, _rows, _other, j):
-            """What a row adds to the gradient of the kernel."""
-            p, q = row(at, at.ring, r - 1) + 4 * j, row(at, at.ring, r) + 4 * j
-            s = row(at, at.ring, r + 1) + 4 * j
-            found = row(at, at.rest, r) + at.pitch + 4 * j
-            a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = v.splat(np.float32(0))
-            pitch = at.pitch
-            for _ in range(at.width):
-                g = v.numbers(found)
-                a0 = v.fma(g, v.numbers(p), a0)
-                a1 = v.fma(g, v.numbers(p + pitch), a1)
-                a2 = v.fma(g, v.numbers(p + 2 * pitch), a2)
-                a3 = v.fma(g, v.numbers(q), a3)
-                a4 = v.fma(g, v.numbers(q + pitch), a4)
-                a5 = v.fma(g, v.numbers(q + 2 * pitch), a5)
-                a6 = v.fma(g, v.numbers(s), a6)
-                a7 = v.fma(g, v.numbers(s + pitch), a7)
-                a8 = v.fma(g, v.numbers(s + 2 * pitch), a8)
-                p += pitch
-                q += pitch
-                s += pitch
-                found += pitch
-            to = at.sums + 4 * j
-            for a in (a0, a1, a2, a3, a4, a5, a6, a7, a8):
-                v.keep(to, v.add(a, v.numbers(to)))
-                to += at.reach
-
-        return weigh
-
-    def returning(v: Any) -> Any:
-        sum_of, load = taps(v), nine(v)
-
-        @jit
-        def back(at, r, _rows, _other, j):
-            """The gradient that reaches the first norm, and its sums."""
-            w = load(at.kernel + 4 * j, at.reach)
-            k = (w[8], w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0])
-            centre, floor = v.numbers(at.high + 4 * j), v.splat(at.floor)
-            p, q = row(at, at.rest, r - 1) + 4 * j, row(at, at.rest, r) + 4 * j
-            s = row(at, at.rest, r + 1) + 4 * j
-            made = row(at, at.ring, r) + at.pitch + 4 * j
-            grad = at.grad + r * at.width * at.stride + j * size
-            x = at.x + r * at.width * at.step + j * size
-            to = at.to + r * at.width * at.step + j * size
-            zero = total = square = v.splat(np.float32(0))
-            for i in range(at.width):
-                on = i * at.pitch
-                g = v.add(sum_of(p + on, q + on, s + on, at.pitch, k), v.load(grad))
-                g = v.above(v.numbers(made + on), floor, g, zero)
-                v.store(to, g)
-                total = v.add(total, g)
-                square = v.fma(g, v.sub(v.load(x), centre), square)
-                grad += at.stride
-                x += at.step
-                to += at.step
-            v.keep(at.total + 4 * j, total)
-            v.keep(at.square + 4 * j, square)
-
-        return back
-
-    return SimpleNamespace(
-        fill=over("fill", kind, filling),
-        tally=over("tally", kind, tallying),
-        join=over("join", kind, joining),
-        reduce=over("reduce", kind, reducing),
-        descend=over("descend", kind, descending),
-        weigh=over("weigh", kind, weighing),
-        back=over("back", kind, returning),
-    )
-
-
-def _tallying(of: SimpleNamespace, rows: SimpleNamespace) -> Any:
-    begin, blank, zeros, row, number = of.begin, of.blank, of.zeros, of.row, of.number
-    put_number, fill, tally_row = of.put_number, rows.fill, rows.tally
-    sum_at, put_sum, _ = array("sums", np.float64)
-    product_at, put_product, _ = array("products", np.float64)
+def _opening(of: SimpleNamespace) -> Any:
+    begin, second, blank, zeros = of.begin, of.second, of.blank, of.zeros
 
     @jit
-    def merge(at, r, means, squares):
-        """A row's mean and squares into those of the rows before, as Chan does."""
-        n, seen = float(at.width), float(r * at.width)
-        share = n / (seen + n)
-        for i in range(at.count):
-            off = float(number(at.total, i)) / n
-            mean = float(number(at.centre, i)) + off
-            square = float(number(at.square, i)) - off * off * n
-            if r:
-                before = sum_at(means, i)
-                delta = mean - before
-                square += product_at(squares, i) + delta * delta * seen * share
-                mean = blend(before, mean, share)
-            put_sum(means, i, mean)
-            put_product(squares, i, square)
-            put_number(at.centre, i, np.float32(mean))
+    def open_chunk(work, part, first, last, both):
+        """The chunk, with its ring of p as it is before row 0; `both` norms have coefficients."""
+        at = begin(work, part, first, last)
+        if both:
+            second(work, first, at)
+        blank(at, at.ring)
+        zeros(at, row(at, at.ring, -1))
+        return at
+
+    return open_chunk
+
+
+def _stepping(of: SimpleNamespace, do: SimpleNamespace) -> Any:
+    zeros, fill = of.zeros, do.fill
+
+    @jit
+    def step(at, r):
+        """Row r of p into its ring; there are zeros after the last."""
+        if r < at.height:
+            fill(at, r, 1, 0)
+        else:
+            zeros(at, row(at, at.ring, r))
+
+    return step
+
+
+def _tallying(of: SimpleNamespace, do: SimpleNamespace) -> Any:
+    open_chunk, step, tally_row = of.open, of.step, do.tally
+    number, put_number = of.number, of.put_number
 
     @jit
     def tally(work, part, first, last):
-        at = begin(work, part, first, last)
+        at = open_chunk(work, part, first, last, False)
         means = work.partials + (2 * part * work.C + first) * 8
-        squares = means + work.C * 8
-        blank(at, at.ring)
-        zeros(at, row(at, at.ring, -1))
         for i in range(at.count):
             put_number(at.centre, i, np.float32(0))
         for r in range(at.height + 1):
-            if r < at.height:
-                fill(at, r, 1, 0)
-            else:
-                zeros(at, row(at, at.ring, r))
+            step(at, r)
             if r == 1:  # only for centres: squares are taken of distances from a mean
                 tally_row(at, 0, 1, 0)
                 for i in range(at.count):
                     put_number(at.centre, i, number(at.total, i) / np.float32(at.width))
             if r:
                 tally_row(at, r - 1, 1, 0)
-                merge(at, r - 1, means, squares)
+                merge_rows(at, at.width, (r - 1) * at.width, means, means + work.C * 8)
 
     return tally
 
 
-def _joining(of: SimpleNamespace, rows: SimpleNamespace) -> Any:
-    begin, second, blank, zeros, row = of.begin, of.second, of.blank, of.zeros, of.row
-    fill, join_row = rows.fill, rows.join
+def _joining(of: SimpleNamespace, do: SimpleNamespace) -> Any:
+    open_chunk, step, join_row = of.open, of.step, do.join
 
     @jit
     def join(work, part, first, last):
-        at = begin(work, part, first, last)
-        second(work, first, at)
-        blank(at, at.ring)
-        zeros(at, row(at, at.ring, -1))
+        at = open_chunk(work, part, first, last, True)
         for r in range(at.height + 1):
-            if r < at.height:
-                fill(at, r, 1, 0)
-            else:
-                zeros(at, row(at, at.ring, r))
+            step(at, r)
             if r:
                 join_row(at, r - 1, 1, 0)
 
@@ -463,22 +239,15 @@ def _adding(of: SimpleNamespace) -> Any:
     return add
 
 
-def _reducing(of: SimpleNamespace, rows: SimpleNamespace, add: Any) -> Any:
-    begin, second, blank, zeros, row = of.begin, of.second, of.blank, of.zeros, of.row
-    fill, reduce_row = rows.fill, rows.reduce
+def _reducing(of: SimpleNamespace, do: SimpleNamespace) -> Any:
+    open_chunk, step, add, reduce_row = of.open, of.step, of.add, do.reduce
 
     @jit
     def reduce(work, part, first, last):
-        at = begin(work, part, first, last)
-        second(work, first, at)
+        at = open_chunk(work, part, first, last, True)
         totals = work.partials + (2 * part * work.C + first) * 8
-        blank(at, at.ring)
-        zeros(at, row(at, at.ring, -1))
         for r in range(at.height + 1):
-            if r < at.height:
-                fill(at, r, 1, 0)
-            else:
-                zeros(at, row(at, at.ring, r))
+            step(at, r)
             if r:
                 reduce_row(at, r - 1, 1, 0)
                 add(at, r == 1, totals, totals + work.C * 8)
@@ -486,28 +255,22 @@ def _reducing(of: SimpleNamespace, rows: SimpleNamespace, add: Any) -> Any:
     return reduce
 
 
-def _unjoining(of: SimpleNamespace, rows: SimpleNamespace, add: Any) -> Any:
-    begin, second, blank, zeros, row = of.begin, of.second, of.blank, of.zeros, of.row
-    fill, descend, weigh, back = rows.fill, rows.descend, rows.weigh, rows.back
-    put_number = of.put_number
+def _unjoining(of: SimpleNamespace, do: SimpleNamespace) -> Any:
+    open_chunk, step, add, blank, zeros = of.open, of.step, of.add, of.blank, of.zeros
+    descend, weigh, back, put_number = do.descend, do.weigh, do.back, of.put_number
 
     @jit
     def unjoin(work, part, first, last):
-        at = begin(work, part, first, last)
-        second(work, first, at)
+        at = open_chunk(work, part, first, last, True)
         totals = work.partials_before + (2 * part * work.C + first) * 8
-        blank(at, at.ring)
         blank(at, at.rest)
-        zeros(at, row(at, at.ring, -1))
         zeros(at, row(at, at.rest, -1))
         for k in range(9):
             for i in range(at.count):
                 put_number(at.sums + k * at.reach, i, np.float32(0))
         for r in range(at.height + 2):
-            if r < at.height:
-                fill(at, r, 1, 0)
-            elif r == at.height:
-                zeros(at, row(at, at.ring, r))
+            if r <= at.height:
+                step(at, r)
             else:
                 zeros(at, row(at, at.rest, at.height))
             if 0 < r <= at.height:

@@ -30,7 +30,7 @@ def passes(kind: str) -> dict[str, Any]:
         begin, empty = _beginning(kind), _emptying()
         size = np.int64(4 if kind == "f32" else 2)
 
-        def summing(name: str, make: Any) -> Any:
+        def over_positions(name: str, make: Any, sums: bool) -> Any:
             row = over(name, kind, lambda v: make(v, size))
 
             with naming(name, kind):
@@ -38,30 +38,18 @@ def passes(kind: str) -> dict[str, Any]:
                 @jit
                 def run(work, part, first, last):
                     at = begin(work, part, first, last)
-                    empty(at)
-                    for start in range(0, at.positions, _BLOCK):
-                        row(at, start, min(_BLOCK, at.positions - start), 0)
-
-                return run
-
-        def mapping(name: str, make: Any) -> Any:
-            row = over(name, kind, lambda v: make(v, size))
-
-            with naming(name, kind):
-
-                @jit
-                def run(work, part, first, last):
-                    at = begin(work, part, first, last)
+                    if sums:
+                        empty(at)
                     for start in range(0, at.positions, _BLOCK):
                         row(at, start, min(_BLOCK, at.positions - start), 0)
 
                 return run
 
         return {
-            "squeeze": summing("squeeze", _squeezing),
-            "gate": mapping("gate", _gating),
-            "weigh": summing("weigh_gate", _weighing),
-            "ungate": mapping("ungate", _ungating),
+            "squeeze": over_positions("squeeze", _squeezing, True),
+            "gate": over_positions("gate", _gating, False),
+            "weigh": over_positions("weigh_gate", _weighing, True),
+            "ungate": over_positions("ungate", _ungating, False),
         }
 
 

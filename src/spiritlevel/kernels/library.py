@@ -153,6 +153,6 @@ def _sources() -> str:
 
 
 _FILES = (
-    *("library", "passes", "planes", "lanes", "cheap", "products", "gates", "channels", "formulas"),
-    *("vectors", "compiled", "linked"),
+    *("library", "passes", "planes", "lanes", "cheap", "cheap_rows", "products", "gates"),
+    *("channels", "formulas", "vectors", "compiled", "linked"),
 )

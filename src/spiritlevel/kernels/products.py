@@ -21,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from spiritlevel.kernels.channels import blend
+from spiritlevel.kernels.channels import merge_rows
 from spiritlevel.kernels.compiled import array, finite, jit, naming
 from spiritlevel.kernels.vectors import instructions, over
 
@@ -160,9 +160,6 @@ def passes(kind: str) -> dict[str, Any]:
 def _producing(kind: str) -> Any:
     size, fields = np.int64(4 if kind == "f32" else 2), _Rows
     product = _product(f"{kind} f32 {kind}")
-    number, _, _ = array("first", np.float32)
-    sum_at, put_sum, _ = array("sums", np.float64)
-    product_at, put_product, _ = array("products", np.float64)
 
     def tallying(v: Any) -> Any:
         @jit
@@ -187,23 +184,6 @@ def _producing(kind: str) -> Any:
     tally = over("tally_rows", kind, tallying)
 
     @jit
-    def merge(at, rows, seen, means, squares):
-        """Into mean and squares of the rows before, as Chan does."""
-        n, before_them = float(rows), float(seen)
-        share = n / (before_them + n)
-        for i in range(at.count):
-            off = float(number(at.total, i)) / n
-            mean = float(number(at.centre, i)) + off
-            square = float(number(at.square, i)) - off * off * n
-            if seen:
-                before = sum_at(means, i)
-                delta = mean - before
-                square += product_at(squares, i) + delta * delta * before_them * share
-                mean = blend(before, mean, share)
-            put_sum(means, i, mean)
-            put_product(squares, i, square)
-
-    @jit
     def produce(work, part, _first, _last):
         channels, inner = work.C, work.inner
         begin, end = part * work.part, min(work.N, (part + 1) * work.part)
@@ -219,7 +199,7 @@ def _producing(kind: str) -> Any:
                 *(rows, channels, inner, 0),
             )
             tally(at, y, rows, 0)
-            merge(at, rows, n - begin, means, means + channels * 8)
+            merge_rows(at, rows, n - begin, means, means + channels * 8)
 
     return produce
 

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
+from spiritlevel.kernels.squeeze import GATES as _GATES
 from spiritlevel.models.layers import Layers, make_divisible
 
 __all__ = ["GATES", "SqueezeExcite", "dfc_attention", "gated"]
 
-GATES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "hard": F.hardsigmoid,
-    "clamped": lambda z: z.clamp(0, 1),
-}
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = {name: gate for name, (gate, _) in _GATES.items()}
 """hard: relu6(z + 3) / 6, as the published PyTorch weights; clamped: as the paper's own in TF."""
 
 

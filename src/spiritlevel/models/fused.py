@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def ghost_module(
     if y.dtype not in _TYPES or not _channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
         return None
     added = None if residual is None else residual()
-    return _joined(y, weight, norm, cheap, norm2, kind, added)
+    return _joined(y, _Layers(weight, norm, cheap, norm2, kind), added)
 
 
 def squeeze_excite(module: Any, x: Tensor) -> Tensor | None:
@@ -87,17 +87,19 @@ def squeeze_excite(module: Any, x: Tensor) -> Tensor | None:
     return squeeze_excite(x, weights, module.gate)
 
 
-def _joined(
-    x: Tensor,
-    weight: Tensor | None,
-    norm: Any,
-    cheap: nn.Conv2d,
-    norm2: Any,
-    act: Activation,
-    residual: Any,
-) -> Tensor:
+class _Layers(NamedTuple):
+    """What is read of a module's layers; no weight where the first convolution was called."""
+
+    weight: Tensor | None
+    norm: Any
+    cheap: nn.Conv2d
+    norm2: Any
+    act: Activation
+
+
+def _joined(x: Tensor, layers: _Layers, residual: Any) -> Tensor:
     from spiritlevel.kernels.ghost import Norm
-    from spiritlevel.kernels.joint import ghost_halves
+    from spiritlevel.kernels.ghost_module import ghost_halves
 
     count = x.numel() // x.shape[1]
 
@@ -107,27 +109,21 @@ def _joined(
         return Norm(norm.weight, norm.bias, norm.eps, running)
 
     backend.ran["cpu"] += 2
+    weight, norm, cheap, norm2, act = layers
     whole = (x.shape[0], 2 * cheap.in_channels, *x.shape[2:])
     fits = isinstance(residual, Tensor) and residual.shape == whole and residual.dtype is x.dtype
     first, second = followed(norm), followed(norm2)
     given = x, weight, first, cheap.weight, second, act, residual if fits else None
     out, found = ghost_halves(*given)
     if observed():
-        _told(x, weight, norm, cheap, norm2, act, found)
+        _told(x, layers, found)
     return out if residual is None or fits else out + residual
 
 
 @torch.no_grad()
-def _told(
-    x: Tensor,
-    weight: Tensor | None,
-    norm: Any,
-    cheap: nn.Conv2d,
-    norm2: Any,
-    act: Activation,
-    found: Any,
-) -> None:
+def _told(x: Tensor, layers: _Layers, found: Any) -> None:
     """What passes through either norm, made for those who want to see it."""
+    weight, norm, cheap, norm2, act = layers
 
     def seen(norm: Any, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         moments = mean.float(), var.float()

@@ -1,0 +1,259 @@
+"""What the passes of `cheap` do to one row of a chunk, for one vector of its channels.
+
+Each function is made for vectors of so many lanes, and is called as `vectors.over` has it. Rows are
+those of the ring of p, or of the ring of what comes back (`rest`).
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from spiritlevel.kernels.compiled import jit
+from spiritlevel.kernels.vectors import over
+
+__all__ = ["RING", "row", "rows"]
+
+RING = 4
+"""Rows of a ring."""
+
+
+@jit
+def row(at, ring, r):
+    """Where row r of a ring begins, with the zeros in front of it."""
+    return ring + ((r + 1) % 4) * (at.width + 2) * at.pitch
+
+
+@jit
+def near(at, ring, r, j):
+    """Where channel j begins in the rows before, at and after r."""
+    on = 4 * j
+    return row(at, ring, r - 1) + on, row(at, ring, r) + on, row(at, ring, r + 1) + on
+
+
+def rows(kind: str) -> SimpleNamespace:
+    """Each by its name, for all channels of a chunk whose elements are of `kind`."""
+    size = np.int64(4 if kind == "f32" else 2)
+    made = {
+        "fill": _filling,
+        "tally": _tallying,
+        "join": _joining,
+        "reduce": _reducing,
+        "descend": _descending,
+        "weigh": _weighing,
+        "back": _returning,
+    }
+    return SimpleNamespace(
+        **{name: over(name, kind, lambda v, m=make: m(v, size)) for name, make in made.items()}
+    )
+
+
+def _norm(v: Any) -> Any:
+    @jit
+    def norm(at, high, a, b, j):
+        """Its centre, scale and shift, and what the activation lets nothing below."""
+        on = 4 * j
+        return v.numbers(high + on), v.numbers(a + on), v.numbers(b + on), v.splat(at.floor)
+
+    return norm
+
+
+def _filling(v: Any, size: Any) -> Any:
+    norm = _norm(v)
+
+    @jit
+    def fill(at, r, _rows, _other, j):
+        """p into its ring."""
+        centre, scale, shift, floor = norm(at, at.high, at.a, at.b, j)
+        x = at.x + r * at.width * at.step + j * size
+        to = row(at, at.ring, r) + at.pitch + 4 * j
+        for _ in range(at.width):
+            z = v.fma(v.sub(v.load(x), centre), scale, shift)
+            v.keep(to, v.above(z, floor, z, floor))
+            x += at.step
+            to += at.pitch
+
+    return fill
+
+
+def _taps(v: Any) -> Any:
+    @jit
+    def sum_of(p, q, s, pitch, k):
+        """Nine neighbours, the first three from p on, times nine numbers."""
+        y = v.mul(v.numbers(p), k[0])
+        y = v.fma(v.numbers(p + pitch), k[1], y)
+        y = v.fma(v.numbers(p + 2 * pitch), k[2], y)
+        y = v.fma(v.numbers(q), k[3], y)
+        y = v.fma(v.numbers(q + pitch), k[4], y)
+        y = v.fma(v.numbers(q + 2 * pitch), k[5], y)
+        y = v.fma(v.numbers(s), k[6], y)
+        y = v.fma(v.numbers(s + pitch), k[7], y)
+        return v.fma(v.numbers(s + 2 * pitch), k[8], y)
+
+    return sum_of
+
+
+def _nine(v: Any) -> Any:
+    @jit
+    def load(at, j):
+        k, reach = at.kernel + 4 * j, at.reach
+        return (
+            *(v.numbers(k), v.numbers(k + reach), v.numbers(k + 2 * reach)),
+            *(v.numbers(k + 3 * reach), v.numbers(k + 4 * reach), v.numbers(k + 5 * reach)),
+            *(v.numbers(k + 6 * reach), v.numbers(k + 7 * reach), v.numbers(k + 8 * reach)),
+        )
+
+    return load
+
+
+def _tallying(v: Any, size: Any) -> Any:
+    sum_of, load = _taps(v), _nine(v)
+
+    @jit
+    def tally(at, r, _rows, _other, j):
+        """Sum, and sum of squares, of the distances of a row of c from its centres."""
+        k, centre = load(at, j), v.numbers(at.centre + 4 * j)
+        p, q, s = near(at, at.ring, r, j)
+        total = square = v.splat(np.float32(0))
+        for i in range(at.width):
+            on = i * at.pitch
+            d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
+            total = v.add(total, d)
+            square = v.fma(d, d, square)
+        v.keep(at.total + 4 * j, total)
+        v.keep(at.square + 4 * j, square)
+
+    return tally
+
+
+def _joining(v: Any, size: Any) -> Any:
+    sum_of, load, norm = _taps(v), _nine(v), _norm(v)
+
+    @jit
+    def join(at, r, _rows, _other, j):
+        k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
+        p, q, s = near(at, at.ring, r, j)
+        off = r * at.width * at.stride + j * size
+        half = at.stride // 2
+        for i in range(at.width):
+            on = i * at.pitch
+            y = sum_of(p + on, q + on, s + on, at.pitch, k)
+            z = v.fma(v.sub(y, centre), scale, shift)
+            z = v.above(z, floor, z, floor)
+            first = v.numbers(q + on + at.pitch)
+            if at.residual != 0:
+                first = v.add(first, v.load(at.residual + off))
+                z = v.add(z, v.load(at.residual + off + half))
+            v.store(at.out + off, first)
+            v.store(at.out + off + half, z)
+            off += at.stride
+
+    return join
+
+
+def _reducing(v: Any, size: Any) -> Any:
+    sum_of, load, norm = _taps(v), _nine(v), _norm(v)
+
+    @jit
+    def reduce(at, r, _rows, _other, j):
+        k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
+        p, q, s = near(at, at.ring, r, j)
+        grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
+        zero = total = square = v.splat(np.float32(0))
+        for i in range(at.width):
+            on = i * at.pitch
+            d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
+            g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
+            total = v.add(total, g)
+            square = v.fma(g, d, square)
+            grad += at.stride
+        v.keep(at.total + 4 * j, total)
+        v.keep(at.square + 4 * j, square)
+
+    return reduce
+
+
+def _descending(v: Any, size: Any) -> Any:
+    sum_of, load, norm = _taps(v), _nine(v), _norm(v)
+
+    @jit
+    def descend(at, r, _rows, _other, j):
+        """The gradient of c into its ring."""
+        k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
+        k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
+        zero = v.splat(np.float32(0))
+        p, q, s = near(at, at.ring, r, j)
+        grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
+        to = row(at, at.rest, r) + at.pitch + 4 * j
+        for i in range(at.width):
+            on = i * at.pitch
+            d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
+            g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
+            v.keep(to + on, v.fma(scale, g, v.fma(k2, d, k1)))
+            grad += at.stride
+
+    return descend
+
+
+def _weighing(v: Any, size: Any) -> Any:
+    @jit
+    def weigh(at, r, _rows, _other, j):
+        """What a row adds to the gradient of the kernel."""
+        p, q, s = near(at, at.ring, r, j)
+        found = row(at, at.rest, r) + at.pitch + 4 * j
+        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = v.splat(np.float32(0))
+        pitch = at.pitch
+        for _ in range(at.width):
+            g = v.numbers(found)
+            a0 = v.fma(g, v.numbers(p), a0)
+            a1 = v.fma(g, v.numbers(p + pitch), a1)
+            a2 = v.fma(g, v.numbers(p + 2 * pitch), a2)
+            a3 = v.fma(g, v.numbers(q), a3)
+            a4 = v.fma(g, v.numbers(q + pitch), a4)
+            a5 = v.fma(g, v.numbers(q + 2 * pitch), a5)
+            a6 = v.fma(g, v.numbers(s), a6)
+            a7 = v.fma(g, v.numbers(s + pitch), a7)
+            a8 = v.fma(g, v.numbers(s + 2 * pitch), a8)
+            p += pitch
+            q += pitch
+            s += pitch
+            found += pitch
+        to = at.sums + 4 * j
+        for a in (a0, a1, a2, a3, a4, a5, a6, a7, a8):
+            v.keep(to, v.add(a, v.numbers(to)))
+            to += at.reach
+
+    return weigh
+
+
+def _returning(v: Any, size: Any) -> Any:
+    sum_of, load = _taps(v), _nine(v)
+
+    @jit
+    def back(at, r, _rows, _other, j):
+        """The gradient that reaches the first norm, and its sums."""
+        w = load(at, j)
+        k = (w[8], w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0])
+        centre, floor = v.numbers(at.high + 4 * j), v.splat(at.floor)
+        p, q, s = near(at, at.rest, r, j)
+        made = row(at, at.ring, r) + at.pitch + 4 * j
+        grad = at.grad + r * at.width * at.stride + j * size
+        x = at.x + r * at.width * at.step + j * size
+        to = at.to + r * at.width * at.step + j * size
+        zero = total = square = v.splat(np.float32(0))
+        for i in range(at.width):
+            on = i * at.pitch
+            g = v.add(sum_of(p + on, q + on, s + on, at.pitch, k), v.load(grad))
+            g = v.above(v.numbers(made + on), floor, g, zero)
+            v.store(to, g)
+            total = v.add(total, g)
+            square = v.fma(g, v.sub(v.load(x), centre), square)
+            grad += at.stride
+            x += at.step
+            to += at.step
+        v.keep(at.total + 4 * j, total)
+        v.keep(at.square + 4 * j, square)
+
+    return back
