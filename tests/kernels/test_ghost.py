@@ -221,7 +221,7 @@ def test_it_differentiates_twice(act):
             return torch.autograd.grad(total, tensors, materialize_grads=True)
 
     norms = Norm(weight, bias, 1e-5), Norm(weight2, bias2, 1e-5)
-    y, _ = ghost_halves(x, None, norms[0], taps, norms[1], Activation(act), residual)
+    y, *_ = ghost_halves(x, None, norms[0], taps, norms[1], Activation(act), residual)
     for one, other in zip(second(y), second(layers(tensors, residual, act)), strict=True):
         assert apart(one, other.double()) < 1e-3
 
@@ -230,7 +230,7 @@ def test_without_weights_and_for_whom_nothing_is_wanted():
     (x, _, _, taps, *_), residual, grad = given((2, 8, 6, 6))
     residual.requires_grad_()
     norm = Norm(None, None, 1e-5)
-    y, _ = ghost_halves(x, None, norm, taps, norm, Activation("relu"), residual)
+    y, *_ = ghost_halves(x, None, norm, taps, norm, Activation("relu"), residual)
     assert apart(y, layers((x, None, None, taps, None, None), residual, "relu").double()) < 1e-5
     (found,) = torch.autograd.grad(y, [residual], grad)
     assert torch.equal(found, grad)

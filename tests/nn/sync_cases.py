@@ -306,7 +306,7 @@ def in_autocast(rank):
 def told(rank):
     """The statistics that observers hear are those of all."""
     case, heard = Case(), []
-    with observing(lambda layer, x, y, statistics: heard.append((x.shape, statistics()))):
+    with observing(lambda layer, shape, values, found: heard.append((shape, found()))):
         case.layer()(part(case, rank, case.data()[0])[0])
     return heard
 

@@ -442,7 +442,7 @@ def test_who_listens_is_told_what_the_layer_took():
     layer = snn.BatchNormAct2d(5)
     x = images(2)
     told = []
-    with observing(lambda *numbers: told.append(numbers)):
+    with observing(lambda who, shape, values, found: told.append((who, *values(), found))):
         layer(x)
         layer.eval()(x)
     layer.train()(x)

@@ -65,7 +65,7 @@ def test_device_and_dtype():
 
 def test_who_listens_is_told_of_its_passes():
     frozen, x, told = FrozenBatchNorm(4), torch.randn(2, 4, 3, 3), []
-    with observing(lambda *numbers: told.append(numbers)):
+    with observing(lambda who, shape, values, found: told.append((who, *values(), found))):
         y = frozen(x)
     assert told == [(frozen, x, y, None)]
     assert tells(frozen)

@@ -312,7 +312,7 @@ def test_compiled_whole_it_trains_as_it_does_eagerly():
 @pytest.mark.parametrize("warmup", [0, 5000])
 def test_who_listens_is_told_the_moments_of_the_batch(warmup):
     layer, x, told = layer_of(2, warmup=warmup), batch(SHAPES[2], 1, mean=30.0), []
-    with observing(lambda *numbers: told.append(numbers)):
+    with observing(lambda who, shape, values, found: told.append((who, *values(), found))):
         layer(x)
         layer.eval()(x)
     (who, given, _, statistics), (*_, none) = told

@@ -22,8 +22,8 @@ def ghost_halves(
     second: Any,
     act: Activation,
     residual: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """[p, act(bn'(p * taps))] + residual with p = act(bn(y)), by our kernels; and y, statistics.
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """[p, act(bn'(p * taps))] + residual with p = act(bn(y)), by our kernels; with y, statistics.
 
     y is the 1x1 convolution of x with `weight`, or x itself where that is None. As `ghost.forward`
     has it, whose `Norm` first and second are; the output has gradients for x, the weights and
@@ -32,7 +32,7 @@ def ghost_halves(
     call = _Call(first, second, act)
     given = (x, weight, first.weight, first.bias, taps, second.weight, second.bias, residual)
     out = _Halves.apply(*given, call)  # type: ignore[no-untyped-call]
-    return out, call.statistics
+    return out, call.y, call.statistics
 
 
 class _Call:
@@ -40,6 +40,7 @@ class _Call:
 
     def __init__(self, first: Any, second: Any, act: Activation) -> None:
         self.norms, self.act = (first, second), act
+        self.y: Any = None
         self.statistics: Any = None
 
 
@@ -58,6 +59,7 @@ class _Halves(torch.autograd.Function):
         y, before = (x, None) if weight is None else ghost.product(x, weight, first)
         given = first, taps, second, call.act.name, residual, before
         out, call.statistics = ghost.forward(y, *given)
+        call.y = y.detach()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:-1], None if weight is None else y, *call.statistics)
         ctx.eps, ctx.act = (first.eps, second.eps), call.act

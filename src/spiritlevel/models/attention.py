@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels.squeeze import GATES as _GATES
+from spiritlevel.models.fused import squeeze_excite
 from spiritlevel.models.layers import Layers, make_divisible
 
 __all__ = ["GATES", "SqueezeExcite", "dfc_attention", "gated"]
@@ -34,6 +35,9 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(reduced_chs, chs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        y = squeeze_excite(self, x)
+        if y is not None:
+            return y
         squeezed = x.mean((2, 3), keepdim=True)
         return x * GATES[self.gate](self.conv_expand(F.relu(self.conv_reduce(squeezed))))
 

@@ -20,9 +20,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.nn import BatchNorm2d, BatchNormAct2d
-from spiritlevel.nn.observe import observed, tell
+from spiritlevel.nn.observe import observed, tell_of
 
-__all__ = ["ghost_module", "squeeze_excite", "stands_alone"]
+__all__ = ["ghost_module", "laid_out", "squeeze_excite", "stands_alone"]
 
 _NORMS: tuple[type, ...] = (BatchNorm2d, BatchNormAct2d)
 _ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
@@ -68,7 +68,12 @@ def ghost_module(
     if y.dtype not in _TYPES or not _channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
         return None
     added = None if residual is None else residual()
-    return _joined(y, _Layers(weight, norm, cheap, norm2, kind), added)
+    return _joined(y, _Layers(weight, norm, act, cheap, norm2, act2, kind), added)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x as these operations want it, channels-last, if they may run; brought there once."""
+    return x.contiguous(memory_format=torch.channels_last) if _may_run(x, dense=False) else x
 
 
 def squeeze_excite(module: Any, x: Tensor) -> Tensor | None:
@@ -92,9 +97,11 @@ class _Layers(NamedTuple):
 
     weight: Tensor | None
     norm: Any
+    act: nn.Module
     cheap: nn.Conv2d
     norm2: Any
-    act: Activation
+    act2: nn.Module
+    kind: Activation
 
 
 def _joined(x: Tensor, layers: _Layers, residual: Any) -> Tensor:
@@ -109,37 +116,51 @@ def _joined(x: Tensor, layers: _Layers, residual: Any) -> Tensor:
         return Norm(norm.weight, norm.bias, norm.eps, running)
 
     backend.ran["cpu"] += 2
-    weight, norm, cheap, norm2, act = layers
+    weight, norm, _, cheap, norm2, _, act = layers
     whole = (x.shape[0], 2 * cheap.in_channels, *x.shape[2:])
     fits = isinstance(residual, Tensor) and residual.shape == whole and residual.dtype is x.dtype
     first, second = followed(norm), followed(norm2)
     given = x, weight, first, cheap.weight, second, act, residual if fits else None
-    out, found = ghost_halves(*given)
+    out, y, found = ghost_halves(*given)
     if observed():
-        _told(x, layers, found)
+        _told(y, layers, found)
     return out if residual is None or fits else out + residual
 
 
-@torch.no_grad()
-def _told(x: Tensor, layers: _Layers, found: Any) -> None:
-    """What passes through either norm, made for those who want to see it."""
-    weight, norm, cheap, norm2, act = layers
+def _told(y: Tensor, layers: _Layers, found: Any) -> None:
+    """Of both norms, and of the activations after them if those are layers.
 
-    def seen(norm: Any, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    What passes through them is made again from the first convolution's output, where it is wanted.
+    """
+    _, norm, act, cheap, norm2, act2, kind = layers
+
+    @cache
+    @torch.no_grad()
+    def first() -> tuple[Tensor, Tensor]:
+        return y, normalised(norm, y, *found[:2])
+
+    @cache
+    @torch.no_grad()
+    def second() -> tuple[Tensor, Tensor]:
+        p = kind(first()[1])
+        c = F.conv2d(p, cheap.weight.to(p.dtype), None, 1, 1, 1, p.shape[1])
+        return c, normalised(norm2, c, *found[2:])
+
+    def normalised(norm: Any, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         moments = mean.float(), var.float()
-        y = F.batch_norm(x, *moments, norm.weight, norm.bias, False, 0.0, norm.eps)
-        tell(norm, x, act(y) if type(norm) is BatchNormAct2d else y, lambda: (mean, var))
-        return act(y)
+        z = F.batch_norm(x, *moments, norm.weight, norm.bias, False, 0.0, norm.eps)
+        return kind(z) if type(norm) is BatchNormAct2d else z
 
-    y = x if weight is None else F.conv2d(x, weight.to(x.dtype))
-    p = seen(norm, y, *found[:2])
-    seen(norm2, F.conv2d(p, cheap.weight.to(p.dtype), None, 1, 1, 1, p.shape[1]), *found[2:])
+    tell_of(norm, y.shape, first, lambda: found[:2])
+    tell_of(act, y.shape, lambda: (first()[1], kind(first()[1])))
+    tell_of(norm2, y.shape, second, lambda: found[2:])
+    tell_of(act2, y.shape, lambda: (second()[1], kind(second()[1])))
 
 
-def _may_run(x: Any) -> bool:
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+def _may_run(x: Any, *, dense: bool = True) -> bool:
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.dim() != 4:
         return False
-    if not _channels_last(x) or not backend.by_us(x) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if (dense and not _channels_last(x)) or not backend.by_us(x) or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     return not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") in _TYPES
 
@@ -150,7 +171,7 @@ def _cast(x: Tensor) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _foreign(*places: Any) -> bool:
@@ -178,7 +199,8 @@ def stands_alone(layer: nn.Module) -> bool:
 
 
 def _hooks(layer: nn.Module) -> Iterator[Any]:
-    yield from layer._forward_hooks.values()
+    """All but those whose owners are told as observers."""
+    yield from (h for h in layer._forward_hooks.values() if not getattr(h, "told", False))
     yield from layer._forward_pre_hooks.values()
     yield from layer._backward_hooks.values()
     yield from layer._backward_pre_hooks.values()

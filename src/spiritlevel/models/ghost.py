@@ -8,12 +8,14 @@ GhostNetV3 (Liu et al. 2024) as arguments. Attribute names are those of the publ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.models.attention import SqueezeExcite, dfc_attention, gated
+from spiritlevel.models.fused import ghost_module, stands_alone
 from spiritlevel.models.layers import Layers
 from spiritlevel.models.reparam import Reparameterised
 
@@ -93,6 +95,18 @@ class GhostModule(Reparameterised):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
+        y = ghost_module(self, x)
+        if y is None:
+            y = self._by_layers(x)
+        return gated(y, x, self.short_conv) if self.attention else y
+
+    def plus(self, x: Tensor, residual: Callable[[], Tensor]) -> Tensor:
+        """self(x) + residual(), which stands in the output from the start where that can be."""
+        alone = type(self) is GhostModule and not self.attention and stands_alone(self)
+        y = ghost_module(self, x, residual) if alone else None
+        return self(x) + residual() if y is None else y
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         if self.branched:
             primary = self.primary_activation(self.summed("primary", x))
             cheap = self.cheap_activation(self.summed("cheap", primary))
@@ -102,8 +116,8 @@ class GhostModule(Reparameterised):
         y = torch.cat([primary, cheap], dim=1)
         if self.surplus:
             y = y[:, : self.out_chs]
-        y = self.act(self.bn(y))
-        return gated(y, x, self.short_conv) if self.attention else y
+        joined: Tensor = self.act(self.bn(y))
+        return joined
 
     def deploy_(self) -> None:
         if self.branched:
@@ -201,7 +215,10 @@ class GhostBottleneck(Reparameterised):
     def forward(self, x: Tensor) -> Tensor:
         y = self.ghost1(x)
         y = self.summed("dw", y) if self.branched else self.bn_dw(self.conv_dw(y))
-        result: Tensor = self.ghost2(self.se(y)) + self.shortcut(x)
+        y = self.se(y)
+        if isinstance(self.ghost2, GhostModule):
+            return self.ghost2.plus(y, lambda: self.shortcut(x))
+        result: Tensor = self.ghost2(y) + self.shortcut(x)
         return result
 
     def deploy_(self) -> None:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spiritlevel.models.fused import laid_out
+from spiritlevel.models.ghost import GhostModule
+
 __all__ = ["Staged", "checkpointed"]
 
 
@@ -37,7 +40,7 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        x, stages = self.stem(x), self.stages()
+        x, stages = self.stem(self._laid_out(x)), self.stages()
         if isinstance(stages, nn.Module) and not self.checkpointing:
             x = stages(x)  # called as a whole, so that a hook on it sees the pass
         else:
@@ -51,12 +54,17 @@ class Staged(nn.Module):
         One before each stage that halves, and one after all stages, which is what the head gets.
         """
         maps, halvings = [], self.halvings()
-        x = self.stem(x)
+        x = self.stem(self._laid_out(x))
         for i, stage in enumerate(self.stages()):
             if i in halvings:
                 maps.append(x)
             x = self._ran(stage, x)
         return [*maps, x]
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """In training of a Ghost network, whose modules are one operation then, channels-last."""
+        ghosts = self.training and any(isinstance(m, GhostModule) for m in self.modules())
+        return laid_out(x) if ghosts else x
 
     def _ran(self, stage: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = checkpointed(stage, x) if self.checkpointing else stage(x)

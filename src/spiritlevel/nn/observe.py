@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Observer", "Statistics", "observed", "observing", "tell", "tells"]
+__all__ = ["Observer", "Statistics", "Values", "observed", "observing", "tell", "tell_of", "tells"]
 
 Statistics = Callable[[], tuple[Tensor, Tensor]]
 """Mean (C,) and biased variance (C,) of a training batch, as the layer took them.
@@ -20,8 +20,12 @@ Statistics = Callable[[], tuple[Tensor, Tensor]]
 They are the layer's own, without grad, on its device, and not to be changed.
 """
 
-Observer = Callable[[nn.Module, Tensor, Tensor, Statistics | None], None]
-"""Called after each pass in eager mode with layer, input, output and, in training, statistics."""
+Values = Callable[[], tuple[Tensor, Tensor]]
+"""Input and output of a pass, made when they are asked for where a layer has not kept them."""
+
+Observer = Callable[[nn.Module, torch.Size, Values, Statistics | None], None]
+"""Called after each pass in eager mode with layer, the input's shape, values and, in training,
+statistics."""
 
 _observers: list[Observer] = []
 
@@ -49,5 +53,12 @@ def observing(observer: Observer) -> Iterator[None]:
 def tell(layer: nn.Module, x: Tensor, y: Tensor, statistics: Statistics | None = None) -> None:
     """For layers, after a pass. A graph that is being made asks for no observer: no guard on it."""
     if not torch.compiler.is_compiling() and _observers:
-        for observer in tuple(_observers):
-            observer(layer, x, y, statistics)
+        tell_of(layer, x.shape, lambda: (x, y), statistics)
+
+
+def tell_of(
+    layer: nn.Module, shape: torch.Size, values: Values, statistics: Statistics | None = None
+) -> None:
+    """For those who ran a layer as a part of something larger, in eager mode."""
+    for observer in tuple(_observers):
+        observer(layer, shape, values, statistics)

@@ -99,8 +99,8 @@ class LayerCounts:
         self._tracked, self._version = _tracked(module)
         self._in_step = 0
 
-    def saw(self, module: nn.Module, x: Tensor, training: bool, grad: bool) -> None:
-        """A forward pass of the layer has ended."""
+    def saw(self, module: nn.Module, shape: torch.Size, training: bool, grad: bool) -> None:
+        """A forward pass of the layer has ended, on an input of this shape."""
         tracked = module._buffers.get("num_batches_tracked")
         if tracked is self._tracked and tracked is not None:
             # Autograd's version costs no look at the number, which may lie on a device.
@@ -120,7 +120,8 @@ class LayerCounts:
             self._without_grad += 1
         if training:
             self._in_step += grad
-            shape = x.shape if x.shape in self._shapes or len(self._shapes) < _KINDS else _OTHER
+            if shape not in self._shapes and len(self._shapes) >= _KINDS:
+                shape = _OTHER
             self._shapes[shape] = self._shapes.get(shape, 0) + 1
 
     def _wrote_unseen(self, module: nn.Module, training: bool) -> bool:

@@ -22,6 +22,9 @@ def _inert() -> Callable[..., None]:
 class Hook:
     """Calls `function(*first, ...)`; its copies and its pickles call nothing."""
 
+    told = False
+    """Whether its owner is an observer, too: who tells of a layer need not call it."""
+
     def __init__(self, function: Callable[..., Any], *first: Any) -> None:
         self.function, self.first = function, first
 

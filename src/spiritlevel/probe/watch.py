@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
 from spiritlevel.lent.norms import batch_norms
-from spiritlevel.nn.observe import Statistics, observing, tells
+from spiritlevel.nn.observe import Statistics, Values, observing, tells
 from spiritlevel.probe.columns import COLUMN, LOGGED, METRICS, as_table
 from spiritlevel.probe.counting import Counts, LayerCounts, Mode, in_backward
 from spiritlevel.probe.hooks import Hook
@@ -113,7 +113,8 @@ class Probe:
                 continue
             norm = path in self._norms
             if norm or isinstance(module, ACTIVATIONS):
-                hook = Hook(self._norm_ran if norm else self._activation_ran, path)
+                hook = Hook(self._norm_called if norm else self._activation_called, path)
+                hook.told = not norm
                 handle = module.register_forward_hook(hook, prepend=True, with_kwargs=norm)
                 stack.callback(handle.remove)
         root = self.model.register_forward_pre_hook(Hook(self._begins))
@@ -142,37 +143,56 @@ class Probe:
         if not torch.compiler.is_compiling():
             self._inside = max(0, self._inside - 1)
 
-    def _told(self, layer: nn.Module, x: Any, y: Any, statistics: Statistics | None) -> None:
+    def _told(
+        self, layer: nn.Module, shape: torch.Size, values: Values, statistics: Statistics | None
+    ) -> None:
         path = self._path.get(id(layer))
-        if path is not None:
-            self._ran(path, layer, x, y, statistics)
+        if path in self._norms:
+            self._ran(path, layer, shape, values, statistics)
+        elif path is not None:
+            self._activation_ran(path, layer, values)
 
-    def _norm_ran(self, path: str, module: nn.Module, inputs: Any, named: Any, y: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self._ran(path, module, next(iter((*inputs, *named.values())), None), y, None)
-
-    def _activation_ran(self, path: str, module: nn.Module, inputs: Any, y: Any) -> None:
-        if not self._sampling or torch.compiler.is_compiling() or not self._reads():
+    def _norm_called(self, path: str, module: nn.Module, inputs: Any, named: Any, y: Any) -> None:
+        if torch.compiler.is_compiling():
             return
-        if not isinstance(y, Tensor) or not y.numel():
+        x = next(iter((*inputs, *named.values())), None)
+        if isinstance(x, Tensor):
+            output = y[0] if isinstance(y, tuple) else y
+            self._ran(path, module, x.shape, lambda: (x, output), None)
+        else:
+            self._troubles.setdefault(path, f"its input is a {type(x).__name__}, not a tensor")
+
+    def _activation_called(self, path: str, module: nn.Module, inputs: Any, y: Any) -> None:
+        if not torch.compiler.is_compiling() and isinstance(y, Tensor):
+            self._activation_ran(path, module, lambda: (y, y))
+
+    def _activation_ran(self, path: str, module: nn.Module, values: Values) -> None:
+        if not (self._sampling and self._reads()):
             return
         with self.overhead.taking(True), self._careful(path):
+            _, y = values()
+            if not y.numel():
+                return
             self._sample(path, 1).take(None, y, lambda: None)
             share = saturated(module, spread(y.detach()))
             if share is not None:
                 self._samples[path].saturated.append(share)
 
-    def _ran(self, path: str, layer: nn.Module, x: Any, y: Any, known: Statistics | None) -> None:
+    def _ran(
+        self,
+        path: str,
+        layer: nn.Module,
+        shape: torch.Size,
+        values: Values,
+        known: Statistics | None,
+    ) -> None:
         """At every step of every layer, hence without the comfort of a `with`."""
         start = perf_counter_ns()
-        if isinstance(x, Tensor):
-            grad = self._grad if self._inside else torch.is_grad_enabled()
-            self.counts.layers[path].saw(layer, x, layer.training, grad)
-            if self._sampling and self._reads():
-                with self._careful(path):
-                    self._read(path, layer, x, y[0] if isinstance(y, tuple) else y, known)
-        else:
-            self._troubles.setdefault(path, f"its input is a {type(x).__name__}, not a tensor")
+        grad = self._grad if self._inside else torch.is_grad_enabled()
+        self.counts.layers[path].saw(layer, shape, layer.training, grad)
+        if self._sampling and self._reads():
+            with self._careful(path):
+                self._read(path, layer, *values(), known)
         self.overhead.add(perf_counter_ns() - start, reading=self._sampling)
 
     def _read(self, path: str, layer: Any, x: Tensor, y: Tensor, known: Statistics | None) -> None:
