@@ -69,7 +69,9 @@ def _filling(v: Any, size: Any) -> Any:
         centre, scale, shift, floor = norm(at, at.high, at.a, at.b, j)
         x = at.x + r * at.width * at.step + j * size
         to = row(at, at.ring, r) + at.pitch + 4 * j
+        ahead = at.width * at.step
         for _ in range(at.width):
+            v.fetch(x + ahead)
             z = v.fma(v.sub(v.load(x), centre), scale, shift)
             v.keep(to, v.above(z, floor, z, floor))
             x += at.step
@@ -79,20 +81,26 @@ def _filling(v: Any, size: Any) -> Any:
 
 
 def _taps(v: Any) -> Any:
-    @jit
-    def sum_of(p, q, s, pitch, k):
-        """Nine neighbours, the first three from p on, times nine numbers."""
-        y = v.mul(v.numbers(p), k[0])
-        y = v.fma(v.numbers(p + pitch), k[1], y)
-        y = v.fma(v.numbers(p + 2 * pitch), k[2], y)
-        y = v.fma(v.numbers(q), k[3], y)
-        y = v.fma(v.numbers(q + pitch), k[4], y)
-        y = v.fma(v.numbers(q + 2 * pitch), k[5], y)
-        y = v.fma(v.numbers(s), k[6], y)
-        y = v.fma(v.numbers(s + pitch), k[7], y)
-        return v.fma(v.numbers(s + 2 * pitch), k[8], y)
+    """Sums of nine neighbours times nine numbers, along a row: `first`, then `later` and `later`.
 
-    return sum_of
+    A column is read once, and added to the three sums that it is in. Of these, those of its right
+    neighbour (`after`) and of itself are not yet whole (`now`): only the left one's is.
+    """
+
+    @jit
+    def first(p, q, s, pitch, k):
+        a, b, c = v.numbers(p + pitch), v.numbers(q + pitch), v.numbers(s + pitch)
+        now = v.fma(c, k[7], v.fma(b, k[4], v.mul(a, k[1])))
+        return now, v.fma(c, k[6], v.fma(b, k[3], v.mul(a, k[0])))
+
+    @jit
+    def later(p, q, s, on, k, now, after):
+        a, b, c = v.numbers(p + on), v.numbers(q + on), v.numbers(s + on)
+        whole = v.fma(c, k[8], v.fma(b, k[5], v.fma(a, k[2], now)))
+        now = v.fma(c, k[7], v.fma(b, k[4], v.fma(a, k[1], after)))
+        return whole, now, v.fma(c, k[6], v.fma(b, k[3], v.mul(a, k[0])))
+
+    return first, later
 
 
 def _nine(v: Any) -> Any:
@@ -109,7 +117,7 @@ def _nine(v: Any) -> Any:
 
 
 def _tallying(v: Any, size: Any) -> Any:
-    sum_of, load = _taps(v), _nine(v)
+    (begin, later), load = _taps(v), _nine(v)
 
     @jit
     def tally(at, r, _rows, _other, j):
@@ -117,11 +125,14 @@ def _tallying(v: Any, size: Any) -> Any:
         k, centre = load(at, j), v.numbers(at.centre + 4 * j)
         p, q, s = near(at, at.ring, r, j)
         total = square = v.splat(np.float32(0))
-        for i in range(at.width):
-            on = i * at.pitch
-            d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
+        now, after = begin(p, q, s, at.pitch, k)
+        on = 2 * at.pitch
+        for _ in range(at.width):
+            y, now, after = later(p, q, s, on, k, now, after)
+            d = v.sub(y, centre)
             total = v.add(total, d)
             square = v.fma(d, d, square)
+            on += at.pitch
         v.keep(at.total + 4 * j, total)
         v.keep(at.square + 4 * j, square)
 
@@ -129,46 +140,57 @@ def _tallying(v: Any, size: Any) -> Any:
 
 
 def _joining(v: Any, size: Any) -> Any:
-    sum_of, load, norm = _taps(v), _nine(v), _norm(v)
+    (begin, later), load, norm = _taps(v), _nine(v), _norm(v)
 
     @jit
     def join(at, r, _rows, _other, j):
         k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
         p, q, s = near(at, at.ring, r, j)
         off = r * at.width * at.stride + j * size
-        half = at.stride // 2
-        for i in range(at.width):
-            on = i * at.pitch
-            y = sum_of(p + on, q + on, s + on, at.pitch, k)
+        half, ahead = at.stride // 2, at.width * at.stride
+        now, after = begin(p, q, s, at.pitch, k)
+        on = 2 * at.pitch
+        for _ in range(at.width):
+            y, now, after = later(p, q, s, on, k, now, after)
             z = v.fma(v.sub(y, centre), scale, shift)
             z = v.above(z, floor, z, floor)
-            first = v.numbers(q + on + at.pitch)
+            first = v.numbers(q + on - at.pitch)
             if at.residual != 0:
+                v.fetch(at.residual + off + ahead)
+                v.fetch(at.residual + off + ahead + half)
                 first = v.add(first, v.load(at.residual + off))
                 z = v.add(z, v.load(at.residual + off + half))
+            v.claim(at.out + off + ahead)
+            v.claim(at.out + off + ahead + half)
             v.store(at.out + off, first)
             v.store(at.out + off + half, z)
             off += at.stride
+            on += at.pitch
 
     return join
 
 
 def _reducing(v: Any, size: Any) -> Any:
-    sum_of, load, norm = _taps(v), _nine(v), _norm(v)
+    (begin, later), load, norm = _taps(v), _nine(v), _norm(v)
 
     @jit
     def reduce(at, r, _rows, _other, j):
         k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
         p, q, s = near(at, at.ring, r, j)
         grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
+        ahead = at.width * at.stride
         zero = total = square = v.splat(np.float32(0))
-        for i in range(at.width):
-            on = i * at.pitch
-            d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
+        now, after = begin(p, q, s, at.pitch, k)
+        on = 2 * at.pitch
+        for _ in range(at.width):
+            y, now, after = later(p, q, s, on, k, now, after)
+            d = v.sub(y, centre)
+            v.fetch(grad + ahead)
             g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
             total = v.add(total, g)
             square = v.fma(g, d, square)
             grad += at.stride
+            on += at.pitch
         v.keep(at.total + 4 * j, total)
         v.keep(at.square + 4 * j, square)
 
@@ -176,7 +198,7 @@ def _reducing(v: Any, size: Any) -> Any:
 
 
 def _descending(v: Any, size: Any) -> Any:
-    sum_of, load, norm = _taps(v), _nine(v), _norm(v)
+    (begin, later), load, norm = _taps(v), _nine(v), _norm(v)
 
     @jit
     def descend(at, r, _rows, _other, j):
@@ -186,13 +208,18 @@ def _descending(v: Any, size: Any) -> Any:
         zero = v.splat(np.float32(0))
         p, q, s = near(at, at.ring, r, j)
         grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
-        to = row(at, at.rest, r) + at.pitch + 4 * j
-        for i in range(at.width):
-            on = i * at.pitch
-            d = v.sub(sum_of(p + on, q + on, s + on, at.pitch, k), centre)
+        ahead = at.width * at.stride
+        to = row(at, at.rest, r) - at.pitch + 4 * j
+        now, after = begin(p, q, s, at.pitch, k)
+        on = 2 * at.pitch
+        for _ in range(at.width):
+            y, now, after = later(p, q, s, on, k, now, after)
+            d = v.sub(y, centre)
+            v.fetch(grad + ahead)
             g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
             v.keep(to + on, v.fma(scale, g, v.fma(k2, d, k1)))
             grad += at.stride
+            on += at.pitch
 
     return descend
 
@@ -203,23 +230,20 @@ def _weighing(v: Any, size: Any) -> Any:
         """What a row adds to the gradient of the kernel."""
         p, q, s = near(at, at.ring, r, j)
         found = row(at, at.rest, r) + at.pitch + 4 * j
-        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = v.splat(np.float32(0))
-        pitch = at.pitch
-        for _ in range(at.width):
-            g = v.numbers(found)
-            a0 = v.fma(g, v.numbers(p), a0)
-            a1 = v.fma(g, v.numbers(p + pitch), a1)
-            a2 = v.fma(g, v.numbers(p + 2 * pitch), a2)
-            a3 = v.fma(g, v.numbers(q), a3)
-            a4 = v.fma(g, v.numbers(q + pitch), a4)
-            a5 = v.fma(g, v.numbers(q + 2 * pitch), a5)
-            a6 = v.fma(g, v.numbers(s), a6)
-            a7 = v.fma(g, v.numbers(s + pitch), a7)
-            a8 = v.fma(g, v.numbers(s + 2 * pitch), a8)
-            p += pitch
-            q += pitch
-            s += pitch
-            found += pitch
+        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = left = v.splat(np.float32(0))
+        here, on = v.numbers(found), at.pitch
+        for _ in range(
+            at.width
+        ):  # a column of p, and the gradients on its left, of it, on its right
+            right = v.numbers(found + on)
+            x = v.numbers(p + on)
+            a0, a1, a2 = v.fma(right, x, a0), v.fma(here, x, a1), v.fma(left, x, a2)
+            x = v.numbers(q + on)
+            a3, a4, a5 = v.fma(right, x, a3), v.fma(here, x, a4), v.fma(left, x, a5)
+            x = v.numbers(s + on)
+            a6, a7, a8 = v.fma(right, x, a6), v.fma(here, x, a7), v.fma(left, x, a8)
+            left, here = here, right
+            on += at.pitch
         to = at.sums + 4 * j
         for a in (a0, a1, a2, a3, a4, a5, a6, a7, a8):
             v.keep(to, v.add(a, v.numbers(to)))
@@ -229,7 +253,7 @@ def _weighing(v: Any, size: Any) -> Any:
 
 
 def _returning(v: Any, size: Any) -> Any:
-    sum_of, load = _taps(v), _nine(v)
+    (begin, later), load = _taps(v), _nine(v)
 
     @jit
     def back(at, r, _rows, _other, j):
@@ -238,14 +262,19 @@ def _returning(v: Any, size: Any) -> Any:
         k = (w[8], w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0])
         centre, floor = v.numbers(at.high + 4 * j), v.splat(at.floor)
         p, q, s = near(at, at.rest, r, j)
-        made = row(at, at.ring, r) + at.pitch + 4 * j
+        made = row(at, at.ring, r) - at.pitch + 4 * j
         grad = at.grad + r * at.width * at.stride + j * size
         x = at.x + r * at.width * at.step + j * size
         to = at.to + r * at.width * at.step + j * size
+        ahead = at.width * at.step
         zero = total = square = v.splat(np.float32(0))
-        for i in range(at.width):
-            on = i * at.pitch
-            g = v.add(sum_of(p + on, q + on, s + on, at.pitch, k), v.load(grad))
+        now, after = begin(p, q, s, at.pitch, k)
+        on = 2 * at.pitch
+        for _ in range(at.width):
+            y, now, after = later(p, q, s, on, k, now, after)
+            v.fetch(grad + 2 * ahead)
+            v.claim(to + ahead)
+            g = v.add(y, v.load(grad))
             g = v.above(v.numbers(made + on), floor, g, zero)
             v.store(to, g)
             total = v.add(total, g)
@@ -253,6 +282,7 @@ def _returning(v: Any, size: Any) -> Any:
             grad += at.stride
             x += at.step
             to += at.step
+            on += at.pitch
         v.keep(at.total + 4 * j, total)
         v.keep(at.square + 4 * j, square)
 

@@ -20,10 +20,13 @@ __all__ = ["Norm", "backward", "descended", "forward", "product", "product_back"
 
 _RING = 96 << 10
 """Bytes of what a chunk works in: the second cache holds it, and the rows that go through."""
-_ROWS = 32 << 10
+_ROWS = 8 << 10
 """Numbers of a product, of both sides, that are looked at again while the second cache has them."""
-_PARTS = 32
-"""Parts of all rows, at most: each has a gradient of the weights of its own."""
+_FEW = 96
+"""Rows at a time, at least: the gradient of the weights is read and written once for them."""
+_PARTS, _LEAST = 32, 8
+"""Parts of all rows, at most, and where the gradients of the weights that each of them has would be
+many numbers beside those of the rows."""
 _FLOORS = {"relu": 0.0, "identity": -math.inf}
 
 
@@ -50,8 +53,9 @@ def _of_images(shape: torch.Size, dtype: torch.dtype) -> Plan:
 def _of_rows(shape: torch.Size, channels: int, dtype: torch.dtype, back: bool) -> Plan:
     """For the product: some of the positions of all images, and a few of them at a time."""
     rows, inner = shape[0] * shape[2] * shape[3], shape[1]
-    few = max(12, min(384, _ROWS // (inner + channels) // 12 * 12))
-    part = max(few, -(-rows // _PARTS // few) * few)
+    few = max(_FEW, min(384, _ROWS // (inner + channels) // 12 * 12))
+    most = rows * (inner + channels) // (4 * inner * channels) if back else _PARTS
+    part = max(few, -(-rows // max(_LEAST, min(_PARTS, most)) // few) * few)
     parts = -(-rows // part)
     plan = Plan(dtype, (rows, channels, 1, 1, 1, part, parts), parts, channels)
     return plan.with_scratch(

@@ -40,7 +40,8 @@ def _tile(rows: int, columns: int, kinds: str) -> Any:
     """c[r, j] = (c[r, j] if more) + sum over k of a[r, k] b[k, j], for a few rows and columns.
 
     `kinds` are those of a, b and c. Of the arguments the steps are in bytes: of a from row to row
-    and from k to k, of b from k to k, of c from row to row.
+    and from k to k, of b from k to k, of c from row to row. The next rows of a and c are brought
+    nearer meanwhile, and those that lie `beside` those of c.
     """
     lanes = min(columns, 8)
     parts, word = columns // lanes, ir.IntType(64)
@@ -60,11 +61,18 @@ def _tile(rows: int, columns: int, kinds: str) -> Any:
         return builder.add(start, ir.Constant(word, part * size[kind]))
 
     def codegen(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        a, row, inner, b, step, c, c_row, count, more = given
+        a, row, inner, b, step, c, c_row, count, more, beside_c = given
+        next_c = after(builder, c, c_row, rows)
+        for r in range(rows):
+            to = after(builder, next_c, c_row, r)
+            one.fetch(builder, to, True)
+            one.fetch(builder, builder.add(to, beside_c), False)
+        next_a, some = after(builder, a, row, rows), ir.Constant(word, 4 * rows)
         sums = [
             [cgutils.alloca_once_value(builder, of.zero) for _ in range(parts)] for _ in range(rows)
         ]
         with cgutils.for_range(builder, count, intp=word) as loop:
+            one.fetch(builder, after(builder, next_a, some, loop.index), False)
             a_at, b_at = after(builder, a, inner, loop.index), after(builder, b, step, loop.index)
             numbers = [other.load(builder, beside(builder, b_at, p, b_kind)) for p in range(parts)]
             for r, each in enumerate(sums):
@@ -83,8 +91,10 @@ def _tile(rows: int, columns: int, kinds: str) -> Any:
                         of.store(builder, to, builder.load(at))
         return context.get_dummy_value()
 
-    signature = types.void(*[types.int64] * 9)
-    return intrinsic(lambda _, a, row, inner, b, step, c, c_row, count, more: (signature, codegen))
+    signature = types.void(*[types.int64] * 10)
+    return intrinsic(
+        lambda _, a, row, inner, b, step, c, c_row, count, more, beside: (signature, codegen)
+    )
 
 
 @cache
@@ -105,13 +115,13 @@ def _in_tiles(kinds: str) -> Any:
         )
 
         @jit
-        def run(a, row, inner, b, step, c, c_row, rows, count, more):
+        def run(a, row, inner, b, step, c, c_row, rows, count, more, beside):
             i = 0
             while i + tall <= rows:
-                several(a + i * row, row, inner, b, step, c + i * c_row, c_row, count, more)
+                several(a + i * row, row, inner, b, step, c + i * c_row, c_row, count, more, beside)
                 i += tall
             while i < rows:
-                one(a + i * row, row, inner, b, step, c + i * c_row, c_row, count, more)
+                one(a + i * row, row, inner, b, step, c + i * c_row, c_row, count, more, beside)
                 i += 1
 
         return run
@@ -123,21 +133,21 @@ def _in_tiles(kinds: str) -> Any:
     wide, eight, four, single = (strips[columns] for columns in (16, 8, 4, 1))
 
     @jit
-    def product(a, row, inner, b, step, c, c_row, rows, columns, count, more):
+    def product(a, row, inner, b, step, c, c_row, rows, columns, count, more, beside):
         j = 0
         while j < columns:
             at, to = b + j * b_size, c + j * c_size
             if columns - j >= 16:
-                wide(a, row, inner, at, step, to, c_row, rows, count, more)
+                wide(a, row, inner, at, step, to, c_row, rows, count, more, beside)
                 j += 16
             elif columns - j >= 8:
-                eight(a, row, inner, at, step, to, c_row, rows, count, more)
+                eight(a, row, inner, at, step, to, c_row, rows, count, more, beside)
                 j += 8
             elif columns - j >= 4:
-                four(a, row, inner, at, step, to, c_row, rows, count, more)
+                four(a, row, inner, at, step, to, c_row, rows, count, more, beside)
                 j += 4
             else:
-                single(a, row, inner, at, step, to, c_row, rows, count, more)
+                single(a, row, inner, at, step, to, c_row, rows, count, more, beside)
                 j += 1
 
     return product
@@ -163,19 +173,24 @@ def _producing(kind: str) -> Any:
 
     def tallying(v: Any) -> Any:
         @jit
-        def tally(at, y, rows, _other, j):
-            """Mean of rows, then sum and sum of squares of the distances from it."""
-            start = y + j * size
-            total = v.splat(np.float32(0))
-            for r in range(rows):
-                total = v.add(total, v.load(start + r * at.step))
-            centre = v.mul(total, v.splat(np.float32(1) / np.float32(rows)))
-            total = square = v.splat(np.float32(0))
-            for r in range(rows):
-                d = v.sub(v.load(start + r * at.step), centre)
+        def tally(at, y, rows, seen, j):
+            """Sum and sum of squares of the distances from the mean of the rows seen before."""
+            start, zero = y + j * size, v.splat(np.float32(0))
+            centre, total, square, on = v.numbers(at.centre + 4 * j), zero, zero, start
+            if seen == 0:  # then from the mean of these
+                for _ in range(rows):
+                    total = v.add(total, v.load(on))
+                    on += at.step
+                centre = v.mul(total, v.splat(np.float32(1) / np.float32(rows)))
+                v.keep(at.centre + 4 * j, centre)
+                total, on = zero, start
+            ahead = rows * at.step
+            for _ in range(rows):
+                v.claim(on + ahead)
+                d = v.sub(v.load(on), centre)
                 total = v.add(total, d)
                 square = v.fma(d, d, square)
-            v.keep(at.centre + 4 * j, centre)
+                on += at.step
             v.keep(at.total + 4 * j, total)
             v.keep(at.square + 4 * j, square)
 
@@ -196,9 +211,9 @@ def _producing(kind: str) -> Any:
             x, y = work.x + n * inner * size, work.out + n * line
             product(
                 *(x, inner * size, size, work.kernel, each, y, line),
-                *(rows, channels, inner, 0),
+                *(rows, channels, inner, 0, 0),
             )
-            tally(at, y, rows, 0)
+            tally(at, y, rows, n - begin)
             merge_rows(at, rows, n - begin, means, means + channels * 8)
 
     return produce
@@ -217,8 +232,10 @@ def _consuming(kind: str) -> Any:
             """Rows of dy, from rows of y and of what reaches the norm."""
             centre, scale = v.numbers(at.high + 4 * j), v.numbers(at.a + 4 * j)
             k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
-            to, on = at.centre + 4 * j, j * size
+            to, on, ahead = at.centre + 4 * j, j * size, rows * at.step
             for _ in range(rows):
+                v.fetch(y + on + ahead)
+                v.fetch(grad + on + ahead)
                 d, g = v.sub(v.load(y + on), centre), v.load(grad + on)
                 v.keep(to, v.fma(scale, g, v.fma(k2, d, k1)))
                 on += at.step
@@ -262,27 +279,34 @@ def _consuming(kind: str) -> Any:
             if work.out != 0:
                 to_x(
                     *(dy, each, 4, work.kernel, inner * 4, work.out + n * inner * size),
-                    *(inner * size, rows, inner, channels, 0),
+                    *(inner * size, rows, inner, channels, 0, x - work.out - n * inner * size),
                 )
             to_weights(
                 *(dy, 4, each, x, inner * size, weights, inner * 4),
-                *(channels, inner, rows, n - begin),
+                *(channels, inner, rows, n - begin, 0),
             )
 
     return consume
 
 
 def _settling_products() -> Any:
-    number, put_number, _ = array("first", np.float32)
+    def adding(v: Any) -> Any:
+        @jit
+        def add(at, sums, parts, _other, j):
+            found = v.splat(np.float32(0))
+            for part in range(parts):
+                found = v.add(found, v.numbers(sums + part * at.step + 4 * j))
+            v.keep(at.total + 4 * j, found)
+
+        return add
+
+    add, fields = over("add_parts", "f32", adding), _Rows
 
     @jit
     def settle_products(work, _part, first, last):
         """The gradient of the weights, of some channels, from those of the chunks."""
-        size = work.C * work.inner
-        for i in range(first * work.inner, last * work.inner):
-            found = np.float32(0)
-            for part in range(work.parts):
-                found += number(work.kernel_sums, part * size + i)
-            put_number(work.grad_kernel, i, found)
+        start, count = 4 * first * work.inner, (last - first) * work.inner
+        to, step = work.grad_kernel + start, 4 * work.C * work.inner
+        add(fields(count, step, 0, to, 0, 0, 0, 0, 0), work.kernel_sums + start, work.parts, 0)
 
     return settle_products

@@ -41,7 +41,8 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
 
     load(address), store(address, v), numbers(address) and keep(address, v) for float32 whatever the
     kind, splat(number), add, sub, mul, fma(a, b, c) = a b + c, and above(z, floor, v, other): v
-    where z > floor or z is no number, else other. Addresses need no alignment. They come as a
+    where z > floor or z is no number, else other; fetch(address) and claim(address) bring what will
+    be read or written there nearer, if it is memory at all. Addresses need no alignment. They come as a
     module, the one kind of namespace that Numba looks into.
     """
     known: Any = types.float32 if lanes == 1 else Vector(lanes)
@@ -60,6 +61,13 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
     def two(build: Any) -> Any:
         return intrinsic(lambda _, a, b: (known(known, known), made(build)))
 
+    def fetching(write: bool) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+            of.fetch(builder, given[0], write)
+            return context.get_dummy_value()
+
+        return intrinsic(lambda _, address: (types.void(types.int64), codegen))
+
     found: Any = ModuleType(f"vectors_of_{lanes}_{kind}")
     found.__dict__.update(
         load=intrinsic(lambda _, address: (known(types.int64), made(of.load))),
@@ -71,6 +79,8 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
         sub=two(lambda builder, a, b: builder.fsub(a, b)),
         mul=two(lambda builder, a, b: builder.fmul(a, b)),
         fma=intrinsic(lambda _, a, b, c: (known(known, known, known), made(of.fma))),
+        fetch=fetching(False),
+        claim=fetching(True),
         above=intrinsic(lambda _, z, floor, v, other: (known(*[known] * 4), made(of.above))),
     )
     return found
@@ -126,9 +136,23 @@ def instructions(lanes: int, kind: str = "f32") -> SimpleNamespace:
     def above(builder: Any, z: Any, floor: Any, v: Any, other: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<=", z, floor), other, v)
 
+    def fetch(builder: Any, address: Any, write: bool) -> None:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        known = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        options = [ir.Constant(number, option) for option in (int(write), 3, 1)]
+        builder.call(known, [builder.inttoptr(address, byte), *options])
+
     load, store = _memory(made, lanes, kind)
     return SimpleNamespace(
-        made=made, zero=zero, load=load, store=store, fma=fma, splat=splat, above=above
+        made=made,
+        zero=zero,
+        load=load,
+        store=store,
+        fma=fma,
+        splat=splat,
+        above=above,
+        fetch=fetch,
     )
 
 
