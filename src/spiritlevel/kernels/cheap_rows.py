@@ -232,9 +232,7 @@ def _weighing(v: Any, size: Any) -> Any:
         found = row(at, at.rest, r) + at.pitch + 4 * j
         a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = left = v.splat(np.float32(0))
         here, on = v.numbers(found), at.pitch
-        for _ in range(
-            at.width
-        ):  # a column of p, and the gradients on its left, of it, on its right
+        for _ in range(at.width):  # a column of p, and the gradients left of it, there, right of it
             right = v.numbers(found + on)
             x = v.numbers(p + on)
             a0, a1, a2 = v.fma(right, x, a0), v.fma(here, x, a1), v.fma(left, x, a2)

@@ -163,7 +163,7 @@ def passes(kind: str) -> dict[str, Any]:
         return {
             "produce": _producing(kind),
             "consume": _consuming(kind),
-            "settle_products": _settling_products(),
+            "settle_products": _settling_products(kind),
         }
 
 
@@ -289,7 +289,7 @@ def _consuming(kind: str) -> Any:
     return consume
 
 
-def _settling_products() -> Any:
+def _settling_products(kind: str) -> Any:
     def adding(v: Any) -> Any:
         @jit
         def add(at, sums, parts, _other, j):
@@ -300,7 +300,7 @@ def _settling_products() -> Any:
 
         return add
 
-    add, fields = over("add_parts", "f32", adding), _Rows
+    add, fields = over(f"add_parts_{kind}", "f32", adding), _Rows
 
     @jit
     def settle_products(work, _part, first, last):

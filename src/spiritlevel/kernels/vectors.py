@@ -41,9 +41,9 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
 
     load(address), store(address, v), numbers(address) and keep(address, v) for float32 whatever the
     kind, splat(number), add, sub, mul, fma(a, b, c) = a b + c, and above(z, floor, v, other): v
-    where z > floor or z is no number, else other; fetch(address) and claim(address) bring what will
-    be read or written there nearer, if it is memory at all. Addresses need no alignment. They come as a
-    module, the one kind of namespace that Numba looks into.
+    where z > floor or z is no number, else other; fetch(address) and claim(address) bring what
+    will be read or written there nearer, if it is memory at all. Addresses need no alignment. They
+    come as a module, the one kind of namespace that Numba looks into.
     """
     known: Any = types.float32 if lanes == 1 else Vector(lanes)
     of, whole = instructions(lanes, kind), instructions(lanes)
