@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from spiritlevel.kernels import cheap, compiled, gates, products
+from spiritlevel.kernels import cheap, compiled, gates, products, sliding
 
 
-@pytest.mark.parametrize("module", [cheap, gates, products], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [cheap, gates, products, sliding], ids=lambda m: m.__name__)
 def test_no_two_functions_share_a_name(module, monkeypatch):
     """Two of one name, from files of two processes, may be linked one in the other's place."""
     names, named = [], compiled.named

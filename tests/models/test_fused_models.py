@@ -145,7 +145,7 @@ def test_a_model_whose_norms_took_their_activations_in_runs_as_before():
     assert torch.equal(step(model, x, y), step(twin, x, y))
     assert count(model(x), "_Halves") == count(twin(x), "_Halves")
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(p.grad, q.grad)
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_checkpoints_are_those_of_the_plain_path():

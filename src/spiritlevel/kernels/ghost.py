@@ -59,7 +59,7 @@ def _of_rows(shape: torch.Size, channels: int, dtype: torch.dtype, back: bool) -
     parts = -(-rows // part)
     plan = Plan(dtype, (rows, channels, 1, 1, 1, part, parts), parts, channels)
     return plan.with_scratch(
-        products.scratch(few, channels), few, 0, inner, 4 * channels * inner * back
+        products.scratch(few, channels, inner), few, 0, inner, 4 * channels * inner * back
     )
 
 

@@ -154,5 +154,6 @@ def _sources() -> str:
 
 _FILES = (
     *("library", "passes", "planes", "lanes", "cheap", "cheap_rows", "products", "gates"),
+    "sliding",
     *("channels", "formulas", "vectors", "compiled", "linked"),
 )

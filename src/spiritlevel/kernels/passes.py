@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels import channels, cheap, gates, lanes, planes, products
+from spiritlevel.kernels import channels, cheap, gates, lanes, planes, products, sliding
 from spiritlevel.kernels.compiled import array, bits_of, float_of, jit, naming
 from spiritlevel.kernels.formulas import formulas
 
@@ -30,6 +30,7 @@ INTEGERS = (
     *("mean_before", "var_before", "weight_before", "bias_before"),
     *("grad_weight_before", "grad_bias_before", "kernel", "grad_kernel"),
     *("partials_before", "kernel_sums", "rings", "ring", "height", "width", "inner"),
+    "geometry",
 )
 """Of the work: the stages, addresses, how the tensor is cut, what Ghost modules need; int64."""
 DOUBLES = ("eps", "slope", "share", "factor", "count", "eps_before")
@@ -41,14 +42,16 @@ WORK = np.dtype([(name, "i8") for name in INTEGERS] + [(name, "f8") for name in 
 def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     """Each pass by its name; those of layout "channels" are the same for the other two.
 
-    `layout` is "planes", "lanes", "channels", "cheap", "products" or "gates", `kind` "f32", "f64"
-    or "bf16". `add` is "", "add" (a residual, before the activation) or, on the way back, "mask"
-    (the activation is a relu, and its output is at hand).
+    `layout` is "planes", "lanes", "channels", "cheap", "products", "sliding" or "gates", `kind`
+    "f32", "f64" or "bf16". `add` is "", "add" (a residual, before the activation) or, on the way
+    back, "mask" (the activation is a relu, and its output is at hand).
     """
     if layout == "cheap":
         return cheap.passes(kind)
     if layout == "products":
         return products.passes(kind)
+    if layout == "sliding":
+        return sliding.passes(kind)
     if layout == "gates":
         return gates.passes(kind)
     read = _reader(kind)

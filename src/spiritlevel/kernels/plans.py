@@ -61,8 +61,15 @@ _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _LAYOUTS = dict.fromkeys(("settle", "settle_sums"), "channels")
 _LAYOUTS |= dict.fromkeys(("tally", "join", "reduce", "unjoin", "settle_before"), "cheap")
 _LAYOUTS |= dict.fromkeys(("produce", "consume", "settle_products"), "products")
+_LAYOUTS |= dict.fromkeys(("slide", "slide_back", "settle_kernel"), "sliding")
 _LAYOUTS |= dict.fromkeys(("squeeze", "gate", "weigh", "ungate"), "gates")
-_ONCE = {"settle": 128, "settle_sums": 128, "settle_before": 32, "settle_products": 8}
+_ONCE = {
+    "settle": 128,
+    "settle_sums": 128,
+    "settle_before": 32,
+    "settle_products": 8,
+    "settle_kernel": 32,
+}
 """Channels of a chunk of what is done once a channel."""
 _FIELDS = {name: place for place, name in enumerate(INTEGERS)}
 _FIRST = INTEGERS.index("x")

@@ -31,9 +31,9 @@ _TALL = {16: 6, 8: 12, 4: 12, 1: 12}
 """Columns of a tile -> its rows: as many sums as registers hold, beside what is multiplied."""
 
 
-def scratch(rows: int, channels: int) -> int:
-    """Bytes that a chunk needs which takes so many rows at a time."""
-    return 4 * channels * (rows + 7)
+def scratch(rows: int, channels: int, inner: int) -> int:
+    """Bytes that a chunk needs which takes so many rows at a time, of y and of x."""
+    return 4 * channels * (rows + 7) + 4 * inner * rows
 
 
 def _tile(rows: int, columns: int, kinds: str) -> Any:
@@ -160,16 +160,36 @@ _Rows = namedtuple("_Rows", "count step centre total square high a k1 k2")
 def passes(kind: str) -> dict[str, Any]:
     """Each pass by its name, for elements of `kind`, "f32" or "bf16"."""
     with naming("products", kind):
+        widen = _widening(kind)
         return {
-            "produce": _producing(kind),
-            "consume": _consuming(kind),
+            "produce": _producing(kind, widen),
+            "consume": _consuming(kind, widen),
             "settle_products": _settling_products(kind),
         }
 
 
-def _producing(kind: str) -> Any:
+def _widening(kind: str) -> Any:
+    """Rows of x as float32, at `at.centre`, where they are not: a product reads them many times."""
+    size = np.int64(4 if kind == "f32" else 2)
+
+    def making(v: Any) -> Any:
+        @jit
+        def widen(at, x, rows, _other, j):
+            on, to = x + j * size, at.centre + 4 * j
+            for _ in range(rows):
+                v.keep(to, v.load(on))
+                on += at.step
+                to += 4 * at.count
+
+        return widen
+
+    return over("widen_rows", kind, making)
+
+
+def _producing(kind: str, widen: Any) -> Any:
     size, fields = np.int64(4 if kind == "f32" else 2), _Rows
-    product = _product(f"{kind} f32 {kind}")
+    product = _product(f"f32 f32 {kind}")
+    narrow = kind != "f32"
 
     def tallying(v: Any) -> Any:
         @jit
@@ -205,12 +225,16 @@ def _producing(kind: str) -> Any:
         own = work.rings + part * work.ring
         line, each = channels * size, channels * 4
         at = fields(channels, line, own, own + each, own + 2 * each, 0, 0, 0, 0)
+        wide = fields(inner, inner * size, own + 7 * each, 0, 0, 0, 0, 0, 0)
         means = work.partials + 2 * part * channels * 8
         for n in range(begin, end, work.height):
             rows = min(work.height, end - n)
             x, y = work.x + n * inner * size, work.out + n * line
+            if narrow:
+                widen(wide, x, rows, 0)
+                x = wide.centre
             product(
-                *(x, inner * size, size, work.kernel, each, y, line),
+                *(x, inner * 4, 4, work.kernel, each, y, line),
                 *(rows, channels, inner, 0, 0),
             )
             tally(at, y, rows, n - begin)
@@ -219,9 +243,10 @@ def _producing(kind: str) -> Any:
     return produce
 
 
-def _consuming(kind: str) -> Any:
+def _consuming(kind: str, widen: Any) -> Any:
     size, fields = np.int64(4 if kind == "f32" else 2), _Rows
-    to_x, to_weights = _product(f"f32 f32 {kind}"), _product(f"f32 {kind} f32")
+    to_x, to_weights = _product(f"f32 f32 {kind}"), _product("f32 f32 f32")
+    narrow = kind != "f32"
     given, _, _ = array("given", np.float32)
     of_channel, _, _ = array("per_channel", np.float64)
     _, put_number, _ = array("first", np.float32)
@@ -269,6 +294,7 @@ def _consuming(kind: str) -> Any:
         own = work.rings + part * work.ring
         line, each = channels * size, channels * 4
         dy = own + 4 * each
+        wide = fields(inner, inner * size, own + (7 + work.height) * each, 0, 0, 0, 0, 0, 0)
         at = fields(channels, line, dy, 0, 0, own, own + each, own + 2 * each, own + 3 * each)
         lean(work, at)
         weights = work.kernel_sums + part * channels * inner * 4
@@ -281,8 +307,11 @@ def _consuming(kind: str) -> Any:
                     *(dy, each, 4, work.kernel, inner * 4, work.out + n * inner * size),
                     *(inner * size, rows, inner, channels, 0, x - work.out - n * inner * size),
                 )
+            if narrow:
+                widen(wide, x, rows, 0)
+                x = wide.centre
             to_weights(
-                *(dy, 4, each, x, inner * size, weights, inner * 4),
+                *(dy, 4, each, x, inner * 4, weights, inner * 4),
                 *(channels, inner, rows, n - begin, 0),
             )
 

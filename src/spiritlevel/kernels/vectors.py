@@ -86,19 +86,24 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
     return found
 
 
-def over(name: str, kind: str, make: Any) -> Any:
+def over(name: str, kind: str, make: Any, *, wide: int = 0) -> Any:
     """A function of (at, row, rows, other) for all `at.count` channels, by vectors of 8, 4 and 1.
 
-    `make(v)` gives what does it for the vector at channel j: (at, row, rows, other, j).
+    `make(v)` gives what does it for the vector at channel j: (at, row, rows, other, j). As many
+    channels as `wide` come first, as one vector, where what is around the numbers takes long.
     """
-    made = []
-    for lanes in (8, 4, 1):
-        with naming(name, kind, str(lanes)):
-            made.append(make(vectors(lanes, kind)))
-    eight, four, one = made
+    made: list[Any] = []
+    for lanes in (8, 4, 1, wide or 8):
+        with naming(name, kind, str(lanes), "wide" if len(made) == 3 else ""):
+            made.append(make(vectors(lanes, kind)) if wide or len(made) < 3 else made[0])
+    eight, four, one, many = made
+    most = wide or 1 << 30
 
     def all_of(at, row, rows, other):
         j = 0
+        while j + most <= at.count:
+            many(at, row, rows, other, j)
+            j += most
         while j + 8 <= at.count:
             eight(at, row, rows, other, j)
             j += 8

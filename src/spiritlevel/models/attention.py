@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels.squeeze import GATES as _GATES
-from spiritlevel.models.fused import squeeze_excite
+from spiritlevel.models.fused import chained, squeeze_excite
 from spiritlevel.models.layers import Layers, make_divisible
 
 __all__ = ["GATES", "SqueezeExcite", "dfc_attention", "gated"]
@@ -68,7 +68,7 @@ def gated(y: Tensor, x: Tensor, attention: nn.Module) -> Tensor:
 
     x (N, C_in, H, W), y (N, C, H', W') -> as y. A side of one pixel is not halved.
     """
-    gate = torch.sigmoid(attention(halved(x)))
+    gate = torch.sigmoid(chained(attention, halved(x)))
     return y * F.interpolate(gate, size=(y.shape[-2], y.shape[-1]), mode="nearest")
 
 

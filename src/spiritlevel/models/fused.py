@@ -22,7 +22,7 @@ from spiritlevel.kernels.activations import Activation
 from spiritlevel.nn import BatchNorm2d, BatchNormAct2d
 from spiritlevel.nn.observe import observed, tell_of
 
-__all__ = ["ghost_module", "laid_out", "squeeze_excite", "stands_alone"]
+__all__ = ["chained", "convolved", "ghost_module", "laid_out", "squeeze_excite", "stands_alone"]
 
 _NORMS: tuple[type, ...] = (BatchNorm2d, BatchNormAct2d)
 _ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
@@ -64,11 +64,85 @@ def ghost_module(
     if _is_product(conv, x):
         weight, y = conv.weight, _cast(x)
     else:
-        y = conv._conv_forward(x, conv.weight, conv.bias)
+        y = convolved(conv, x)
     if y.dtype not in _TYPES or not _channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
         return None
     added = None if residual is None else residual()
     return _joined(y, _Layers(weight, norm, act, cheap, norm2, act2, kind), added)
+
+
+def convolved(layer: Any, x: Tensor) -> Tensor:
+    """layer(x), of a convolution or a linear layer, by another than torch's where that is slow."""
+    y = _linear(layer, x) if type(layer) is nn.Linear else _convolved(layer, x)
+    y = layer(x) if y is None else y
+    return y
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor | None:
+    """In float32, where torch's of bfloat16 is slow; None where the layer is to be called."""
+    if not (layer.training and _may_run(x, dense=False, dim=2) and stands_alone(layer)):
+        return None
+    x = _cast(x)
+    if x.dtype is not torch.bfloat16 or _has_bfloat16():
+        return None
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.float(), layer.weight, layer.bias).to(x.dtype)
+
+
+def chained(layers: nn.Module, x: Tensor) -> Tensor:
+    """layers(x), whose convolutions are `convolved`."""
+    alone = type(layers) is nn.Sequential and stands_alone(layers)
+    if not (alone and layers.training and _may_run(x)):
+        y: Tensor = layers(x)
+        return y
+    for layer in layers.children():
+        x = convolved(layer, x) if type(layer) is nn.Conv2d else layer(x)
+    return x
+
+
+def _convolved(conv: Any, x: Tensor) -> Tensor | None:
+    """None where the layer is to be called."""
+    if type(conv) is not nn.Conv2d or not (conv.training and _may_run(x) and stands_alone(conv)):
+        return None
+    weight, bias, groups = conv.weight, conv.bias, conv.groups
+    if not (_is_float(weight, *weight.shape) and (bias is None or _is_float(bias, len(weight)))):
+        return None
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return None  # which `depthwise` and `widened` do not know
+    from spiritlevel.kernels import convolutions
+
+    x = _cast(x)
+    plain = bias is None and conv.dilation == (1, 1) and x.shape[1] == conv.in_channels
+    if plain and groups == conv.in_channels == conv.out_channels and _is_small(conv, x):
+        return convolutions.depthwise(x, weight, _two(conv.stride), _two(conv.padding))
+    if x.dtype is not torch.bfloat16 or _has_bfloat16():
+        return None
+    if _is_product(conv, x):
+        return convolutions.pointwise(x, weight)
+    options = _two(conv.stride), _two(conv.padding), _two(conv.dilation)
+    return convolutions.widened(x, weight, bias, options, groups)
+
+
+_SMALL = 64
+"""Positions of a depthwise convolution's output, of which torch's pass back takes far too long."""
+
+
+def _is_small(conv: nn.Conv2d, x: Tensor) -> bool:
+    padding, strides = _two(conv.padding), _two(conv.stride)
+    sides = zip(x.shape[2:], padding, conv.kernel_size, strides, strict=True)
+    height, width = ((side + 2 * pad - tap) // step + 1 for side, pad, tap, step in sides)
+    return 0 < height * width <= _SMALL and min(height, width) > 0
+
+
+def _two(sides: Any) -> tuple[int, int]:
+    height, width = sides
+    return height, width
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Whether torch's convolutions of bfloat16 are made for this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -157,8 +231,8 @@ def _told(y: Tensor, layers: _Layers, found: Any) -> None:
     tell_of(act2, y.shape, lambda: (second()[1], kind(second()[1])))
 
 
-def _may_run(x: Any, *, dense: bool = True) -> bool:
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.dim() != 4:
+def _may_run(x: Any, *, dense: bool = True, dim: int = 4) -> bool:
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.dim() != dim:
         return False
     if (dense and not _channels_last(x)) or not backend.by_us(x) or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.models.attention import SqueezeExcite, dfc_attention, gated
-from spiritlevel.models.fused import ghost_module, stands_alone
+from spiritlevel.models.fused import chained, convolved, ghost_module, stands_alone
 from spiritlevel.models.layers import Layers
 from spiritlevel.models.reparam import Reparameterised
 
@@ -214,11 +214,11 @@ class GhostBottleneck(Reparameterised):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ghost1(x)
-        y = self.summed("dw", y) if self.branched else self.bn_dw(self.conv_dw(y))
+        y = self.summed("dw", y) if self.branched else self.bn_dw(convolved(self.conv_dw, y))
         y = self.se(y)
         if isinstance(self.ghost2, GhostModule):
-            return self.ghost2.plus(y, lambda: self.shortcut(x))
-        result: Tensor = self.ghost2(y) + self.shortcut(x)
+            return self.ghost2.plus(y, lambda: chained(self.shortcut, x))
+        result: Tensor = self.ghost2(y) + chained(self.shortcut, x)
         return result
 
     def deploy_(self) -> None:

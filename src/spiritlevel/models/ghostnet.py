@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
+from spiritlevel.models.fused import convolved
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
 from spiritlevel.models.reparam import deploy_
@@ -122,7 +123,7 @@ class GhostNet(Staged):
             deploy_(self).train()
 
     def stem(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act1(self.bn1(self.conv_stem(x)))
+        y: Tensor = self.act1(self.bn1(convolved(self.conv_stem, x)))
         return y
 
     def stages(self) -> nn.Sequential:
@@ -132,8 +133,9 @@ class GhostNet(Staged):
         return tuple(i for i, rows in enumerate(_STAGES) if rows[0][-1] == 2)
 
     def head(self, x: Tensor) -> Tensor:
-        x = self.act2(self.bn_head(self.conv_head(x.mean((2, 3), keepdim=True))))
-        logits: Tensor = self.classifier(self.dropout(x.flatten(1)))
+        x = convolved(self.conv_head, x.mean((2, 3), keepdim=True))
+        x = self.act2(self.bn_head(x))
+        logits: Tensor = convolved(self.classifier, self.dropout(x.flatten(1)))
         return logits
 
 

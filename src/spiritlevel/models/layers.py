@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.kernels.activations import activation
+from spiritlevel.models.fused import convolved
 from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
 
 __all__ = ["ConvNormAct", "Layers", "make_divisible"]
@@ -94,5 +95,5 @@ class ConvNormAct(nn.Module):
         self.act1 = layers.activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act1(self.bn1(self.conv(x)))
+        y: Tensor = self.act1(self.bn1(convolved(self.conv, x)))
         return y

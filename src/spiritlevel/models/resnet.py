@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spiritlevel.models.fused import convolved
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.ghostnet import stem_stride
 from spiritlevel.models.layers import Layers
@@ -187,5 +188,5 @@ class ResNet(Staged):
         return (0, *(i + 1 for i in later)) if pooled else tuple(later)
 
     def head(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.dropout(x.mean((2, 3))))
+        logits: Tensor = convolved(self.fc, self.dropout(x.mean((2, 3))))
         return logits

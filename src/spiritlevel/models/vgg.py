@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from spiritlevel.models.fused import convolved
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
 from spiritlevel.models.staged import Staged
@@ -70,5 +71,5 @@ class VGG16(Staged):
         return tuple(range(1, len(_STAGES)))
 
     def head(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.dropout(x.mean((2, 3))))
+        logits: Tensor = convolved(self.classifier, self.dropout(x.mean((2, 3))))
         return logits

@@ -17,6 +17,7 @@ from types import FunctionType
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from spiritlevel.models.fused import chained, convolved
 from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.source import (
     EVERY,
@@ -236,18 +237,20 @@ class _Reader:
         return tested or (isinstance(up, ast.UnaryOp) and isinstance(up.op, ast.Not))
 
     def _calls_it(self, function: ast.expr) -> bool:
-        """Whether this function only calls its first argument, or asks for its length."""
+        """Whether this function only calls its first argument, as it stands, or asks its length."""
         path: list[str] = []
         while isinstance(function, ast.Attribute):
             path.insert(0, function.attr)
             function = function.value
         if not isinstance(function, ast.Name) or function.id in self.local:
             return False
-        here = getattr(inspect.getattr_static(self.kind, "forward"), "__globals__", {})
-        found = here.get(function.id, {"len": len, "bool": bool}.get(function.id))
-        for name in path:
-            found = getattr(found, name, None) if inspect.ismodule(found) else None
-        return any(found is each for each in (checkpoint, len, bool))
+        written = [f for kind in self.kind.__mro__ for f in vars(kind).values()]
+        places = [f.__globals__ for f in written if isinstance(f, FunctionType)]
+        named = [here[function.id] for here in places if function.id in here]
+        return bool(named or not path) and all(
+            any(_at(found, path) is each for each in (checkpoint, len, bool, chained, convolved))
+            for found in named or [{"len": len, "bool": bool}.get(function.id)]
+        )
 
     def _wrapped(self, name: str) -> bool:
         """Whether what is wrapped around a method names a child."""
@@ -275,6 +278,13 @@ class _Reader:
 
     def _is_me(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Name) and node.id == self.me and bool(self.me)
+
+
+def _at(found: object, path: list[str]) -> object:
+    """What a name within a module is; None where it is none."""
+    for name in path:
+        found = getattr(found, name, None) if inspect.ismodule(found) else None
+    return found
 
 
 def _is_list(module: nn.Module) -> bool:

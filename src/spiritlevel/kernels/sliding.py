@@ -1,0 +1,205 @@
+"""Depthwise convolutions of any kernel and stride, on channels-last tensors.
+
+    slide        rows of y, a position at a time
+    slide_back   the gradient of x, where each position gathers what it is in; and of the kernel
+
+A chunk is some channels of some images. Of these, what is read again is in the second cache.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.vectors import over
+
+__all__ = ["GEOMETRY", "passes"]
+
+# Addresses but for the geometry, count (channels), step (bytes from one position to the next), and
+# from one of the kernel's numbers to the next (reach).
+_Chunk = namedtuple(
+    "_Chunk",
+    "height width rows columns tall wide down across top left count step reach x y to kernel sums",
+)
+GEOMETRY = _Chunk._fields[:10]
+"""Of x, of y, of the kernel; the strides and the padding."""
+
+
+@jit
+def _over(number, step):
+    """number // step, of which most are 1 or 2, and a division takes long."""
+    if step == 1:
+        return number
+    return number >> 1 if step == 2 else number // step
+
+
+@jit
+def _beyond(number, step):
+    """number % step."""
+    return number - _over(number, step) * step
+
+
+def passes(kind: str) -> dict[str, Any]:
+    """Each pass by its name, for elements of `kind`, "f32" or "bf16"."""
+    with naming("sliding", kind):
+        begin = _beginning(kind)
+        return {
+            "slide": _sliding(kind, begin),
+            "slide_back": _returning(kind, begin),
+            "settle_kernel": _settling(kind),
+        }
+
+
+def _beginning(kind: str) -> Any:
+    size, fields = np.int64(4 if kind == "f32" else 2), _Chunk
+    number, _, _ = array("stages", np.int64)
+
+    @jit
+    def begin(work, image, first, last, x, y, to, sums):
+        """The chunk, of one image; of the tensors x, y and to, y is the smaller."""
+        at, channels = work.geometry, work.C
+        height, width, rows, columns = number(at, 0), number(at, 1), number(at, 2), number(at, 3)
+        large = (image * height * width * channels + first) * size
+        small = (image * rows * columns * channels + first) * size
+        return fields(
+            *(height, width, rows, columns, number(at, 4), number(at, 5)),
+            *(number(at, 6), number(at, 7), number(at, 8), number(at, 9)),
+            *(last - first, channels * size, channels * 4),
+            *(x + large, y + small, to + large, work.kernel + first * 4, sums),
+        )
+
+    return begin
+
+
+def _sliding(kind: str, begin: Any) -> Any:
+    size = np.int64(4 if kind == "f32" else 2)
+
+    def making(v: Any) -> Any:
+        @jit
+        def cell(at, r, c, _other, j):
+            e, f = r * at.down - at.top, c * at.across - at.left
+            start, end = max(0, -f), min(at.wide, at.width - f)
+            found = v.splat(np.float32(0))
+            for k in range(max(0, -e), min(at.tall, at.height - e)):
+                x = at.x + ((e + k) * at.width + f + start) * at.step + j * size
+                factor = at.kernel + (k * at.wide + start) * at.reach + 4 * j
+                for _ in range(start, end):
+                    found = v.fma(v.load(x), v.numbers(factor), found)
+                    x += at.step
+                    factor += at.reach
+            v.store(at.y + (r * at.columns + c) * at.step + j * size, found)
+
+        return cell
+
+    cell = over("cell", kind, making, wide=32)
+
+    @jit
+    def slide(work, part, first, last):
+        for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
+            at = begin(work, image, first, last, work.x, work.out, 0, 0)
+            for r in range(at.rows):
+                for c in range(at.columns):
+                    cell(at, r, c, 0)
+
+    return slide
+
+
+def _gathering(size: Any, v: Any) -> Any:
+    @jit
+    def gather(at, r, c, _other, j):
+        """The gradient of x at a position."""
+        e, f = r + at.top, c + at.left
+        low, start = max(0, e - at.down * (at.rows - 1)), max(0, f - at.across * (at.columns - 1))
+        low, start = low + _beyond(e - low, at.down), start + _beyond(f - start, at.across)
+        column = _over(f - start, at.across)
+        found = v.splat(np.float32(0))
+        for k in range(low, min(at.tall, e + 1), at.down):
+            grad = at.y + (_over(e - k, at.down) * at.columns + column) * at.step + j * size
+            factor = at.kernel + (k * at.wide + start) * at.reach + 4 * j
+            for _ in range(start, min(at.wide, f + 1), at.across):
+                found = v.fma(v.load(grad), v.numbers(factor), found)
+                grad -= at.step
+                factor += at.across * at.reach
+        v.store(at.to + (r * at.width + c) * at.step + j * size, found)
+
+    return gather
+
+
+def _weighing(size: Any, v: Any) -> Any:
+    @jit
+    def weigh(at, r, k, i, j):
+        """What a row of y adds to the gradient of one of the kernel's numbers."""
+        # Columns of y from whose place that number's column is within x.
+        start = max(0, _over(at.left - i + at.across - 1, at.across))
+        end = min(at.columns, _over(at.width - 1 + at.left - i, at.across) + 1)
+        grad = at.y + (r * at.columns + start) * at.step + j * size
+        x = at.x + (r * at.down - at.top + k) * at.width * at.step + j * size
+        x += (start * at.across - at.left + i) * at.step
+        to = at.sums + (k * at.wide + i) * at.reach + 4 * j
+        found = v.numbers(to)
+        for _ in range(start, end):
+            found = v.fma(v.load(grad), v.load(x), found)
+            grad += at.step
+            x += at.across * at.step
+        v.keep(to, found)
+
+    return weigh
+
+
+def _returning(kind: str, begin: Any) -> Any:
+    size = np.int64(4 if kind == "f32" else 2)
+    gather = over("gather", kind, partial(_gathering, size), wide=32)
+    weigh = over("weigh_kernel", kind, partial(_weighing, size), wide=32)
+    _, put_number, _ = array("first", np.float32)
+
+    @jit
+    def slide_back(work, part, first, last):
+        sums = work.kernel_sums + (part * work.inner * work.C + first) * 4
+        for k in range(work.inner):
+            for i in range(last - first):
+                put_number(sums + k * work.C * 4, i, np.float32(0))
+        for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
+            at = begin(work, image, first, last, work.x, work.grad, work.out, sums)
+            for r in range(at.rows):
+                e = r * at.down - at.top
+                for k in range(max(0, -e), min(at.tall, at.height - e)):
+                    for i in range(at.wide):
+                        weigh(at, r, k, i)
+            if work.out != 0:
+                for r in range(at.height):
+                    for c in range(at.width):
+                        gather(at, r, c, 0)
+
+    return slide_back
+
+
+def _settling(kind: str) -> Any:
+    def adding(v: Any) -> Any:
+        @jit
+        def add(at, parts, _rows, _other, j):
+            found = v.splat(np.float32(0))
+            for part in range(parts):
+                found = v.add(found, v.numbers(at.sums + part * at.reach + 4 * j))
+            v.keep(at.to + 4 * j, found)
+
+        return add
+
+    add, fields = over(f"add_kernels_{kind}", "f32", adding), _Chunk
+
+    @jit
+    def settle_kernel(work, _part, first, last):
+        """The gradient of the kernel, of some channels, from those of the parts."""
+        for k in range(work.inner):
+            start, whole = 4 * (k * work.C + first), 4 * work.inner * work.C
+            sums, to = work.kernel_sums + start, work.grad_kernel + start
+            at = fields(
+                *(0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+                *(last - first, 0, whole, 0, 0, to, 0, sums),
+            )
+            add(at, work.parts, 0, 0)
+
+    return settle_kernel
