@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 
 import pytest
 import several
@@ -14,6 +15,7 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import spiritlevel as sl
+from spiritlevel.kernels import remade
 from spiritlevel.models import fused
 from spiritlevel.models.ghost import GhostBottleneck, GhostModule
 from spiritlevel.models.layers import Layers
@@ -113,6 +115,59 @@ def test_a_bottleneck_adds_its_shortcut_within():
     assert count(y, "_Halves") == 2
     with sl.kernels.use("aten"):
         torch.testing.assert_close(copy.deepcopy(block)(x), y)
+
+
+@pytest.mark.parametrize("gate", ["", "hard"])
+def test_what_only_the_second_module_reads_is_made_again_to_the_bit(gate, monkeypatch):
+    block, x = bottleneck(gate=gate), last(images(chs=16)).requires_grad_()
+    made, make = [], remade._Remade.__call__
+
+    def noted(way):
+        made.append(make(way))
+        return made[-1]
+
+    monkeypatch.setattr(remade._Remade, "__call__", noted)
+    inputs = []
+    block.ghost2.register_forward_pre_hook(lambda _m, given: inputs.append(given[0].detach()))
+    twin = copy.deepcopy(block)
+    twin.ghost2._forward_pre_hooks.clear()
+    block(x).square().sum().backward()  # its hook sees the input, which is then kept
+    assert not made
+    grads, x.grad = [x.grad, *[p.grad for p in block.parameters()]], None
+    twin(x).square().sum().backward()
+    assert len(made) == 1
+    assert torch.equal(made[0], inputs[0])
+    for one, other in zip(grads, [x.grad, *[p.grad for p in twin.parameters()]], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_made_again_is_not_kept():
+    block, x, seen = bottleneck(), last(images(chs=16)), []
+    block.ghost1.register_forward_hook(lambda _m, _x, y: seen.append(weakref.ref(y)))
+    y = block(x)
+    assert y.requires_grad
+    assert seen[0]() is None
+
+
+def test_a_step_before_the_backward_pass_is_an_error_as_torch_has_it():
+    block, x = bottleneck(), last(images(chs=16))
+    y = block(x)
+    with torch.no_grad():
+        block.ghost1.cheap_operation[1].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_second_derivatives_go_through_what_is_made_again():
+    x = last(images(n=2, side=8, chs=16)).requires_grad_()
+    found = []
+    for kernels in ("auto", "aten"):
+        block = bottleneck()
+        with sl.kernels.use(kernels):
+            (grad,) = torch.autograd.grad(block(x).pow(3).sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(grad.square().sum(), [x, *block.parameters()]))
+    for one, other in zip(*found, strict=True):
+        assert ((one - other).norm() / other.norm().clamp(min=1e-3)).item() < 1e-3
 
 
 def test_a_hook_on_a_whole_module_sees_its_output_which_stays_one_operation():

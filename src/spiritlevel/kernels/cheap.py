@@ -13,7 +13,8 @@ the first cache holds, and c from it, in registers. So neither is in memory, nor
     unjoin   dc, then the gradient of p, through its activation: what reaches bn; its sums, and the
              gradient of the kernel
 
-A chunk is some channels of one image, so that each is the same on any number of threads.
+A chunk is some channels of an image, or of several small ones whose rows lie side by side. It is
+the same on any number of threads.
 """
 
 from __future__ import annotations
@@ -36,17 +37,18 @@ _PER_CHANNEL = 12
 """Numbers that a chunk has for each of its channels, beside the rings: those of `_Chunk`."""
 
 
-def scratch(width: int, channels: int) -> int:
-    """Bytes of float32 that a chunk of so many channels needs."""
-    return 4 * channels * (_RINGS * (width + 2) + _PER_CHANNEL)
+def scratch(width: int, channels: int, images: int) -> int:
+    """Bytes of float32 that a chunk of so many channels and images needs."""
+    return 4 * channels * (_RINGS * images * (width + 2) + _PER_CHANNEL)
 
 
 # Addresses but for width, height, count, and bytes from one position to the next: of x, of out
-# and its gradient (stride), of a ring (pitch), and from one row of the kernel to the next (reach).
+# and its gradient (stride), of a ring (pitch), and from one row to the next, of a ring (line), of
+# the kernel (reach).
 _Chunk = namedtuple(
     "_Chunk",
-    "width height count step stride pitch reach x out residual grad to ring rest kernel sums "
-    "high a b high2 a2 b2 k1 k2 centre total square floor",
+    "images width height count step stride pitch line reach x out residual grad to ring rest "
+    "kernel sums high a b high2 a2 b2 k1 k2 centre total square floor",
 )
 
 
@@ -92,16 +94,16 @@ def _parts(kind: str) -> SimpleNamespace:
 
     @jit
     def blank(at, ring):
-        """Zeros in front of and behind each row of a ring, and all of row -1."""
-        line = (at.width + 2) * at.pitch // 4
-        for r in range(4):
+        """Zeros in front of and behind each image's row of a ring."""
+        cells = (at.width + 2) * at.count
+        for r in range(4 * at.images):
             for i in range(at.count):
-                put_number(ring, r * line + i, np.float32(0))
-                put_number(ring, (r + 1) * line - at.count + i, np.float32(0))
+                put_number(ring, r * cells + i, np.float32(0))
+                put_number(ring, (r + 1) * cells - at.count + i, np.float32(0))
 
     @jit
     def zeros(at, ring):
-        for i in range((at.width + 2) * at.pitch // 4):
+        for i in range(at.line // 4):
             put_number(ring, i, np.float32(0))
 
     @jit
@@ -109,18 +111,19 @@ def _parts(kind: str) -> SimpleNamespace:
         channels, count = work.C, last - first
         groups = (channels + work.group_0 - 1) // work.group_0
         chunk = part * groups + first // work.group_0
-        line = (work.width + 2) * count * 4
+        images = min(work.part, work.N - part * work.part)
+        line = images * (work.width + 2) * count * 4
         ring = work.rings + chunk * work.ring
         rest = ring + 4 * line
         each = rest + 4 * line
         own = count * 4
-        start = part * work.height * work.width
+        start = part * work.part * work.height * work.width
         residual = work.residual
         if residual != 0:
             residual += (start * 2 * channels + first) * size
         at = fields(
-            *(work.width, work.height, count, channels * size, 2 * channels * size, own),
-            channels * 4,
+            *(images, work.width, work.height, count, channels * size, 2 * channels * size, own),
+            *(line, channels * 4),
             work.x + (start * channels + first) * size,
             work.out + (start * 2 * channels + first) * size,
             residual,
@@ -193,6 +196,7 @@ def _tallying(of: SimpleNamespace, do: SimpleNamespace) -> Any:
     def tally(work, part, first, last):
         at = open_chunk(work, part, first, last, False)
         means = work.partials + (2 * part * work.C + first) * 8
+        values = at.images * at.width
         for i in range(at.count):
             put_number(at.centre, i, np.float32(0))
         for r in range(at.height + 1):
@@ -200,10 +204,10 @@ def _tallying(of: SimpleNamespace, do: SimpleNamespace) -> Any:
             if r == 1:  # only for centres: squares are taken of distances from a mean
                 tally_row(at, 0, 1, 0)
                 for i in range(at.count):
-                    put_number(at.centre, i, number(at.total, i) / np.float32(at.width))
+                    put_number(at.centre, i, number(at.total, i) / np.float32(values))
             if r:
                 tally_row(at, r - 1, 1, 0)
-                merge_rows(at, at.width, (r - 1) * at.width, means, means + work.C * 8)
+                merge_rows(at, values, (r - 1) * values, means, means + work.C * 8)
 
     return tally
 

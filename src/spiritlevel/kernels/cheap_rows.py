@@ -22,8 +22,8 @@ RING = 4
 
 @jit
 def row(at, ring, r):
-    """Where row r of a ring begins, with the zeros in front of it."""
-    return ring + ((r + 1) % 4) * (at.width + 2) * at.pitch
+    """Where row r of a ring begins, of all images, with the zeros in front of the first one's."""
+    return ring + ((r + 1) % 4) * at.line
 
 
 @jit
@@ -70,12 +70,15 @@ def _filling(v: Any, size: Any) -> Any:
         x = at.x + r * at.width * at.step + j * size
         to = row(at, at.ring, r) + at.pitch + 4 * j
         ahead = at.width * at.step
-        for _ in range(at.width):
-            v.fetch(x + ahead)
-            z = v.fma(v.sub(v.load(x), centre), scale, shift)
-            v.keep(to, v.above(z, floor, z, floor))
-            x += at.step
-            to += at.pitch
+        for _ in range(at.images):
+            for _ in range(at.width):
+                v.fetch(x + ahead)
+                z = v.fma(v.sub(v.load(x), centre), scale, shift)
+                v.keep(to, v.above(z, floor, z, floor))
+                x += at.step
+                to += at.pitch
+            x += (at.height - 1) * ahead
+            to += 2 * at.pitch
 
     return fill
 
@@ -125,14 +128,16 @@ def _tallying(v: Any, size: Any) -> Any:
         k, centre = load(at, j), v.numbers(at.centre + 4 * j)
         p, q, s = near(at, at.ring, r, j)
         total = square = v.splat(np.float32(0))
-        now, after = begin(p, q, s, at.pitch, k)
-        on = 2 * at.pitch
-        for _ in range(at.width):
-            y, now, after = later(p, q, s, on, k, now, after)
-            d = v.sub(y, centre)
-            total = v.add(total, d)
-            square = v.fma(d, d, square)
-            on += at.pitch
+        on = 0
+        for _ in range(at.images):
+            now, after = begin(p + on, q + on, s + on, at.pitch, k)
+            on += 2 * at.pitch
+            for _ in range(at.width):
+                y, now, after = later(p, q, s, on, k, now, after)
+                d = v.sub(y, centre)
+                total = v.add(total, d)
+                square = v.fma(d, d, square)
+                on += at.pitch
         v.keep(at.total + 4 * j, total)
         v.keep(at.square + 4 * j, square)
 
@@ -148,24 +153,27 @@ def _joining(v: Any, size: Any) -> Any:
         p, q, s = near(at, at.ring, r, j)
         off = r * at.width * at.stride + j * size
         half, ahead = at.stride // 2, at.width * at.stride
-        now, after = begin(p, q, s, at.pitch, k)
-        on = 2 * at.pitch
-        for _ in range(at.width):
-            y, now, after = later(p, q, s, on, k, now, after)
-            z = v.fma(v.sub(y, centre), scale, shift)
-            z = v.above(z, floor, z, floor)
-            first = v.numbers(q + on - at.pitch)
-            if at.residual != 0:
-                v.fetch(at.residual + off + ahead)
-                v.fetch(at.residual + off + ahead + half)
-                first = v.add(first, v.load(at.residual + off))
-                z = v.add(z, v.load(at.residual + off + half))
-            v.claim(at.out + off + ahead)
-            v.claim(at.out + off + ahead + half)
-            v.store(at.out + off, first)
-            v.store(at.out + off + half, z)
-            off += at.stride
-            on += at.pitch
+        on = 0
+        for _ in range(at.images):
+            now, after = begin(p + on, q + on, s + on, at.pitch, k)
+            on += 2 * at.pitch
+            for _ in range(at.width):
+                y, now, after = later(p, q, s, on, k, now, after)
+                z = v.fma(v.sub(y, centre), scale, shift)
+                z = v.above(z, floor, z, floor)
+                first = v.numbers(q + on - at.pitch)
+                if at.residual != 0:
+                    v.fetch(at.residual + off + ahead)
+                    v.fetch(at.residual + off + ahead + half)
+                    first = v.add(first, v.load(at.residual + off))
+                    z = v.add(z, v.load(at.residual + off + half))
+                v.claim(at.out + off + ahead)
+                v.claim(at.out + off + ahead + half)
+                v.store(at.out + off, first)
+                v.store(at.out + off + half, z)
+                off += at.stride
+                on += at.pitch
+            off += (at.height - 1) * ahead
 
     return join
 
@@ -180,17 +188,20 @@ def _reducing(v: Any, size: Any) -> Any:
         grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
         ahead = at.width * at.stride
         zero = total = square = v.splat(np.float32(0))
-        now, after = begin(p, q, s, at.pitch, k)
-        on = 2 * at.pitch
-        for _ in range(at.width):
-            y, now, after = later(p, q, s, on, k, now, after)
-            d = v.sub(y, centre)
-            v.fetch(grad + ahead)
-            g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
-            total = v.add(total, g)
-            square = v.fma(g, d, square)
-            grad += at.stride
-            on += at.pitch
+        on = 0
+        for _ in range(at.images):
+            now, after = begin(p + on, q + on, s + on, at.pitch, k)
+            on += 2 * at.pitch
+            for _ in range(at.width):
+                y, now, after = later(p, q, s, on, k, now, after)
+                d = v.sub(y, centre)
+                v.fetch(grad + ahead)
+                g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
+                total = v.add(total, g)
+                square = v.fma(g, d, square)
+                grad += at.stride
+                on += at.pitch
+            grad += (at.height - 1) * ahead
         v.keep(at.total + 4 * j, total)
         v.keep(at.square + 4 * j, square)
 
@@ -210,16 +221,19 @@ def _descending(v: Any, size: Any) -> Any:
         grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
         ahead = at.width * at.stride
         to = row(at, at.rest, r) - at.pitch + 4 * j
-        now, after = begin(p, q, s, at.pitch, k)
-        on = 2 * at.pitch
-        for _ in range(at.width):
-            y, now, after = later(p, q, s, on, k, now, after)
-            d = v.sub(y, centre)
-            v.fetch(grad + ahead)
-            g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
-            v.keep(to + on, v.fma(scale, g, v.fma(k2, d, k1)))
-            grad += at.stride
-            on += at.pitch
+        on = 0
+        for _ in range(at.images):
+            now, after = begin(p + on, q + on, s + on, at.pitch, k)
+            on += 2 * at.pitch
+            for _ in range(at.width):
+                y, now, after = later(p, q, s, on, k, now, after)
+                d = v.sub(y, centre)
+                v.fetch(grad + ahead)
+                g = v.above(v.fma(d, scale, shift), floor, v.load(grad), zero)
+                v.keep(to + on, v.fma(scale, g, v.fma(k2, d, k1)))
+                grad += at.stride
+                on += at.pitch
+            grad += (at.height - 1) * ahead
 
     return descend
 
@@ -230,18 +244,21 @@ def _weighing(v: Any, size: Any) -> Any:
         """What a row adds to the gradient of the kernel."""
         p, q, s = near(at, at.ring, r, j)
         found = row(at, at.rest, r) + at.pitch + 4 * j
-        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = left = v.splat(np.float32(0))
-        here, on = v.numbers(found), at.pitch
-        for _ in range(at.width):  # a column of p, and the gradients left of it, there, right of it
-            right = v.numbers(found + on)
-            x = v.numbers(p + on)
-            a0, a1, a2 = v.fma(right, x, a0), v.fma(here, x, a1), v.fma(left, x, a2)
-            x = v.numbers(q + on)
-            a3, a4, a5 = v.fma(right, x, a3), v.fma(here, x, a4), v.fma(left, x, a5)
-            x = v.numbers(s + on)
-            a6, a7, a8 = v.fma(right, x, a6), v.fma(here, x, a7), v.fma(left, x, a8)
-            left, here = here, right
-            on += at.pitch
+        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = a8 = v.splat(np.float32(0))
+        on, zero = 0, v.splat(np.float32(0))
+        for _ in range(at.images):
+            left, here = zero, v.numbers(found + on)
+            for _ in range(at.width):  # a column of p, and the gradients left of it, there, right
+                on += at.pitch
+                right = v.numbers(found + on)
+                x = v.numbers(p + on)
+                a0, a1, a2 = v.fma(right, x, a0), v.fma(here, x, a1), v.fma(left, x, a2)
+                x = v.numbers(q + on)
+                a3, a4, a5 = v.fma(right, x, a3), v.fma(here, x, a4), v.fma(left, x, a5)
+                x = v.numbers(s + on)
+                a6, a7, a8 = v.fma(right, x, a6), v.fma(here, x, a7), v.fma(left, x, a8)
+                left, here = here, right
+            on += 2 * at.pitch
         to = at.sums + 4 * j
         for a in (a0, a1, a2, a3, a4, a5, a6, a7, a8):
             v.keep(to, v.add(a, v.numbers(to)))
@@ -266,21 +283,26 @@ def _returning(v: Any, size: Any) -> Any:
         to = at.to + r * at.width * at.step + j * size
         ahead = at.width * at.step
         zero = total = square = v.splat(np.float32(0))
-        now, after = begin(p, q, s, at.pitch, k)
-        on = 2 * at.pitch
-        for _ in range(at.width):
-            y, now, after = later(p, q, s, on, k, now, after)
-            v.fetch(grad + 2 * ahead)
-            v.claim(to + ahead)
-            g = v.add(y, v.load(grad))
-            g = v.above(v.numbers(made + on), floor, g, zero)
-            v.store(to, g)
-            total = v.add(total, g)
-            square = v.fma(g, v.sub(v.load(x), centre), square)
-            grad += at.stride
-            x += at.step
-            to += at.step
-            on += at.pitch
+        on = 0
+        for _ in range(at.images):
+            now, after = begin(p + on, q + on, s + on, at.pitch, k)
+            on += 2 * at.pitch
+            for _ in range(at.width):
+                y, now, after = later(p, q, s, on, k, now, after)
+                v.fetch(grad + 2 * ahead)
+                v.claim(to + ahead)
+                g = v.add(y, v.load(grad))
+                g = v.above(v.numbers(made + on), floor, g, zero)
+                v.store(to, g)
+                total = v.add(total, g)
+                square = v.fma(g, v.sub(v.load(x), centre), square)
+                grad += at.stride
+                x += at.step
+                to += at.step
+                on += at.pitch
+            grad += 2 * (at.height - 1) * ahead
+            x += (at.height - 1) * ahead
+            to += (at.height - 1) * ahead
         v.keep(at.total + 4 * j, total)
         v.keep(at.square + 4 * j, square)
 

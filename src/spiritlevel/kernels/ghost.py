@@ -16,10 +16,12 @@ from torch import Tensor
 from spiritlevel.kernels import cheap, cpu, products
 from spiritlevel.kernels.plans import Plan, begin, run
 
-__all__ = ["Norm", "backward", "descended", "forward", "product", "product_back"]
+__all__ = ["Norm", "again", "backward", "descended", "forward", "product", "product_back"]
 
 _RING = 96 << 10
 """Bytes of what a chunk works in: the second cache holds it, and the rows that go through."""
+_WIDTH = 32
+"""Positions of a row, of several images where each has fewer: what is before a row takes long."""
 _ROWS = 8 << 10
 """Numbers of a product, of both sides, that are looked at again while the second cache has them."""
 _FEW = 96
@@ -41,12 +43,14 @@ class Norm(NamedTuple):
 
 @cache
 def _of_images(shape: torch.Size, dtype: torch.dtype) -> Plan:
-    """For the depthwise convolution: some channels of one image."""
+    """For the depthwise convolution: some channels of one image, or of several small ones."""
     N, C, height, width = shape
-    most = max(8, _RING // cheap.scratch(width, 1) // 8 * 8)
+    images = max(1, min(N // _LEAST, _WIDTH // width))
+    most = max(8, _RING // cheap.scratch(width, 1, images) // 8 * 8)
     group = min(C, -(-C // -(-C // most) // 8) * 8)
-    plan = Plan(dtype, (N, C, height * width, 1, 1, 1, N), N * -(-C // group), group)
-    return plan.with_scratch(cheap.scratch(width, group), height, width, 0, 36 * C)
+    parts = -(-N // images)
+    plan = Plan(dtype, (N, C, height * width, 1, 1, images, parts), parts * -(-C // group), group)
+    return plan.with_scratch(cheap.scratch(width, group, images), height, width, 0, 36 * C)
 
 
 @cache
@@ -140,6 +144,27 @@ def forward(
     stages = begin(plan, "tally", "settle", "join")
     run(plan, stages, tensors, second.eps, first.eps, second.running, _FLOORS[act])
     return out, (*before, mean, var)
+
+
+def again(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    taps: Tensor,
+    weight2: Tensor | None,
+    bias2: Tensor | None,
+    act: str,
+    eps: tuple[float, float],
+    *statistics: Tensor,
+) -> Tensor:
+    """What `forward` gave without a residual, once more, to the bit, from what it gave beside."""
+    N, C, height, width = x.shape
+    plan = _of_images(x.shape, x.dtype)
+    out = torch.empty((N, 2 * C, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    first, second = Norm(weight, bias, eps[0]), Norm(weight2, bias2, eps[1])
+    tensors = _tensors(x, first, taps, second, statistics) | {"out": out}
+    run(plan, begin(plan, "join"), tensors, eps[1], eps[0], floor=_FLOORS[act])
+    return out
 
 
 def backward(

@@ -27,8 +27,8 @@ class Plan:
 
     def __init__(self, dtype: torch.dtype, cut: tuple[int, ...], chunks: int, group: int) -> None:
         self.kind, self.cut, self.chunks, self.group = _KINDS[dtype], cut, chunks, group
-        self.rings: tuple[int, ...] = ()
-        self.offsets: list[int] = []
+        self.fixed: list[int] = []
+        self.rooms: list[tuple[int, int]] = []
         self.doubles = 0
 
     def with_scratch(self, ring: int, height: int, width: int, inner: int, sums: int) -> Plan:
@@ -36,8 +36,14 @@ class Plan:
         _, C, *_, parts = self.cut
         # Sums of the parts, coefficients, sums of the norm before, weights, and what chunks use.
         needs = (16 * parts * C, 4 * 5 * C, 16 * parts * C, parts * sums, self.chunks * ring)
-        *self.offsets, total = accumulate((-(-need // 64) * 64 for need in needs), initial=0)
-        self.doubles, self.rings = total // 8, (ring, height, width, inner)
+        *offsets, total = accumulate((-(-need // 64) * 64 for need in needs), initial=0)
+        rooms = ("partials", "coefficients", "partials_before", "kernel_sums", "rings")
+        known = dict(zip(("N", "C", "S", "fold", "spread", "part", "parts"), self.cut, strict=True))
+        known |= {"training": 1, "ring": ring, "height": height, "width": width, "inner": inner}
+        self.rooms = [(_PLACES[name], offset) for name, offset in zip(rooms, offsets, strict=True)]
+        self.fixed, self.doubles = [0] * len(_PLACES), total // 8
+        for name, number in known.items():
+            self.fixed[_PLACES[name]] = number
         return self
 
 
@@ -71,10 +77,10 @@ _ONCE = {
     "settle_kernel": 32,
 }
 """Channels of a chunk of what is done once a channel."""
-_FIELDS = {name: place for place, name in enumerate(INTEGERS)}
 _FIRST = INTEGERS.index("x")
 _WORK = struct.Struct(f"{len(INTEGERS) - _FIRST}q{len(DOUBLES)}d")
-_SIZE = 8 * (len(INTEGERS) + len(DOUBLES))
+_PLACES = {name: place for place, name in enumerate(INTEGERS[_FIRST:])}
+_Buffer: Any = ctypes.c_char * (8 * (len(INTEGERS) + len(DOUBLES)))
 
 
 def run(
@@ -90,22 +96,20 @@ def run(
 
     `floor` is what an activation lets nothing below: see `cheap`.
     """
-    given = [0] * (len(INTEGERS) - _FIRST)
-
-    def put(name: str, *values: int) -> None:
-        place = _FIELDS[name] - _FIRST
-        given[place : place + len(values)] = values
-
-    mean, var, share, factor = running or (None, None, 0.0, 1.0)
-    for name, t in {**tensors, "running_mean": mean, "running_var": var}.items():
-        if t is not None:
-            put(name, t.data_ptr())
+    given = plan.fixed.copy()
     room = torch.empty(plan.doubles, dtype=torch.float64)
     at = room.data_ptr()
-    partials, coefficients, before, sums, rings = (at + offset for offset in plan.offsets)
-    put("partials", partials, coefficients, 0, 1, *plan.cut)
-    put("partials_before", before, sums, rings, *plan.rings)
-    buffer: Any = (ctypes.c_char * _SIZE)()
+    for place, offset in plan.rooms:
+        given[place] = at + offset
+    for name, t in tensors.items():
+        if t is not None:
+            given[_PLACES[name]] = t.data_ptr()
+    share, factor = 0.0, 1.0
+    if running is not None:
+        mean, var, share, factor = running
+        given[_PLACES["running_mean"]] = mean.data_ptr()
+        given[_PLACES["running_var"]] = var.data_ptr()
+    buffer = _Buffer()
     buffer[: len(start)] = start
     _WORK.pack_into(buffer, len(start), *given, eps, floor, share, factor, 0.0, eps_before)
     team.run(kernel(), ctypes.addressof(buffer), min(team.threads(), plan.chunks))

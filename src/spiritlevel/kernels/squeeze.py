@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiritlevel.kernels import backend
+from spiritlevel.kernels.remade import remember
 
 __all__ = ["GATES", "squeeze_excite"]
 
@@ -31,16 +32,18 @@ def squeeze_excite(x: Tensor, weights: tuple[Tensor, ...], gate: str) -> Tensor:
 
     `weights` are those of reduce (R, C, 1, 1) and (R,), and of expand (C, R, 1, 1) and (C,).
     """
-    y: Tensor = _SqueezeExcite.apply(x, *weights, gate)  # type: ignore[no-untyped-call]
+    call: list[Tensor] = []
+    y: Tensor = _SqueezeExcite.apply(x, *weights, gate, call)  # type: ignore[no-untyped-call]
+    remember(y, _gated, x.detach(), *call)
     return y
 
 
 class _SqueezeExcite(torch.autograd.Function):
-    """(x, weight, bias, weight', bias', name of the gate) -> y."""
+    """(x, weight, bias, weight', bias', name of the gate, what it tells: the factor) -> y."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        x, weight, bias, weight2, bias2, name = inputs
+        x, weight, bias, weight2, bias2, name, call = inputs
         with torch.autocast("cpu", enabled=False):
             mean = _sums("squeeze", x) / (x.shape[2] * x.shape[3])
             hidden = F.relu(F.linear(mean, weight.flatten(1), bias))
@@ -49,19 +52,20 @@ class _SqueezeExcite(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, weight2, bias2, mean, hidden, z)
         ctx.name, ctx.dtype = name, x.dtype
-        return _mapped("gate", x, factor, None)
+        call.append(factor)
+        return _gated(x, factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         if torch.is_grad_enabled() or backend.batched(grad):
-            return *_differentiable(ctx, grad), None
+            return *_differentiable(ctx, grad), None, None
         with torch.autocast("cpu", enabled=False):
             found = _gradients(ctx, _rows(grad, ctx.dtype))
         wants = ctx.needs_input_grad
-        return *[t if want else None for t, want in zip(found, wants, strict=False)], None
+        return *[t if want else None for t, want in zip(found, wants, strict=False)], None, None
 
 
 def _rows(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,6 +101,10 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = x * GATES[ctx.name][0](z).to(x.dtype)[:, :, None, None]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if want else None for want in wants)
+
+
+def _gated(x: Tensor, factor: Tensor) -> Tensor:
+    return _mapped("gate", x, factor, None)
 
 
 def _sums(name: str, x: Tensor, grad: Tensor | None = None) -> Tensor:

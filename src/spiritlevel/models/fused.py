@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.remade import remember, spared
 from spiritlevel.nn import BatchNorm2d, BatchNormAct2d
 from spiritlevel.nn.observe import observed, tell_of
 
@@ -30,25 +32,28 @@ _TYPES = (torch.float32, torch.bfloat16)
 
 
 def ghost_module(
-    module: Any, x: Tensor, residual: Callable[[], Any] | None = None
+    module: Any, x: Tensor, residual: Callable[[], Any] | None = None, *, alone: bool = False
 ) -> Tensor | None:
     """What a `GhostModule` gives before its attention, and what `residual` gives added to it.
 
+    `alone`: nothing else reads x, which is then made again, not kept, where that costs little.
     None where its layers must be called; nothing has run by then that could be told.
     """
     if not (module.training and _may_run(x)):
         return None
-    layers: list[Any] = [*module.primary_conv.children(), *module.cheap_operation.children()]
-    if len(layers) != 6 or type(module.bn) is not nn.Identity:
+    parts = module._modules
+    first, second = parts["primary_conv"], parts["cheap_operation"]
+    layers: list[Any] = [*first._modules.values(), *second._modules.values()]
+    if len(layers) != 6 or type(parts["bn"]) is not nn.Identity:
         return None
     conv, norm, act, cheap, norm2, act2 = layers
     if not (type(norm) in _NORMS and type(norm2) in _NORMS):
         return None
     if type(act) is type(act2) and type(act) not in _ACTS:  # it was made so
         return None
-    halves = (module.primary_conv, nn.Sequential), (module.cheap_operation, nn.Sequential)
+    halves = (first, nn.Sequential), (second, nn.Sequential)
     convs = (conv, nn.Conv2d), (cheap, nn.Conv2d)
-    acts = (act, *_ACTS), (act2, *_ACTS), (module.bn, nn.Identity), (module.act, nn.Identity)
+    acts = (act, *_ACTS), (act2, *_ACTS), (parts["bn"], nn.Identity), (parts["act"], nn.Identity)
     if _foreign(*halves, *convs, (norm, *_NORMS), (norm2, *_NORMS), *acts):
         return None
     kind, channels = _activation(norm, act), conv.out_channels
@@ -68,7 +73,7 @@ def ghost_module(
     if y.dtype not in _TYPES or not _channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
         return None
     added = None if residual is None else residual()
-    return _joined(y, _Layers(weight, norm, act, cheap, norm2, act2, kind), added)
+    return _joined(y, _Layers(weight, norm, act, cheap, norm2, act2, kind), added, alone)
 
 
 def convolved(layer: Any, x: Tensor) -> Tensor:
@@ -112,6 +117,8 @@ def _convolved(conv: Any, x: Tensor) -> Tensor | None:
     from spiritlevel.kernels import convolutions
 
     x = _cast(x)
+    if x.dtype is torch.float32 and conv.kernel_size == (1, 1) == x.shape[2:] and groups == 1:
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
     plain = bias is None and conv.dilation == (1, 1) and x.shape[1] == conv.in_channels
     if plain and groups == conv.in_channels == conv.out_channels and _is_small(conv, x):
         return convolutions.depthwise(x, weight, _two(conv.stride), _two(conv.padding))
@@ -178,8 +185,8 @@ class _Layers(NamedTuple):
     kind: Activation
 
 
-def _joined(x: Tensor, layers: _Layers, residual: Any) -> Tensor:
-    from spiritlevel.kernels.ghost import Norm
+def _joined(x: Tensor, layers: _Layers, residual: Any, alone: bool) -> Tensor:
+    from spiritlevel.kernels.ghost import Norm, again
     from spiritlevel.kernels.ghost_module import ghost_halves
 
     count = x.numel() // x.shape[1]
@@ -195,7 +202,11 @@ def _joined(x: Tensor, layers: _Layers, residual: Any) -> Tensor:
     fits = isinstance(residual, Tensor) and residual.shape == whole and residual.dtype is x.dtype
     first, second = followed(norm), followed(norm2)
     given = x, weight, first, cheap.weight, second, act, residual if fits else None
-    out, y, found = ghost_halves(*given)
+    with spared(x) if alone else nullcontext():
+        out, y, found = ghost_halves(*given)
+    if residual is None:
+        parts = first.weight, first.bias, cheap.weight, second.weight, second.bias
+        remember(out, again, y, *parts, act.name, (first.eps, second.eps), *found)
     if observed():
         _told(y, layers, found)
     return out if residual is None or fits else out + residual
@@ -265,10 +276,14 @@ def _is_own(layer: Any, known: list[type]) -> bool:
 
 def stands_alone(layer: nn.Module) -> bool:
     """Whether nobody is called with it, or in its place."""
-    return not (
-        any(_hooks(layer))
-        or "forward" in layer.__dict__
-        or layer.__dict__.get("_compiled_call_impl") is not None
+    own = layer.__dict__  # read at each step of each layer, hence not by names that torch looks up
+    return not bool(
+        "forward" in own
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl") is not None
+        or (own["_forward_hooks"] and any(_hooks(layer)))
     )
 
 

@@ -101,9 +101,12 @@ class GhostModule(Reparameterised):
         return gated(y, x, self.short_conv) if self.attention else y
 
     def plus(self, x: Tensor, residual: Callable[[], Tensor]) -> Tensor:
-        """self(x) + residual(), which stands in the output from the start where that can be."""
+        """self(x) + residual(), which stands in the output from the start where that can be.
+
+        Nothing else is to read x.
+        """
         alone = type(self) is GhostModule and not self.attention and stands_alone(self)
-        y = ghost_module(self, x, residual) if alone else None
+        y = ghost_module(self, x, residual, alone=True) if alone else None
         return self(x) + residual() if y is None else y
 
     def _by_layers(self, x: Tensor) -> Tensor:
