@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import spiritlevel as sl
-from spiritlevel.models import fused
+from spiritlevel.models import aside, fused
 from spiritlevel.models.attention import SqueezeExcite
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.layers import Layers
@@ -20,9 +20,9 @@ from spiritlevel.nn.observe import observing
 
 @pytest.fixture(autouse=True)
 def warned_anew():
-    fused._warn.cache_clear()
+    aside._warn.cache_clear()
     yield
-    fused._warn.cache_clear()
+    aside._warn.cache_clear()
 
 
 def last(t):
@@ -147,6 +147,22 @@ def test_a_hook_on_a_layer_is_called_and_one_warning_says_what_it_costs(half, at
         assert called == [1, 1]
         handle.remove()
         assert is_one(run(module, x))
+
+
+def test_layer_by_layer_is_what_a_hook_on_a_norm_leads_to_without_a_word():
+    module, x = made(), images()
+    hooked = copy.deepcopy(module)
+    hooked.cheap_operation[1].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="for a hook on a BatchNorm2d in it"):
+        y = run(hooked, x)
+    with warnings.catch_warnings(), fused.layer_by_layer():
+        warnings.simplefilter("error")
+        found = run(module, x)
+    assert not is_one(found)
+    assert torch.equal(found, y)
+    with pytest.raises(ZeroDivisionError), fused.layer_by_layer():
+        raise ZeroDivisionError
+    assert is_one(run(module, x))
 
 
 def test_a_parametrized_layer_runs_as_it_stands():

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spiritlevel as sl
 from spiritlevel.kernels import remade
-from spiritlevel.models import fused
+from spiritlevel.models import aside
 from spiritlevel.models.ghost import GhostBottleneck, GhostModule
 from spiritlevel.models.layers import Layers
 
@@ -25,9 +25,9 @@ FAMILIES = ["ghostnet_050", "ghostnetv2_100", "ghost_vgg16", "ghost_resnet56"]
 
 @pytest.fixture(autouse=True)
 def warned_anew():
-    fused._warn.cache_clear()
+    aside._warn.cache_clear()
     yield
-    fused._warn.cache_clear()
+    aside._warn.cache_clear()
 
 
 def made(name="ghostnet_050", classes=5):

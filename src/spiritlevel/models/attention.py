@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels.squeeze import GATES as _GATES
-from spiritlevel.models.fused import chained, squeeze_excite
+from spiritlevel.models.convolved import chained
+from spiritlevel.models.fused import squeeze_excite
 from spiritlevel.models.layers import Layers, make_divisible
 
 __all__ = ["GATES", "SqueezeExcite", "dfc_attention", "gated"]

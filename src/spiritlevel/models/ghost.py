@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
+from spiritlevel.models.aside import stands_alone
 from spiritlevel.models.attention import SqueezeExcite, dfc_attention, gated
-from spiritlevel.models.fused import chained, convolved, ghost_module, stands_alone
+from spiritlevel.models.convolved import chained, convolved
+from spiritlevel.models.fused import ghost_module
 from spiritlevel.models.layers import Layers
 from spiritlevel.models.reparam import Reparameterised
 

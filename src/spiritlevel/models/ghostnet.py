@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.models.fused import convolved
+from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
 from spiritlevel.models.reparam import deploy_

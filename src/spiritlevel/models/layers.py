@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.kernels.activations import activation
-from spiritlevel.models.fused import convolved
+from spiritlevel.models.convolved import convolved
 from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
 
 __all__ = ["ConvNormAct", "Layers", "make_divisible"]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiritlevel.models.fused import convolved
+from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.ghostnet import stem_stride
 from spiritlevel.models.layers import Layers

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spiritlevel.models.fused import laid_out
+from spiritlevel.models.aside import laid_out
 from spiritlevel.models.ghost import GhostModule
 
 __all__ = ["Staged", "checkpointed"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spiritlevel.models.fused import convolved
+from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
 from spiritlevel.models.staged import Staged

@@ -17,7 +17,7 @@ from types import FunctionType
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spiritlevel.models.fused import chained, convolved
+from spiritlevel.models.convolved import chained, convolved
 from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.source import (
     EVERY,
