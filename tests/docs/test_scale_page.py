@@ -1,25 +1,16 @@
 """docs/scale.md: its tables are of its record, and the record bears its formula out."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from tool_at import ROOT, tool
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
-
-
-def tool():
-    spec = importlib.util.spec_from_file_location("measured_tool", ROOT / "tools" / "measured.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_its_tables_are_of_its_record():
     text = PAGE.read_text(encoding="utf-8")
-    assert tool().scaled(text) == text
+    assert tool("measured").scaled(text) == text
     assert "## Measured" in text
 
 

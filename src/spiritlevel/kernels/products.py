@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from spiritlevel.kernels.channels import merge_rows
 from spiritlevel.kernels.compiled import array, finite, jit, naming
-from spiritlevel.kernels.vectors import instructions, over
+from spiritlevel.kernels.vectors import adding_parts, instructions, over
 
 __all__ = ["passes", "scratch"]
 
@@ -319,23 +319,13 @@ def _consuming(kind: str, widen: Any) -> Any:
 
 
 def _settling_products(kind: str) -> Any:
-    def adding(v: Any) -> Any:
-        @jit
-        def add(at, sums, parts, _other, j):
-            found = v.splat(np.float32(0))
-            for part in range(parts):
-                found = v.add(found, v.numbers(sums + part * at.step + 4 * j))
-            v.keep(at.total + 4 * j, found)
-
-        return add
-
-    add, fields = over(f"add_parts_{kind}", "f32", adding), _Rows
+    add = adding_parts(f"weights_{kind}")
 
     @jit
     def settle_products(work, _part, first, last):
         """The gradient of the weights, of some channels, from those of the chunks."""
-        start, count = 4 * first * work.inner, (last - first) * work.inner
-        to, step = work.grad_kernel + start, 4 * work.C * work.inner
-        add(fields(count, step, 0, to, 0, 0, 0, 0, 0), work.kernel_sums + start, work.parts, 0)
+        start, step = 4 * first * work.inner, 4 * work.C * work.inner
+        sums, to = work.kernel_sums + start, work.grad_kernel + start
+        add((last - first) * work.inner, to, sums, step, work.parts)
 
     return settle_products

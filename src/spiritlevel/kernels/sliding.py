@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spiritlevel.kernels.compiled import array, jit, naming
-from spiritlevel.kernels.vectors import over
+from spiritlevel.kernels.vectors import adding_parts, over
 
 __all__ = ["GEOMETRY", "passes"]
 
@@ -178,28 +178,14 @@ def _returning(kind: str, begin: Any) -> Any:
 
 
 def _settling(kind: str) -> Any:
-    def adding(v: Any) -> Any:
-        @jit
-        def add(at, parts, _rows, _other, j):
-            found = v.splat(np.float32(0))
-            for part in range(parts):
-                found = v.add(found, v.numbers(at.sums + part * at.reach + 4 * j))
-            v.keep(at.to + 4 * j, found)
-
-        return add
-
-    add, fields = over(f"add_kernels_{kind}", "f32", adding), _Chunk
+    add = adding_parts(f"kernel_{kind}")
 
     @jit
     def settle_kernel(work, _part, first, last):
         """The gradient of the kernel, of some channels, from those of the parts."""
         for k in range(work.inner):
-            start, whole = 4 * (k * work.C + first), 4 * work.inner * work.C
+            start, step = 4 * (k * work.C + first), 4 * work.inner * work.C
             sums, to = work.kernel_sums + start, work.grad_kernel + start
-            at = fields(
-                *(0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-                *(last - first, 0, whole, 0, 0, to, 0, sums),
-            )
-            add(at, work.parts, 0, 0)
+            add(last - first, to, sums, step, work.parts)
 
     return settle_kernel

@@ -7,6 +7,7 @@ shorter vectors takes one of ours as several.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from numba.extending import intrinsic, models, register_model
 
 from spiritlevel.kernels.compiled import jit, naming
 
-__all__ = ["instructions", "over", "vectors"]
+__all__ = ["adding_parts", "instructions", "over", "vectors"]
 
 
 class Vector(types.Type):
@@ -116,6 +117,35 @@ def over(name: str, kind: str, make: Any, *, wide: int = 0) -> Any:
 
     with naming(name, kind):
         return jit(all_of)
+
+
+_Sums = namedtuple("_Sums", "count to sums step")
+
+
+def adding_parts(name: str) -> Any:
+    """A function of (count, to, sums, step, parts): so many sums of float32, each over the parts.
+
+    Addresses; a part begins `step` bytes after the one before.
+    """
+    fields = _Sums
+
+    def making(v: Any) -> Any:
+        @jit
+        def add(at, parts, _rows, _other, j):
+            found = v.numbers(at.sums + 4 * j)
+            for part in range(1, parts):
+                found = v.add(found, v.numbers(at.sums + part * at.step + 4 * j))
+            v.keep(at.to + 4 * j, found)
+
+        return add
+
+    all_of = over(f"add_{name}", "f32", making)
+
+    def adding(count, to, sums, step, parts):
+        all_of(fields(count, to, sums, step), parts, 0, 0)
+
+    with naming(name):
+        return jit(adding)
 
 
 @cache

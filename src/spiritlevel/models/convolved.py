@@ -28,8 +28,12 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor | None:
     x = cast(x)
     if x.dtype is not torch.bfloat16 or _has_bfloat16():
         return None
+    return _in_float32(x, layer.weight, layer.bias)
+
+
+def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with torch.autocast("cpu", enabled=False):
-        return F.linear(x.float(), layer.weight, layer.bias).to(x.dtype)
+        return F.linear(x.float(), weight, bias).to(x.dtype)
 
 
 def chained(layers: nn.Module, x: Tensor) -> Tensor:
@@ -55,17 +59,24 @@ def _convolved(conv: Any, x: Tensor) -> Tensor | None:
     from spiritlevel.kernels import convolutions
 
     x = cast(x)
-    if x.dtype is torch.float32 and conv.kernel_size == (1, 1) == x.shape[2:] and groups == 1:
-        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+    slow = x.dtype is torch.bfloat16 and not _has_bfloat16()
+    if (slow or x.dtype is torch.float32) and _is_linear(conv, x):
+        return _in_float32(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
     plain = bias is None and conv.dilation == (1, 1) and x.shape[1] == conv.in_channels
     if plain and groups == conv.in_channels == conv.out_channels and _is_small(conv, x):
         return convolutions.depthwise(x, weight, _two(conv.stride), _two(conv.padding))
-    if x.dtype is not torch.bfloat16 or _has_bfloat16():
+    if not slow:
         return None
     if is_product(conv, x):
         return convolutions.pointwise(x, weight)
     options = _two(conv.stride), _two(conv.padding), _two(conv.dilation)
     return convolutions.widened(x, weight, bias, options, groups)
+
+
+def _is_linear(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is a linear layer, as on a map of one position."""
+    options = (conv.kernel_size, conv.padding, conv.groups, x.shape[1])
+    return options == ((1, 1), (0, 0), 1, conv.in_channels) and x.shape[2:] == (1, 1)
 
 
 _SMALL = 64
