@@ -37,8 +37,17 @@ def strided(side=4, **options):
     return conv, last(torch.randn(3, 12, side, side))
 
 
-def test_depthwise_of_small_maps_are_ours_and_of_large_ones_torchs():
+def test_depthwise_that_halve_a_map_are_ours():
+    conv, x = strided(64)
+    assert made_by(convolved(conv, x)) == "_DepthwiseBackward"
+    torch.testing.assert_close(convolved(conv, x), conv(x))
+
+
+@pytest.mark.parametrize("change", [{"stride": (1, 1)}, {"padding": (1, 1)}, {"stride": (2, 1)}])
+def test_other_depthwise_of_small_maps_are_ours_and_of_large_ones_torchs(change):
     conv, x = strided()
+    for name, value in change.items():
+        setattr(conv, name, value)
     assert made_by(convolved(conv, x)) == "_DepthwiseBackward"
     torch.testing.assert_close(convolved(conv, x), conv(x))
     assert made_by(convolved(conv, last(torch.randn(1, 12, 64, 64)))) == "ConvolutionBackward0"

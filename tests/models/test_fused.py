@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 import spiritlevel as sl
 from spiritlevel.models import aside, fused
+from spiritlevel.models.aside import layer_by_layer
 from spiritlevel.models.attention import SqueezeExcite
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.layers import Layers
@@ -155,12 +156,12 @@ def test_layer_by_layer_is_what_a_hook_on_a_norm_leads_to_without_a_word():
     hooked.cheap_operation[1].register_forward_hook(lambda *_: None)
     with pytest.warns(UserWarning, match="for a hook on a BatchNorm2d in it"):
         y = run(hooked, x)
-    with warnings.catch_warnings(), fused.layer_by_layer():
+    with warnings.catch_warnings(), layer_by_layer():
         warnings.simplefilter("error")
         found = run(module, x)
     assert not is_one(found)
     assert torch.equal(found, y)
-    with pytest.raises(ZeroDivisionError), fused.layer_by_layer():
+    with pytest.raises(ZeroDivisionError), layer_by_layer():
         raise ZeroDivisionError
     assert is_one(run(module, x))
 

@@ -85,7 +85,7 @@ def test_each_ghost_module_of_a_family_is_one_operation(name):
         assert count(model(images()), "_Halves") == 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "resnet56"])
 def test_outputs_gradients_and_statistics_are_the_layers_own(name):
     """As near to float64 as torch's layers come in float32, which is what rounding leaves."""
     model = made(name)
@@ -248,7 +248,7 @@ def test_multiply_adds_are_counted():
     assert ours.get_total_flops() == theirs.get_total_flops() > 1e6
 
 
-@pytest.mark.filterwarnings("ignore:some of a Ghost network runs layer by layer")
+@pytest.mark.filterwarnings("ignore:some of a network runs layer by layer")
 def test_pruned_weights_stay_zero_while_training():
     model = made()
     conv = model.blocks[4][0].ghost1.primary_conv[0]

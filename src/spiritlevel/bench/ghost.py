@@ -12,7 +12,7 @@ Plain, timm and the networks for scale also in channels-last; timm's also under 
 channels-last. No model has dropout, so that all GhostNets compute the same: logits and loss are
 compared before anything is timed, and once more after a step, where a subject may be as far from
 the first as torch's own channels-last is, times 10, or within the tolerance. Under autocast the
-first step alone is compared, and more loosely. The optimizer is SGD with momentum, `foreach`.
+first step alone is compared, and more loosely. The optimizer is SGD with momentum, `fused`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ TOLERANCE = 1e-3
 """Of the largest logit: rounding grows through up to 80 layers."""
 HALF_TOLERANCE = 0.2
 """The same under autocast to bfloat16, where some 0.05 is rounding."""
+_SETTINGS = {"dtype": "float32", "optimizer": "SGD, momentum 0.9, fused"}
 _LEAST = 16
 _BUILT = 0.2
 """Of the bar, for what is made and compared before anything is timed."""
@@ -126,7 +127,7 @@ def ghost(
             rows.append(_measure(case, steps, rounds, notes, tell))
         return {
             "command": "bench ghost",
-            "settings": setting.told() | {"dtype": "float32", "optimizer": "SGD, momentum 0.9"},
+            "settings": setting.told() | _SETTINGS,
             "environment": setting.environment() | {"timm": theirs.version()},
             "tolerance": {"float32": TOLERANCE, "bfloat16": HALF_TOLERANCE},
             "notes": notes,
@@ -155,9 +156,9 @@ def _steps(
     net = create_model(case.model, case.classes, stem=case.stem, drop_rate=0.0)
     images = torch.randn(case.batch, 3, case.size, case.size)
     labels = torch.randint(case.classes, (case.batch,))
-    ours = {_OURS: Step(copy.deepcopy(net), images, labels, foreach=True)}
+    ours = {_OURS: Step(copy.deepcopy(net), images, labels, fused=True)}
     if half:
-        ours[_HALF] = Step(copy.deepcopy(net), images, labels, half=True, foreach=True)
+        ours[_HALF] = Step(copy.deepcopy(net), images, labels, half=True, fused=True)
     both = _layouts(_PLAIN, net, images, labels, kernels="aten")
     other = theirs.ghostnet(case.model, case.classes, case.stem)
     if other is None:
@@ -178,7 +179,7 @@ def _layouts(
     name: str, net: nn.Module, images: Tensor, labels: Tensor, *, kernels: str | None = None
 ) -> dict[str, Step]:
     last: Any = {"memory_format": torch.channels_last}
-    given: Any = {"kernels": kernels, "foreach": True}
+    given: Any = {"kernels": kernels, "fused": True}
     laid = copy.deepcopy(net).to(**last)
     return {
         name: Step(copy.deepcopy(net), images, labels, **given),
@@ -191,7 +192,7 @@ def _compiled(step: Step) -> Step:
 
     torch._dynamo.reset()  # it gives up on code that it has seen with many shapes
     net: Any = torch.compile(copy.deepcopy(step.net), dynamic=False)
-    return Step(net, step.images, step.labels, foreach=True)
+    return Step(net, step.images, step.labels, fused=True)
 
 
 def _note(notes: list[str], told: str) -> None:

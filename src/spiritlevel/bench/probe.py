@@ -30,7 +30,7 @@ from spiritlevel.bench.setting import Progress, Setting, share_of
 from spiritlevel.bench.timing import LEVEL, Ratio, Samples, Subject, interleaved, summary
 from spiritlevel.errors import UsageError
 from spiritlevel.models import create_model
-from spiritlevel.models.fused import layer_by_layer
+from spiritlevel.models.aside import layer_by_layer
 from spiritlevel.probe.layers import norm_places
 from spiritlevel.probe.watch import Probe
 

@@ -33,7 +33,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.kernels import tune_allocator
 from spiritlevel.lent.norms import batch_norms
 from spiritlevel.models import create_model
-from spiritlevel.models.fused import layer_by_layer
+from spiritlevel.models.aside import layer_by_layer
 from spiritlevel.models.registry import model_options
 from spiritlevel.train.group import Group
 

@@ -16,7 +16,7 @@ class Step:
     """Called, it takes a step.
 
     `kernels` are those of `kernels.use`, where not those that are asked for anyway; `half`: forward
-    and loss under autocast to bfloat16. `foreach` is SGD's.
+    and loss under autocast to bfloat16. `fused` is SGD's.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Step:
         *,
         kernels: str | None = None,
         half: bool = False,
-        foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         self.net, self.images, self.labels = net, images, labels
         self.kernels, self.half = kernels, half
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, foreach=foreach)
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, fused=fused)
 
     def __call__(self) -> dict[str, Tensor]:
         """The logits and the loss before the step."""

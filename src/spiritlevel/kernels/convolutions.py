@@ -167,7 +167,7 @@ def _plan(
     ]
     geometry = (*sides, *outer, *kernel, *stride, *padding)
     assert len(geometry) == len(GEOMETRY)
-    most = _CACHED // (4 * (outer[0] * outer[1] + kernel[0] * sides[1])) // 32 * 32
+    most = _CACHED // (4 * (kernel[0] + 2) * sides[1]) // 32 * 32
     group = max(32, min(most, -(-C // 32) * 32))
     part = -(-N // min(N, _PARTS))
     parts = -(-N // part)

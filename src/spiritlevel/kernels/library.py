@@ -154,6 +154,6 @@ def _sources() -> str:
 
 _FILES = (
     *("library", "passes", "planes", "lanes", "cheap", "cheap_rows", "products", "gates"),
-    "sliding",
+    *("sliding", "halving"),
     *("channels", "formulas", "vectors", "compiled", "linked"),
 )

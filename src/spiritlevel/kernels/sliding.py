@@ -1,8 +1,9 @@
 """Depthwise convolutions of any kernel and stride, on channels-last tensors.
 
-    slide        rows of y, a position at a time
+    slide        rows of y
     slide_back   the gradient of x, where each position gathers what it is in; and of the kernel
 
+A position at a time; by `halving` where a row is long and that knows the kernel.
 A chunk is some channels of some images. Of these, what is read again is in the second cache.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.halving import halving
 from spiritlevel.kernels.vectors import adding_parts, over
 
 __all__ = ["GEOMETRY", "passes"]
@@ -41,6 +43,16 @@ def _over(number, step):
 def _beyond(number, step):
     """number % step."""
     return number - _over(number, step) * step
+
+
+@jit
+def _halves(at):
+    """The kernel's side, where `halving` knows the convolution; else 0."""
+    strides = at.down == 2 and at.across == 2
+    known = (at.wide == 3 or at.wide == 5) and at.tall == at.wide
+    middle = at.top == at.wide // 2 and at.left == at.top
+    same = at.rows == (at.height + 1) // 2 and at.columns == (at.width + 1) // 2
+    return at.wide if strides and known and middle and same and at.columns > 2 else 0
 
 
 def passes(kind: str) -> dict[str, Any]:
@@ -96,13 +108,22 @@ def _sliding(kind: str, begin: Any) -> Any:
         return cell
 
     cell = over("cell", kind, making, wide=32)
+    three, five = (halving(taps, kind).slide for taps in (3, 5))
 
     @jit
     def slide(work, part, first, last):
         for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
             at = begin(work, image, first, last, work.x, work.out, 0, 0)
+            quick = _halves(at)
             for r in range(at.rows):
-                for c in range(at.columns):
+                if quick == 3:
+                    for c in range(1, at.columns - 1):
+                        three(at, r, c, 0)
+                elif quick == 5:
+                    for c in range(1, at.columns - 1):
+                        five(at, r, c, 0)
+                cell(at, r, 0, 0)
+                for c in range(max(1, at.columns - 1) if quick else 1, at.columns):
                     cell(at, r, c, 0)
 
     return slide
@@ -150,10 +171,52 @@ def _weighing(size: Any, v: Any) -> Any:
     return weigh
 
 
+def _ending(size: Any, v: Any) -> Any:
+    @jit
+    def end(at, r, k, _other, j):
+        """What the first and the last of a row of y add to a row of the kernel's gradient."""
+        for c in range(0, at.columns, max(1, at.columns - 1)):
+            g = v.load(at.y + (r * at.columns + c) * at.step + j * size)
+            row = at.x + (r * at.down - at.top + k) * at.width * at.step + j * size
+            for i in range(at.wide):
+                column = c * at.across - at.left + i
+                if 0 <= column < at.width:
+                    to = at.sums + (k * at.wide + i) * at.reach + 4 * j
+                    v.keep(to, v.fma(g, v.load(row + column * at.step), v.numbers(to)))
+
+    return end
+
+
+def _spreading(kind: str, gather: Any) -> Any:
+    """Two rows of the gradient of x, where `halving` knows the convolution."""
+    three, five = (halving(taps, kind).spread for taps in (3, 5))
+
+    @jit
+    def spread(at, r):
+        for row in range(2 * r, min(2 * r + 2, at.height)):
+            k = (row + at.top) & 1
+            other = (row + at.top - k) >> 1
+            if other == at.rows:
+                k, other = k + 2, other - 1
+            if at.wide == 3:
+                three(at, row, k, other)
+            else:
+                five(at, row, k, other)
+            gather(at, row, 0, 0)
+            gather(at, row, 1, 0)
+            for c in range(2 * (at.columns - 1), at.width):
+                gather(at, row, c, 0)
+
+    return spread
+
+
 def _returning(kind: str, begin: Any) -> Any:
     size = np.int64(4 if kind == "f32" else 2)
+    three, five = (halving(taps, kind).weigh for taps in (3, 5))
+    end = over("end", kind, partial(_ending, size), wide=32)
     gather = over("gather", kind, partial(_gathering, size), wide=32)
     weigh = over("weigh_kernel", kind, partial(_weighing, size), wide=32)
+    spread = _spreading(kind, gather)
     _, put_number, _ = array("first", np.float32)
 
     @jit
@@ -164,12 +227,22 @@ def _returning(kind: str, begin: Any) -> Any:
                 put_number(sums + k * work.C * 4, i, np.float32(0))
         for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
             at = begin(work, image, first, last, work.x, work.grad, work.out, sums)
+            quick = _halves(at)
             for r in range(at.rows):
                 e = r * at.down - at.top
                 for k in range(max(0, -e), min(at.tall, at.height - e)):
-                    for i in range(at.wide):
-                        weigh(at, r, k, i)
-            if work.out != 0:
+                    if quick == 3:
+                        three(at, r, k, 0)
+                    elif quick == 5:
+                        five(at, r, k, 0)
+                    if quick:
+                        end(at, r, k, 0)
+                    else:
+                        for i in range(at.wide):
+                            weigh(at, r, k, i)
+                if quick and work.out != 0:
+                    spread(at, r)
+            if work.out != 0 and not quick:
                 for r in range(at.height):
                     for c in range(at.width):
                         gather(at, r, c, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from spiritlevel.kernels import backend
 
 __all__ = [
     "TYPES",
+    "by_layers",
     "cast",
     "channels_last",
     "foreign",
@@ -25,11 +27,33 @@ __all__ = [
     "is_pointwise",
     "is_product",
     "laid_out",
+    "layer_by_layer",
     "may_run",
     "stands_alone",
 ]
 
 TYPES = (torch.float32, torch.bfloat16)
+
+
+_by_layers = False
+
+
+@contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Within the block Ghost modules and norms call their layers, in the whole process.
+
+    Their numbers are then, to the bit, those of modules whose norms are hooked or of another kind.
+    """
+    global _by_layers
+    before, _by_layers = _by_layers, True
+    try:
+        yield
+    finally:
+        _by_layers = before
+
+
+def by_layers() -> bool:
+    return _by_layers
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -104,7 +128,7 @@ _OURS = "spiritlevel."
 
 @cache
 def _warn(what: str) -> None:
-    warnings.warn(f"some of a Ghost network runs layer by layer, slower, for {what}", stacklevel=6)
+    warnings.warn(f"some of a network runs layer by layer, slower, for {what}", stacklevel=6)
 
 
 def is_product(conv: nn.Conv2d, x: Tensor) -> bool:

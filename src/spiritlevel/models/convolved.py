@@ -63,7 +63,8 @@ def _convolved(conv: Any, x: Tensor) -> Tensor | None:
     if (slow or x.dtype is torch.float32) and _is_linear(conv, x):
         return _in_float32(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
     plain = bias is None and conv.dilation == (1, 1) and x.shape[1] == conv.in_channels
-    if plain and groups == conv.in_channels == conv.out_channels and _is_small(conv, x):
+    depthwise = plain and groups == conv.in_channels == conv.out_channels
+    if depthwise and (_halves(conv) or _is_small(conv, x)):
         return convolutions.depthwise(x, weight, _two(conv.stride), _two(conv.padding))
     if not slow:
         return None
@@ -77,6 +78,16 @@ def _is_linear(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether it is a linear layer, as on a map of one position."""
     options = (conv.kernel_size, conv.padding, conv.groups, x.shape[1])
     return options == ((1, 1), (0, 0), 1, conv.in_channels) and x.shape[2:] == (1, 1)
+
+
+def _halves(conv: nn.Conv2d) -> bool:
+    """Whether it is one of those that go back in half of torch's time whatever the map."""
+    side = conv.kernel_size[0]
+    return (
+        conv.kernel_size in ((3, 3), (5, 5))
+        and conv.stride == (2, 2)
+        and _two(conv.padding) == (side // 2, side // 2)
+    )
 
 
 _SMALL = 64

@@ -7,8 +7,8 @@ one warning; and whoever observes our norms is told of them as if they had run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from spiritlevel.kernels.activations import Activation
 from spiritlevel.kernels.remade import remember, spared
 from spiritlevel.models.aside import (
     TYPES,
+    by_layers,
     cast,
     channels_last,
     foreign,
@@ -30,30 +31,14 @@ from spiritlevel.models.aside import (
     may_run,
 )
 from spiritlevel.models.convolved import convolved
+from spiritlevel.models.normed import normalised
 from spiritlevel.nn import BatchNorm2d, BatchNormAct2d
 from spiritlevel.nn.observe import observed, tell_of
 
-__all__ = ["ghost_module", "layer_by_layer", "squeeze_excite"]
+__all__ = ["ghost_module", "squeeze_excite"]
 
 _NORMS: tuple[type, ...] = (BatchNorm2d, BatchNormAct2d)
 _ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
-
-
-_by_layers = False
-
-
-@contextmanager
-def layer_by_layer() -> Iterator[None]:
-    """Within the block Ghost modules call their layers, in the whole process.
-
-    Their numbers are then, to the bit, those of modules whose norms are hooked or of another kind.
-    """
-    global _by_layers
-    before, _by_layers = _by_layers, True
-    try:
-        yield
-    finally:
-        _by_layers = before
 
 
 def ghost_module(
@@ -64,7 +49,7 @@ def ghost_module(
     `alone`: nothing else reads x, which is then made again, not kept, where that costs little.
     None where its layers must be called; nothing has run by then that could be told.
     """
-    if _by_layers or not (module.training and may_run(x)):
+    if by_layers() or not (module.training and may_run(x)):
         return None
     parts = module._modules
     first, second = parts["primary_conv"], parts["cheap_operation"]
@@ -174,11 +159,6 @@ def _told(y: Tensor, layers: _Layers, found: Any) -> None:
         p = kind(first()[1])
         c = F.conv2d(p, cheap.weight.to(p.dtype), None, 1, 1, 1, p.shape[1])
         return c, normalised(norm2, c, *found[2:])
-
-    def normalised(norm: Any, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        moments = mean.float(), var.float()
-        z = F.batch_norm(x, *moments, norm.weight, norm.bias, False, 0.0, norm.eps)
-        return kind(z) if type(norm) is BatchNormAct2d else z
 
     tell_of(norm, y.shape, first, lambda: found[:2])
     tell_of(act, y.shape, lambda: (first()[1], kind(first()[1])))

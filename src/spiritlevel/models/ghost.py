@@ -113,8 +113,8 @@ class GhostModule(Reparameterised):
 
     def _by_layers(self, x: Tensor) -> Tensor:
         if self.branched:
-            primary = self.primary_activation(self.summed("primary", x))
-            cheap = self.cheap_activation(self.summed("cheap", primary))
+            primary = self.summed("primary", x, self.primary_activation)
+            cheap = self.summed("cheap", primary, self.cheap_activation)
         else:
             primary = self.primary_conv(x)
             cheap = self.cheap_operation(primary)

@@ -16,6 +16,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostBottleneck
 from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
+from spiritlevel.models.normed import normed
 from spiritlevel.models.reparam import deploy_
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec
@@ -123,8 +124,7 @@ class GhostNet(Staged):
             deploy_(self).train()
 
     def stem(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act1(self.bn1(convolved(self.conv_stem, x)))
-        return y
+        return normed(self.bn1, self.act1, convolved(self.conv_stem, x))
 
     def stages(self) -> nn.Sequential:
         return self.blocks

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spiritlevel.kernels.activations import activation
 from spiritlevel.models.convolved import convolved
+from spiritlevel.models.normed import normed
 from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
 
 __all__ = ["ConvNormAct", "Layers", "make_divisible"]
@@ -95,5 +96,4 @@ class ConvNormAct(nn.Module):
         self.act1 = layers.activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act1(self.bn1(convolved(self.conv, x)))
-        return y
+        return normed(self.bn1, self.act1, convolved(self.conv, x))

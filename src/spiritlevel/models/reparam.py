@@ -19,7 +19,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.errors import UsageError
+from spiritlevel.models.aside import may_run, stands_alone
+from spiritlevel.models.convolved import convolved
 from spiritlevel.models.layers import ConvNormAct, Layers
+from spiritlevel.models.normed import normed
 from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise, SyncBatchNorm
 from spiritlevel.nn.affine import factor_and_shift
 
@@ -88,13 +91,15 @@ class Reparameterised(nn.Module):
         convs = self.get_submodule(f"{name}_rpr_conv")
         return [branch for branch in alone if branch is not None] + list(convs.children())
 
-    def summed(self, name: str, x: Tensor) -> Tensor:
-        """The sum of the branches' outputs."""
+    def summed(self, name: str, x: Tensor, act: nn.Module | None = None) -> Tensor:
+        """The sum of the branches' outputs, and an activation of it."""
         first, *others = self.branches(name)
         y: Tensor = first(x)
-        for branch in others:
-            y = y + branch(x)
-        return y
+        for branch in others[:-1]:
+            y = _added(y, branch, x, None)
+        if others:
+            return _added(y, others[-1], x, act)
+        return y if act is None else act(y)
 
     def merge_(self, name: str) -> nn.Conv2d:
         """`merged` of the branches, which are taken out of the module."""
@@ -106,6 +111,18 @@ class Reparameterised(nn.Module):
     def deploy_(self) -> None:
         """Replace each sum of branches by the one convolution that gives the same in eval."""
         raise NotImplementedError
+
+
+def _added(y: Tensor, branch: Any, x: Tensor, act: nn.Module | None) -> Tensor:
+    """act(y + branch(x)), within the branch's norm where nobody sees the branch called."""
+    if may_run(x, dense=False):
+        if not isinstance(branch, ConvNormAct):
+            return normed(branch, act, x, y)
+        parts = branch, branch.act1
+        if type(branch.act1) is nn.Identity and all(map(stands_alone, parts)):
+            return normed(branch.bn1, act, convolved(branch.conv, x), y)
+    y = y + branch(x)
+    return y if act is None else act(y)
 
 
 @torch.no_grad()

@@ -13,10 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spiritlevel.models.aside import stands_alone
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.ghostnet import stem_stride
 from spiritlevel.models.layers import Layers
+from spiritlevel.models.normed import normed
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec
 
@@ -92,11 +94,20 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
-        for i in range(1, self.count + 1):
-            conv, norm, act = (self._modules[f"{kind}{i}"] for kind in ("conv", "bn", "act"))
-            y = act(norm(conv(y)))  # type: ignore[misc]
-        result: Tensor = self.act(y + self.downsample(x))
+        for i in range(1, self.count):
+            conv, norm, act = self._layers(i)
+            y = normed(norm, act, conv(y))
+        conv, norm, act = self._layers(self.count)
+        if not _is_nothing(act):
+            result: Tensor = self.act(act(norm(conv(y))) + self.downsample(x))
+        elif isinstance(conv, GhostModule) and _is_nothing(norm):
+            result = self.act(conv.plus(y, lambda: self.downsample(x)))
+        else:
+            result = normed(norm, self.act, conv(y), self.downsample(x))
         return result
+
+    def _layers(self, i: int) -> list[Any]:
+        return [self._modules[f"{kind}{i}"] for kind in ("conv", "bn", "act")]
 
     def ends(self) -> list[tuple[nn.Module, nn.Module]]:
         """The layers whose sum or concatenation the branch is, each with the norm after it."""
@@ -104,6 +115,10 @@ class ResidualUnit(nn.Module):
         if isinstance(conv, GhostModule):
             return conv.ends()
         return [(conv, self.get_submodule(f"bn{self.count}"))]
+
+
+def _is_nothing(layer: nn.Module) -> bool:
+    return type(layer) is nn.Identity and stands_alone(layer)
 
 
 def _projection(
@@ -175,8 +190,7 @@ class ResNet(Staged):
         self.checkpointing = checkpoint
 
     def stem(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act1(self.bn1(self.conv1(x)))
-        return y
+        return normed(self.bn1, self.act1, self.conv1(x))
 
     def stages(self) -> list[nn.Module]:
         layers = [self.get_submodule(f"layer{i + 1}") for i in range(self.count)]

@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
 from spiritlevel.kernels.activations import Activation, activation
-from spiritlevel.nn.observe import tell
+from spiritlevel.nn.observe import Statistics, tell
 
 __all__ = [
     "BatchNorm1d",
@@ -76,6 +76,14 @@ class _Fused(_BatchNorm):
     def _normalized(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if isinstance(x, Proxy):  # torch.fx is tracing: one node, as torch's own layers are
             return _as_leaf(self, x, residual)
+        y, statistics = self.passed(x, residual, self.act)
+        tell(self, x, y, statistics)
+        return y
+
+    def passed(
+        self, x: Tensor, residual: Tensor | None, act: Activation
+    ) -> tuple[Tensor, Statistics | None]:
+        """A pass with `act` after it, of which no observer is told, and the batch's statistics."""
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         running: Any = (self.running_mean, self.running_var)
         track = self.training and self.track_running_stats
@@ -89,15 +97,14 @@ class _Fused(_BatchNorm):
             self.num_batches_tracked.add_(1)
         weight, bias = self._affine(x, chosen, weight, bias)
         if chosen == "aten":
-            return self._plain(x, residual, weight, bias, training, track)
+            return self._plain(x, residual, act, weight, bias, training, track)
         if training:
             _check_batch(x, self.eps)
         taken = None if training else running
         follows = self._follows(*running) if track and running[0] is not None else None
-        act, eps = self.act, self.eps
-        y, mean, var = ops.run(chosen, x, weight, bias, residual, act, eps, taken, follows)
-        tell(self, x, y, (lambda: (mean, var)) if training else None)
-        return y
+        given = x, weight, bias, residual, act, self.eps, taken, follows
+        y, mean, var = ops.run(chosen, *given)
+        return y, (lambda: (mean, var)) if training else None
 
     def _affine(
         self, x: Tensor, kernels: str, weight: Tensor | None, bias: Tensor | None
@@ -109,21 +116,21 @@ class _Fused(_BatchNorm):
         self,
         x: Tensor,
         residual: Tensor | None,
+        act: Activation,
         weight: Tensor | None,
         bias: Tensor | None,
         training: bool,
         track: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Statistics | None]:
         momentum, seen = self.momentum, self.num_batches_tracked if track else None
         if momentum is None:
             momentum = 0.0 if seen is None else 1.0 / float(seen)
         given = not self.training or self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if given else (None, None)
         y = F.batch_norm(x, mean, var, weight, bias, training, momentum, self.eps)
-        y = self.act(y if residual is None else y + residual)
+        y = act(y if residual is None else y + residual)
         taken = training and x.numel() > 0
-        tell(self, x, y, (lambda: ops.statistics_of(x)) if taken else None)
-        return y
+        return y, (lambda: ops.statistics_of(x)) if taken else None
 
     def _follows(self, mean: Tensor, var: Tensor) -> ops.Running | None:
         """The running statistics, and the share of this batch in them."""

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from spiritlevel.models.convolved import chained, convolved
+from spiritlevel.models.normed import normed
 from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.source import (
     EVERY,
@@ -36,6 +37,8 @@ from spiritlevel.surgery.tracer import hooked
 __all__ = ["looked_into"]
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
+_CALLING = (checkpoint, 1), (len, 1), (bool, 1), (chained, 1), (convolved, 1), (normed, 2)
+"""Functions, and how many of their first arguments they call as they stand, and no more."""
 
 
 def looked_into(module: nn.Module) -> dict[nn.Module, str]:
@@ -230,27 +233,28 @@ class _Reader:
         if isinstance(up, ast.Call):
             if up.func is node:
                 return True
-            return up.args[:1] == [node] and self._calls_it(up.func)
+            return node in up.args[: self._calls(up.func)]
         if isinstance(up, ast.Compare):
             return all(isinstance(c, ast.Constant) and c.value is None for c in up.comparators)
         tested = isinstance(up, ast.If | ast.IfExp | ast.While) and up.test is node
         return tested or (isinstance(up, ast.UnaryOp) and isinstance(up.op, ast.Not))
 
-    def _calls_it(self, function: ast.expr) -> bool:
-        """Whether this function only calls its first argument, as it stands, or asks its length."""
+    def _calls(self, function: ast.expr) -> int:
+        """How many of its first arguments this function only calls, or asks their length."""
         path: list[str] = []
         while isinstance(function, ast.Attribute):
             path.insert(0, function.attr)
             function = function.value
         if not isinstance(function, ast.Name) or function.id in self.local:
-            return False
+            return 0
         written = [f for kind in self.kind.__mro__ for f in vars(kind).values()]
         places = [f.__globals__ for f in written if isinstance(f, FunctionType)]
         named = [here[function.id] for here in places if function.id in here]
-        return bool(named or not path) and all(
-            any(_at(found, path) is each for each in (checkpoint, len, bool, chained, convolved))
-            for found in named or [{"len": len, "bool": bool}.get(function.id)]
-        )
+        if path and not named:
+            return 0
+        may_be = named or [{"len": len, "bool": bool}.get(function.id)]
+        at = [_at(found, path) for found in may_be]
+        return min(next((n for each, n in _CALLING if each is found), 0) for found in at)
 
     def _wrapped(self, name: str) -> bool:
         """Whether what is wrapped around a method names a child."""

@@ -1,0 +1,146 @@
+"""Depthwise 3x3 and 5x5 convolutions that halve a map, away from its left and right ends.
+
+With (c) a column of y, that of x which is in its middle is 2 c. Columns that are not the first or
+last have all their neighbours, so that nothing is asked for each number; rows may lack some. Chunks
+are those of `sliding`.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from spiritlevel.kernels.compiled import jit, naming
+from spiritlevel.kernels.vectors import over
+
+__all__ = ["halving"]
+
+
+@cache
+def halving(taps: int, kind: str) -> SimpleNamespace:
+    """For a kernel of taps x taps, 3 or 5, each a function of (at, row, ..., ...) for all channels.
+
+    slide(at, r, 0, 0) makes a row of y; weigh(at, r, k, 0) adds what a row of y brings to a row of
+    the kernel's gradient; spread(at, row, k, r) makes a row of the gradient of x, from the rows of
+    y's from r on upwards, which it is in by the kernel's rows k, k + 2 and so on.
+    """
+    size = np.int64(4 if kind == "f32" else 2)
+    made = {"slide": (_sliding, 16), "weigh": (_weighing, 16), "spread": (_spreading, 32)}
+    with naming("halving", str(taps)):
+        return SimpleNamespace(
+            **{
+                name: over(f"{name}_{taps}", kind, partial(make, size, taps), wide=wide)
+                for name, (make, wide) in made.items()
+            }
+        )
+
+
+def _sliding(size: Any, taps: int, v: Any) -> Any:
+    @jit
+    def slide(at, r, c, _other, j):
+        e = 2 * r - at.top
+        low, high = max(0, -e), min(taps, at.height - e)
+        line = at.width * at.step
+        on = at.x + ((e + low) * at.width + 2 * c - at.left) * at.step + j * size
+        y = at.y + (r * at.columns + c) * at.step + j * size
+        factor = at.kernel + low * taps * at.reach + 4 * j
+        found = v.splat(np.float32(0))
+        for _ in range(low, high):
+            here = on
+            for _ in range(taps):
+                found = v.fma(v.load(here), v.numbers(factor), found)
+                here += at.step
+                factor += at.reach
+            on += line
+        v.store(y, found)
+
+    return slide
+
+
+def _weighing(size: Any, taps: int, v: Any) -> Any:
+    @jit
+    def begin(at, r, k, j):
+        grad = at.y + (r * at.columns + 1) * at.step + j * size
+        x = at.x + ((2 * r - at.top + k) * at.width + 2 - at.left) * at.step + j * size
+        return grad, x, at.sums + k * taps * at.reach + 4 * j
+
+    @jit
+    def three(at, r, k, _other, j):
+        grad, x, to = begin(at, r, k, j)
+        ahead = 2 * at.width * at.step
+        a0 = a1 = a2 = v.splat(np.float32(0))
+        for _ in range(1, at.columns - 1):
+            g, on = v.load(grad), x + at.step
+            v.fetch(x + ahead)
+            v.fetch(on + ahead)
+            a0 = v.fma(g, v.load(x), a0)
+            a1 = v.fma(g, v.load(on), a1)
+            x = on + at.step
+            a2 = v.fma(g, v.load(x), a2)
+            grad += at.step
+        for a in (a0, a1, a2):
+            v.keep(to, v.add(a, v.numbers(to)))
+            to += at.reach
+
+    @jit
+    def five(at, r, k, _other, j):
+        grad, x, to = begin(at, r, k, j)
+        ahead = 2 * at.width * at.step
+        a0 = a1 = a2 = a3 = a4 = v.splat(np.float32(0))
+        for _ in range(1, at.columns - 1):
+            g, on = v.load(grad), x + at.step
+            v.fetch(x + ahead)
+            v.fetch(on + ahead)
+            a0 = v.fma(g, v.load(x), a0)
+            a1 = v.fma(g, v.load(on), a1)
+            x = on + at.step
+            a2 = v.fma(g, v.load(x), a2)
+            on = x + at.step
+            a3 = v.fma(g, v.load(on), a3)
+            a4 = v.fma(g, v.load(on + at.step), a4)
+            grad += at.step
+        for a in (a0, a1, a2, a3, a4):
+            v.keep(to, v.add(a, v.numbers(to)))
+            to += at.reach
+
+    return three if taps == 3 else five
+
+
+def _spreading(size: Any, taps: int, v: Any) -> Any:
+    @jit
+    def spread(at, row, k, r, j):
+        line = at.columns * at.step
+        rows = min(r + 1, (taps - k + 1) // 2)
+        here = at.y + (r * at.columns + 1) * at.step + j * size
+        to = at.to + (row * at.width + 2) * at.step + j * size
+        first, down = at.kernel + k * taps * at.reach + 4 * j, 2 * taps * at.reach
+        ahead = 2 * at.width * at.step
+        for _ in range(1, at.columns - 1):
+            even = odd = v.splat(np.float32(0))
+            on, w = here, first
+            for _ in range(rows):
+                g, after = v.load(on), v.load(on + at.step)
+                if taps == 3:
+                    even = v.fma(g, v.numbers(w + at.reach), even)
+                    odd = v.fma(g, v.numbers(w + 2 * at.reach), odd)
+                    odd = v.fma(after, v.numbers(w), odd)
+                else:
+                    even = v.fma(g, v.numbers(w + 2 * at.reach), even)
+                    odd = v.fma(g, v.numbers(w + 3 * at.reach), odd)
+                    even = v.fma(after, v.numbers(w), even)
+                    odd = v.fma(after, v.numbers(w + at.reach), odd)
+                    even = v.fma(v.load(on - at.step), v.numbers(w + 4 * at.reach), even)
+                on -= line
+                w += down
+            v.claim(to + ahead)
+            v.store(to, even)
+            to += at.step
+            v.claim(to + ahead)
+            v.store(to, odd)
+            to += at.step
+            here += at.step
+
+    return spread
