@@ -108,6 +108,21 @@ def passes(stages: dict[str, Any]) -> list[str]:
             for key in ("seconds", "floor")
         )
         lines.append(f"| {name} | {taken:.0f} | {floor:.0f} | {taken / floor:.2f} |")
+    return [*lines, "", *halved(stages["halving"])]
+
+
+def halved(rows: list[dict[str, Any]]) -> list[str]:
+    """The depthwise convolutions that halve a map, by ours and by torch's kernels."""
+    lines = [
+        f"The {len(rows)} depthwise convolutions of that network which halve a map, from the "
+        "same file; the floor is their bytes:",
+        "",
+        "| pass | ours, ms | torch, ms | floor, ms |",
+        "|---|--:|--:|--:|",
+    ]
+    for i, name in enumerate(("forward", "backward")):
+        each = (1e3 * sum(row[key][i] for row in rows) for key in ("ours", "torch", "floor"))
+        lines.append(f"| {name} | {' | '.join(f'{ms:.1f}' for ms in each)} |")
     return lines
 
 

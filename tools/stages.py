@@ -2,7 +2,8 @@
 
 For the modules of GhostNet 1.0x on 32 images of 224x224, one after another, medians of a few calls
 in a quiet process. The floor of a pass is the longer of its flops, at the rate of a matrix product,
-and its bytes, at the rate of a copy, both measured here.
+and its bytes, at the rate of a copy, both measured here. Beside them the depthwise
+convolutions that halve a map, ours and torch's.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import spiritlevel as sl
 from spiritlevel.kernels import ghost, tune_allocator
+from spiritlevel.kernels.convolutions import depthwise
 from spiritlevel.models.ghost import GhostModule
 
 MODEL, SIZE, BATCH, CALLS = "ghostnet_100", 224, 32, 7
@@ -39,6 +43,7 @@ def main(file: str) -> None:
         "copy_gb_per_second": rates[1] / 1e9,
         "passes": PASSES,
         "modules": rows,
+        "halving": [halved(conv, x, rates[1]) for conv, x in strided()],
     }
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
 
@@ -85,6 +90,44 @@ def measured(shape: tuple[int, ...], C: int, n: int, rates: tuple[float, float])
         "modules": n,
         "seconds": [seconds(call) for call, _, _ in calls],
         "floor": [max(rows * f / rates[0], rows * 4 * b / rates[1]) for _, f, b in calls],
+    }
+
+
+def strided() -> list[tuple[nn.Conv2d, torch.Tensor]]:
+    """The depthwise convolutions that halve a map, each with an input."""
+    found: list[tuple[nn.Conv2d, torch.Tensor]] = []
+    model = sl.create_model(MODEL).eval()
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups > 1 and conv.stride == (2, 2):
+            conv.register_forward_pre_hook(
+                lambda m, given: found.append((m, last(torch.randn(BATCH, *given[0].shape[1:]))))
+            )
+    with torch.no_grad():
+        model(torch.randn(1, 3, SIZE, SIZE))
+    return found
+
+
+def halved(conv: nn.Conv2d, x: torch.Tensor, rate: float) -> dict[str, Any]:
+    """Seconds forward and back, ours and torch's, and those of the bytes."""
+    weight, pad, inputs = conv.weight, conv.padding[0], (x.requires_grad_(), conv.weight)
+
+    def ours() -> torch.Tensor:
+        return depthwise(x, weight, (2, 2), (pad, pad))
+
+    def theirs() -> torch.Tensor:
+        return F.conv2d(x, weight, None, 2, pad, 1, conv.groups)
+
+    def back(y: torch.Tensor) -> Callable[[], Any]:
+        grad = torch.randn_like(y)
+        return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
+
+    moved = [4 * (x.numel() + ours().numel()), 4 * (2 * x.numel() + ours().numel())]
+    return {
+        "input": tuple(x.shape),
+        "kernel": conv.kernel_size[0],
+        "ours": [seconds(ours), seconds(back(ours()))],
+        "torch": [seconds(theirs), seconds(back(theirs()))],
+        "floor": [each / rate for each in moved],
     }
 
 

@@ -193,7 +193,7 @@ def _thinned(x: Tensor) -> Tensor:
 
 
 def _range(x: Tensor, axis: int) -> Moments:
-    """Least and largest of each channel; first over positions, then over samples, the fastest."""
+    """Least and largest of each channel, in the order that is fastest."""
     if x.dim() < 2:
         return x.amin()[None], x.amax()[None]
     if axis != 1:
@@ -202,6 +202,10 @@ def _range(x: Tensor, axis: int) -> Moments:
     if x.dim() > 2 and x.is_contiguous():
         x = x.flatten(2)
         return x.amin(2).amin(0), x.amax(2).amax(0)
+    rows = x.movedim(1, -1)
+    if rows.is_contiguous():  # samples first: torch takes far longer over all at once
+        low, high = rows.reshape(len(x), -1).amin(0), rows.reshape(len(x), -1).amax(0)
+        return low.view(-1, x.shape[1]).amin(0), high.view(-1, x.shape[1]).amax(0)
     others = [i for i in range(x.dim()) if i != 1]
     return x.amin(others), x.amax(others)
 
