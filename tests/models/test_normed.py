@@ -80,6 +80,16 @@ def test_layers_alone_are_joined_too_and_nothing_is_without_either():
     torch.testing.assert_close(normed(norm, None, x), norm(x))
 
 
+@pytest.mark.parametrize("act", [None, nn.ReLU()])
+def test_layers_that_run_one_by_one_add_too(act):
+    norm, x, residual = made()
+    norm.eval()
+    torch.testing.assert_close(
+        normed(norm, act, x, residual), by_layers(norm, act, x, residual), rtol=0, atol=0
+    )
+    assert not torch.equal(normed(norm, act, x, residual), normed(norm, act, x))
+
+
 def test_layers_run_where_they_are_others_or_somebody_looks():
     norm, x, _ = made()
     x.requires_grad_()
@@ -156,6 +166,16 @@ def test_a_hooked_branch_is_called():
     branch.register_forward_hook(lambda *_: called.append(1))
     torch.testing.assert_close(block(x), y)
     assert called == [1]
+
+
+@pytest.mark.parametrize("name", ["resnet56", "ghost_resnet56"])
+def test_a_residual_unit_adds_within(name):
+    torch.manual_seed(0)
+    unit = sl.create_model(name, 5, stem="cifar", drop_rate=0.0).layer1[0]
+    y = unit(last(torch.randn(8, 16, 32, 32)))
+    assert "AddBackward0" not in names(y)
+    with sl.kernels.use("aten"):
+        assert "AddBackward0" in names(unit(last(torch.randn(8, 16, 32, 32))))
 
 
 @pytest.mark.parametrize("name", ["resnet56", "ghost_resnet56", "vgg16", "ghostnet_050"])
