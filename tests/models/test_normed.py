@@ -168,6 +168,19 @@ def test_a_hooked_branch_is_called():
     assert called == [1]
 
 
+class Doubled(ConvNormAct):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_branch_of_another_class_is_called():
+    block, x = v3()
+    block.ghost1.primary_rpr_conv[1].__class__ = Doubled
+    y = copy.deepcopy(block)(x)
+    with sl.kernels.use("aten"):
+        torch.testing.assert_close(y, block(x), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["resnet56", "ghost_resnet56"])
 def test_a_residual_unit_adds_within(name):
     torch.manual_seed(0)

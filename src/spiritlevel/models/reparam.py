@@ -119,7 +119,8 @@ def _added(y: Tensor, branch: Any, x: Tensor, act: nn.Module | None) -> Tensor:
         if not isinstance(branch, ConvNormAct):
             return normed(branch, act, x, y)
         parts = branch, branch.act1
-        if type(branch.act1) is nn.Identity and all(map(stands_alone, parts)):
+        own = type(branch) is ConvNormAct and type(branch.act1) is nn.Identity
+        if own and all(map(stands_alone, parts)):
             return normed(branch.bn1, act, convolved(branch.conv, x), y)
     y = y + branch(x)
     return y if act is None else act(y)
