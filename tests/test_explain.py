@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spiritlevel.errors import UsageError
@@ -373,6 +373,7 @@ class TestSettling:
         st.floats(0.05, 1),
         st.sampled_from([1e-5, 1e-3, 1.0]),
     )
+    @example([0.0, 0.0], 1.0, 1e-5)
     def test_against_torch_step_by_step(self, values, momentum, eps):
         array = np.array(values, dtype=np.float64)[:, None]
         told = explain_array(array, momentum=momentum, eps=eps)

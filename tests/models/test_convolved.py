@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from behind import last
 from torch import nn
 
 import spiritlevel as sl
@@ -17,10 +18,6 @@ from spiritlevel.models.convolved import chained, convolved
 def no_bfloat16(monkeypatch):
     """As on a processor whose instructions know no bfloat16."""
     monkeypatch.setattr(module, "_has_bfloat16", lambda: False)
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def made_by(y):

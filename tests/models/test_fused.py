@@ -7,27 +7,17 @@ import warnings
 
 import pytest
 import torch
+from behind import last
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import spiritlevel as sl
-from spiritlevel.models import aside, fused
+from spiritlevel.models import fused
 from spiritlevel.models.aside import layer_by_layer
 from spiritlevel.models.attention import SqueezeExcite
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.layers import Layers
 from spiritlevel.nn.observe import observing
-
-
-@pytest.fixture(autouse=True)
-def warned_anew():
-    aside._warn.cache_clear()
-    yield
-    aside._warn.cache_clear()
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def made(in_chs=24, out_chs=36, **options):

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import several
 import torch
+from behind import last, nodes
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -16,18 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spiritlevel as sl
 from spiritlevel.kernels import remade
-from spiritlevel.models import aside
 from spiritlevel.models.ghost import GhostBottleneck, GhostModule
 from spiritlevel.models.layers import Layers
 
 FAMILIES = ["ghostnet_050", "ghostnetv2_100", "ghost_vgg16", "ghost_resnet56"]
-
-
-@pytest.fixture(autouse=True)
-def warned_anew():
-    aside._warn.cache_clear()
-    yield
-    aside._warn.cache_clear()
 
 
 def made(name="ghostnet_050", classes=5):
@@ -42,23 +35,6 @@ def images(n=4, side=32, chs=3):
 def bottleneck(in_chs=16, out_chs=16, **options):
     torch.manual_seed(0)
     return GhostBottleneck(in_chs, 48, out_chs, Layers.of("batch"), **options)
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
-
-
-def nodes(y):
-    """Class names of the graph behind y, each as often as it stands there."""
-    found, left, seen = [], [y.grad_fn], set()
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.append(type(node).__name__)
-        left += [before for before, _ in node.next_functions]
-    return found
 
 
 def count(y, name):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from behind import last, nodes
 from torch import nn
 
 import spiritlevel as sl
@@ -17,17 +18,6 @@ from spiritlevel.nn import BatchNorm2d
 from spiritlevel.nn.observe import observing
 
 ACTS = [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), None]
-
-
-@pytest.fixture(autouse=True)
-def warned_anew():
-    aside._warn.cache_clear()
-    yield
-    aside._warn.cache_clear()
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def made(chs=12, side=40):
@@ -125,17 +115,6 @@ def test_observers_are_told_of_both_layers_and_change_no_bit(with_residual):
     torch.testing.assert_close(of_act, (before, plain), rtol=1e-5, atol=1e-6)
 
 
-def names(y):
-    left, seen, each = [y.grad_fn], set(), []
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            each.append(type(node).__name__)
-            left += [before for before, _ in node.next_functions]
-    return each
-
-
 def v3(**changes):
     torch.manual_seed(0)
     block = sl.create_model("ghostnetv3_100", 5, drop_rate=0.0).blocks[1][0]
@@ -146,12 +125,12 @@ def v3(**changes):
 
 def test_branches_are_summed_within_their_norms():
     block, x = v3()
-    kinds = names(block.ghost1(x))
+    kinds = nodes(block.ghost1(x))
     assert not {"AddBackward0", "ReluBackward0"} & {*kinds}
     twin, exact = v3()[0], v3()[0].double()
     block(x).square().mean().backward()
     with sl.kernels.use("aten"):
-        assert {"AddBackward0", "ReluBackward0"} <= {*names(twin.ghost1(x))}
+        assert {"AddBackward0", "ReluBackward0"} <= {*nodes(twin.ghost1(x))}
         exact(x.double()).square().mean().backward()
     for one, other in zip(block.parameters(), exact.parameters(), strict=True):
         off = (one.grad - other.grad).norm() / other.grad.norm().clamp(min=1e-3)
@@ -186,9 +165,9 @@ def test_a_residual_unit_adds_within(name):
     torch.manual_seed(0)
     unit = sl.create_model(name, 5, stem="cifar", drop_rate=0.0).layer1[0]
     y = unit(last(torch.randn(8, 16, 32, 32)))
-    assert "AddBackward0" not in names(y)
+    assert "AddBackward0" not in nodes(y)
     with sl.kernels.use("aten"):
-        assert "AddBackward0" in names(unit(last(torch.randn(8, 16, 32, 32))))
+        assert "AddBackward0" in nodes(unit(last(torch.randn(8, 16, 32, 32))))
 
 
 @pytest.mark.parametrize("name", ["resnet56", "ghost_resnet56", "vgg16", "ghostnet_050"])
@@ -197,7 +176,7 @@ def test_models_join_norm_and_activation(name):
     options = {} if "vgg" in name else {"stem": "cifar"}
     model = sl.create_model(name, 5, drop_rate=0.0, **options)
     x = last(torch.randn(16, 3, 32, 32))
-    kinds = names(model.stages()[0](model.stem(x)) if name == "vgg16" else model.stem(x))
+    kinds = nodes(model.stages()[0](model.stem(x)) if name == "vgg16" else model.stem(x))
     assert "_BatchNormActBackward" in kinds
     assert "ReluBackward0" not in kinds
 

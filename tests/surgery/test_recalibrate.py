@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recalibrate_cases import assert_statistics, held, images, moments, net, normalized, pairs
 from sklearn.datasets import load_digits
@@ -76,6 +76,7 @@ def test_any_split_gives_the_same(sizes, sequential):
     st.sampled_from([0.0, 1.0, 100.0, 1e6]),
     st.sampled_from([1e-3, 1.0, 1e3]),
 )
+@example([1, 1], 4, 1e6, 1e-3)
 def test_any_split_beside_all_data_at_once(sizes, channels, mean, std):
     torch.manual_seed(sum(sizes))
     x = torch.randn(sum(sizes), channels, 3, dtype=torch.float64) * std + mean

@@ -206,9 +206,7 @@ def _steps_to_settle(
     """Steps until all results of eval() are within SETTLED of their last; None: over MAX_STEPS."""
     if momentum == 0 or variance + eps == 0:
         return None
-    if momentum == 1:
-        return 1
-    negligible = math.ceil(math.log(1e-20) / math.log1p(-momentum))
+    negligible = 1 if momentum == 1 else math.ceil(math.log(1e-20) / math.log1p(-momentum))
     weights = np.float64(1 - momentum) ** np.arange(min(negligible, MAX_STEPS) + 1)
     last = _evaluate(centred, mean, variance, np.zeros(1), eps)
     off = np.abs(_evaluate(centred, mean, variance, weights, eps) - last).max(axis=0) > SETTLED

@@ -1,6 +1,6 @@
 """Depthwise 3x3 and 5x5 convolutions that halve a map, away from its left and right ends.
 
-With (c) a column of y, that of x which is in its middle is 2 c. Columns that are not the first or
+What is in the middle of column c of y is column 2 c of x. Columns that are not the first or
 last have all their neighbours, so that nothing is asked for each number; rows may lack some. Chunks
 are those of `sliding`.
 """
@@ -23,9 +23,9 @@ __all__ = ["halving"]
 def halving(taps: int, kind: str) -> SimpleNamespace:
     """For a kernel of taps x taps, 3 or 5, each a function of (at, row, ..., ...) for all channels.
 
-    slide(at, r, 0, 0) makes a row of y; weigh(at, r, k, 0) adds what a row of y brings to a row of
-    the kernel's gradient; spread(at, row, k, r) makes a row of the gradient of x, from the rows of
-    y's from r on upwards, which it is in by the kernel's rows k, k + 2 and so on.
+    slide(at, r, c, 0) makes a position of y; weigh(at, r, k, 0) adds what a row of y's gradient
+    brings to a row of the kernel's; spread(at, row, k, r) makes a row of the gradient of x, from
+    those of y that it is in: r by the kernel's row k, r - 1 by k + 2, and so on.
     """
     size = np.int64(4 if kind == "f32" else 2)
     made = {"slide": (_sliding, 16), "weigh": (_weighing, 16), "spread": (_spreading, 32)}
@@ -62,32 +62,9 @@ def _sliding(size: Any, taps: int, v: Any) -> Any:
 
 def _weighing(size: Any, taps: int, v: Any) -> Any:
     @jit
-    def begin(at, r, k, j):
+    def weigh(at, r, k, _other, j):
         grad = at.y + (r * at.columns + 1) * at.step + j * size
         x = at.x + ((2 * r - at.top + k) * at.width + 2 - at.left) * at.step + j * size
-        return grad, x, at.sums + k * taps * at.reach + 4 * j
-
-    @jit
-    def three(at, r, k, _other, j):
-        grad, x, to = begin(at, r, k, j)
-        ahead = 2 * at.width * at.step
-        a0 = a1 = a2 = v.splat(np.float32(0))
-        for _ in range(1, at.columns - 1):
-            g, on = v.load(grad), x + at.step
-            v.fetch(x + ahead)
-            v.fetch(on + ahead)
-            a0 = v.fma(g, v.load(x), a0)
-            a1 = v.fma(g, v.load(on), a1)
-            x = on + at.step
-            a2 = v.fma(g, v.load(x), a2)
-            grad += at.step
-        for a in (a0, a1, a2):
-            v.keep(to, v.add(a, v.numbers(to)))
-            to += at.reach
-
-    @jit
-    def five(at, r, k, _other, j):
-        grad, x, to = begin(at, r, k, j)
         ahead = 2 * at.width * at.step
         a0 = a1 = a2 = a3 = a4 = v.splat(np.float32(0))
         for _ in range(1, at.columns - 1):
@@ -98,15 +75,20 @@ def _weighing(size: Any, taps: int, v: Any) -> Any:
             a1 = v.fma(g, v.load(on), a1)
             x = on + at.step
             a2 = v.fma(g, v.load(x), a2)
-            on = x + at.step
-            a3 = v.fma(g, v.load(on), a3)
-            a4 = v.fma(g, v.load(on + at.step), a4)
+            if taps == 5:
+                a3 = v.fma(g, v.load(x + at.step), a3)
+                a4 = v.fma(g, v.load(x + 2 * at.step), a4)
             grad += at.step
-        for a in (a0, a1, a2, a3, a4):
+        to = at.sums + k * taps * at.reach + 4 * j
+        for a in (a0, a1, a2):
             v.keep(to, v.add(a, v.numbers(to)))
             to += at.reach
+        if taps == 5:
+            for a in (a3, a4):
+                v.keep(to, v.add(a, v.numbers(to)))
+                to += at.reach
 
-    return three if taps == 3 else five
+    return weigh
 
 
 def _spreading(size: Any, taps: int, v: Any) -> Any:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.kernels.activations import activation
+from spiritlevel.kernels.activations import activation, module_of
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.normed import normed
 from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
 
 __all__ = ["ConvNormAct", "Layers", "make_divisible"]
-
-_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "silu": nn.SiLU,
-    "hardswish": nn.Hardswish,
-    "hardsigmoid": nn.Hardsigmoid,
-    "gelu": nn.GELU,
-}
 
 
 def make_divisible(channels: float, divisor: int = 4) -> int:
@@ -68,12 +57,7 @@ class Layers:
 
     def activation(self, wanted: bool = True) -> nn.Module:
         """A new one, or nn.Identity where none is wanted."""
-        chosen = activation(self.act)
-        if not wanted:
-            return nn.Identity()
-        if chosen.name == "leaky_relu":
-            return nn.LeakyReLU(chosen.slope)
-        return _ACTIVATIONS[chosen.name]()
+        return module_of(activation(self.act)) if wanted else nn.Identity()
 
 
 class ConvNormAct(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.activations import Activation, of_module
 from spiritlevel.models.aside import by_layers, foreign, may_run
 from spiritlevel.nn import BatchNorm2d, BatchNormAct2d
 from spiritlevel.nn.observe import Statistics, observed, tell_of
@@ -17,13 +17,7 @@ from spiritlevel.nn.observe import Statistics, observed, tell_of
 __all__ = ["normalised", "normed"]
 
 _NONE = Activation("identity")
-_ACTS = {
-    nn.Identity: _NONE,
-    nn.ReLU: Activation("relu"),
-    nn.ReLU6: Activation("relu6"),
-    nn.SiLU: Activation("silu"),
-    nn.Hardswish: Activation("hardswish"),
-}
+_JOINED = ("relu", "relu6", "silu", "hardswish")
 
 
 def normed(
@@ -43,10 +37,11 @@ def normed(
 def _in_one_pass(
     norm: Any, act: nn.Module | None, x: Tensor, residual: Tensor | None
 ) -> Tensor | None:
-    kind = _NONE if act is None else _ACTS.get(type(act))
+    kind = _NONE if act is None or type(act) is nn.Identity else of_module(act)
     if type(norm) is not BatchNorm2d or not norm.training or kind is None:
         return None
-    if by_layers() or (kind == _NONE and residual is None) or not may_run(x, dense=False):
+    spares = residual is not None if kind == _NONE else kind.name in _JOINED
+    if by_layers() or not spares or not may_run(x, dense=False):
         return None
     if foreign((norm, BatchNorm2d)) or (act is not None and foreign((act, type(act)))):
         return None

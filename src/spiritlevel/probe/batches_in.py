@@ -101,8 +101,8 @@ class Recorder:
         values = _smallest(norm, x)
         if values < 2 and takes_batch(norm):
             raise SingleValue(path)
-        mean_NC, var_NC = by_sample(x)
-        pooled = Pooled.of_samples(mean_NC, var_NC, x[0, 0].numel())
+        mean_NC, var_NC, low_NC = by_sample(x)
+        pooled = Pooled.of_samples(mean_NC, var_NC, low_NC, x[0, 0].numel())
         if not bool((pooled.mean + pooled.var).isfinite().all()):
             return False  # float64 holds the square of any float32: the input itself was not
         place, kept.rank = kept.calls, x.dim()

@@ -22,7 +22,8 @@ from typing import Any
 from torch import nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.surgery import activations, eligible, seen, verify
+from spiritlevel.kernels.activations import of_module
+from spiritlevel.surgery import eligible, seen, verify
 from spiritlevel.surgery.graphs import by_graphs
 from spiritlevel.surgery.log import Entry, Journal, note
 from spiritlevel.surgery.work import Work
@@ -71,7 +72,7 @@ def _by_running(work: Work, example: Any) -> None:
     norms = [norm for norm in work.open if norm not in work.reasons]
     for norm, act in seen.pairs(work.model, example, norms):
         slots = work.places.get(act, ())
-        kind = activations.of_module(act)
+        kind = of_module(act)
         if len(slots) == 1 and kind is not None:
             work.swap(norm, kind)
             work.absorb(slots[0])

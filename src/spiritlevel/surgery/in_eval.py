@@ -19,9 +19,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from spiritlevel.kernels import backend
-from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.activations import Activation, module_of
 from spiritlevel.nn.affine import factor_and_shift
-from spiritlevel.surgery.activations import module_of
 from spiritlevel.surgery.tracer import hooked, layer, traced_in
 
 __all__ = ["InEval", "OfRank", "Rest", "in_eval", "is_norm"]

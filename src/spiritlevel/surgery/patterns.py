@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.activations import Activation, of_module
 from spiritlevel.surgery import activations
 from spiritlevel.surgery.in_place import WRITING, iadd
 from spiritlevel.surgery.tracer import layer
@@ -256,7 +256,7 @@ def bases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
 def _fresh(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        if activations.of_module(module) is not None:
+        if of_module(module) is not None:
             return not getattr(module, "inplace", False)
         return isinstance(module, _FRESH_MODULES)
     return node.target in _FRESH_FUNCTIONS and not written(node, root)

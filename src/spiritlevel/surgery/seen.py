@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spiritlevel.kernels.activations import of_module
 from spiritlevel.lent.kept import kept
 from spiritlevel.surgery import activations
 from spiritlevel.surgery.verify import run
@@ -44,7 +45,7 @@ def _watch(
     watch = _Watch()
     handles = [norm.register_forward_hook(watch.made) for norm in norms]
     for module in model.modules():
-        if activations.of_module(module) is not None and activations.why_not(module) is None:
+        if of_module(module) is not None and activations.why_not(module) is None:
             handles.append(module.register_forward_pre_hook(watch.begun))
             handles.append(module.register_forward_hook(watch.ended))
     try:
