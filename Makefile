@@ -1,6 +1,6 @@
 # From a bare clone with nothing but Python 3.11+, each target does all of its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help setup study test slow check format browser clean
+.PHONY: help setup study test slow gpu check format browser clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -8,6 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 help:
 	@echo "make study   train with and without batch normalization on real images, write report.html"
 	@echo "make test    the tests (make slow: those that take minutes; make check: style and types)"
+	@echo "make gpu     the tests that want a GPU, and what it gains, with the python there is"
 	@echo "make setup   only the virtual environment in .venv; make clean removes it and all caches"
 
 .venv/.study: pyproject.toml constraints.txt tools/setup.sh
@@ -42,6 +43,10 @@ test: .venv/.dev browser
 # In the order of the folders: files of one long test, which xdist would keep for last, come early.
 slow: .venv/.dev browser
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow
+
+# With the python and the torch that are there: nothing is installed.
+gpu:
+	@tools/gpu.sh
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

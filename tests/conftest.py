@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # Triton looks when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Tests run side by side on few cores; and one thread gives the same numbers every time."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -130,7 +130,11 @@ def test_shapes_are_read():
         ({"rounds": 2}, "got 2 rounds"),
         ({"threads": 0}, "got 0 threads"),
         ({"threads": 4096}, "got 4096 threads"),
-        ({"device": "cuda"}, "got device 'cuda'"),
+        ({"device": "mps"}, "got device 'mps'; wanted cpu, cuda or cuda:N"),
+        ({"device": "nowhere"}, "got device 'nowhere'; wanted cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, r"got device 'cuda:99', of \d+ GPU\(s\) that torch sees"),
+        ({"dtype": "float16"}, "got dtype 'float16'; wanted float32, bfloat16 or, on a GPU"),
+        ({"dtype": "int8"}, "got dtype 'int8'; wanted float32"),
         ({"shapes": []}, "got no shape"),
     ],
 )

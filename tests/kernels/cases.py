@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 
-from spiritlevel.kernels import reference
+from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import activation
 
 LAYOUTS = ("contiguous", "channels-last")
 
 
+@contextmanager
+def on(kernels):
+    """Run by these kernels, on their device, where the tests' tensors are made; and by no other."""
+    device = "cuda" if kernels == "gpu" and torch.cuda.is_available() else "cpu"
+    before = backend.ran[kernels]
+    with backend.use(kernels), torch.device(device):
+        yield
+    assert backend.ran[kernels] > before, "the test ran on other kernels"
+
+
 def tensor(shape, dtype=torch.float32, layout="contiguous", seed=0, scale=1.0, mean=0.0):
-    made = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    made = (made * scale + mean).to(dtype)
+    chance = torch.Generator("cpu").manual_seed(seed)
+    made = torch.randn(shape, dtype=torch.float64, generator=chance, device="cpu")
+    made = (made * scale + mean).to(torch.get_default_device(), dtype)
     if layout == "channels-last" and len(shape) > 2:
         made = made.movedim(1, -1).contiguous().movedim(-1, 1)
     return made

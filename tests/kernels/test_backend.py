@@ -97,13 +97,47 @@ def test_use_ends_with_its_block_also_where_that_raises():
     ("name", "told"),
     [
         ("fast", "got kernels.use 'fast'; wanted one of auto, cpu, aten, reference, gpu"),
-        ("gpu", "got kernels.use 'gpu'; this version has no kernels for a GPU: use 'auto'"),
     ],
 )
 def test_a_name_that_there_is_not(name, told):
     with pytest.raises(UsageError) as caught, backend.use(name):
         pass
     assert str(caught.value) == told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_of_a_gpu_that_is_not_there_are_refused():
+    pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
+    assert asked_for_gpu("", TRITON_INTERPRET="0") == (
+        "got kernels.use 'gpu', but torch sees no GPU here (TRITON_INTERPRET=1, set before, runs "
+        "them on a processor)"
+    )
+
+
+def test_without_triton_kernels_of_a_gpu_are_refused():
+    hidden = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+"""
+    told = "triton is not installed: pip install 'spiritlevel[triton]'"
+    assert asked_for_gpu(hidden) == f"got kernels.use 'gpu', but {told}"
+
+
+def asked_for_gpu(before, **environment):
+    code = f"""
+{before}
+from spiritlevel import kernels
+from spiritlevel.errors import UsageError
+try:
+    with kernels.use("gpu"):
+        pass
+except UsageError as error:
+    print(error)
+"""
+    done = run(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def test_a_backward_pass_runs_the_kernels_of_its_forward_pass():

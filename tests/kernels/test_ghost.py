@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from ghost_cases import NAMES, apart, exactly, given, layers
 from torch.nn import functional as F
 
 from spiritlevel.kernels.activations import Activation
@@ -15,41 +15,6 @@ from spiritlevel.kernels.ghost_module import ghost_halves
 
 SHAPES = [(2, 8, 5, 7), (3, 12, 6, 6), (4, 37, 9, 4), (2, 480, 7, 7), (2, 8, 112, 112)]
 SHAPES += [(3, 5, 1, 1), (3, 5, 1, 4), (2, 36, 2, 1), (2, 300, 30, 3)]
-NAMES = ("x", "weight", "bias", "taps", "weight2", "bias2")
-
-
-def given(shape, dtype=torch.float32, far=3.0):
-    """x far from its mean, both norms' weights and biases, a kernel, a residual and a gradient."""
-    draw = torch.Generator().manual_seed(sum(shape))
-    N, C, H, W = shape
-    x = (torch.randn(shape, generator=draw) * 2 + far).to(dtype)
-    weight, bias, weight2, bias2 = torch.randn((4, C), generator=draw)
-    taps = torch.randn((C, 1, 3, 3), generator=draw) / 3
-    both = torch.randn((2, N, 2 * C, H, W), generator=draw).to(dtype)
-    x, residual, grad = (
-        t.contiguous(memory_format=torch.channels_last) for t in (x, both[0], both[1])
-    )
-    return (x, weight, bias, taps, weight2, bias2), residual, grad
-
-
-def layers(tensors, residual, act, running=None):
-    """By torch's operations: output, in the type of the tensors."""
-    x, weight, bias, taps, weight2, bias2 = tensors
-    running = running or [None] * 4
-    act = F.relu if act == "relu" else nn.Identity()
-    p = act(F.batch_norm(x, *running[:2], weight, bias, True, 0.1))
-    c = F.conv2d(p, taps, None, 1, 1, 1, len(taps))
-    y = torch.cat([p, act(F.batch_norm(c, *running[2:], weight2, bias2, True, 0.1))], 1)
-    return y if residual is None else y + residual
-
-
-def exactly(shape, act, adds, dtype=torch.float32):
-    """Output, gradients and running statistics, in float64."""
-    tensors, residual, grad = given(shape, dtype)
-    exact = [t.double().requires_grad_() for t in tensors]
-    running = [torch.zeros(shape[1]).double() for _ in range(4)]
-    y = layers(exact, residual.double() if adds else None, act, running)
-    return y.detach(), torch.autograd.grad(y, exact, grad.double()), running
 
 
 def ours(shape, act, adds, dtype=torch.float32):
@@ -63,11 +28,6 @@ def ours(shape, act, adds, dtype=torch.float32):
     through, *grads = backward(grad, x, first, taps, second, act, found)
     grad_x = descended(through, x, first, found[:2], *grads[:2])
     return y, (grad_x, *grads), running
-
-
-def apart(ours, exact):
-    """In units of the largest number, which is a difference of larger ones where it is below 1."""
-    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp(min=1)).item()
 
 
 @pytest.mark.parametrize("adds", [False, True])

@@ -197,6 +197,18 @@ def on_gpu(rank, world):
         return {name: outcome(case, rank, device="cuda") for name, case in cases().items()}
 
 
+def by_triton():
+    """Some of these, by the kernels of `gpu`."""
+    chosen = ("float32 True relu True", "float32 False silu True", "float64 True identity False")
+    every = with_kernels()
+    found = {name: every[f"torch.{name}"] for name in chosen}
+    return {name: replace(case, kernels="gpu", rest=(3, 5)) for name, case in found.items()}
+
+
+def triton(rank, world):
+    return {name: outcome(case, rank) for name, case in by_triton().items()}
+
+
 def kernels(rank, world):
     return {name: outcome(case, rank) for name, case in with_kernels().items()}
 

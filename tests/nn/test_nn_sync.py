@@ -15,6 +15,7 @@ from sync_cases import (
     F64,
     UNEVEN,
     Case,
+    by_triton,
     cases,
     expected,
     images,
@@ -256,8 +257,15 @@ def test_by_our_kernels(tmp_path):
         assert_as_one(case, [rank[name] for rank in ranks], close[case.dtype])
 
 
+def test_by_the_kernels_of_a_gpu(tmp_path):
+    pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
+    ranks = several.run(2, "sync_cases.triton", tmp_path, seconds=300)
+    for name, case in by_triton().items():
+        assert_as_one(case, [rank[name] for rank in ranks], CLOSE[case.dtype])
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 def test_on_a_gpu(tmp_path):
     ranks = several.run(2, "sync_cases.on_gpu", tmp_path)
     for name, case in cases().items():

@@ -22,6 +22,7 @@ from spiritlevel.train import Evaluation, evaluate, score
 
 @pytest.fixture(scope="module")
 def digits():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     return trained()
 
 

@@ -6,6 +6,7 @@ from spiritlevel.bench.deploy import BATCHES, deploy
 from spiritlevel.bench.first_step import first_step
 from spiritlevel.bench.fuse import fuse
 from spiritlevel.bench.ghost import CASES, QUICK, ghost
+from spiritlevel.bench.ghost_gpu import ghost_on_gpu
 from spiritlevel.bench.norms import SHAPES, norms
 from spiritlevel.bench.probe import SIZES, probe
 from spiritlevel.bench.scale import scale
@@ -22,6 +23,7 @@ __all__ = [
     "first_step",
     "fuse",
     "ghost",
+    "ghost_on_gpu",
     "norms",
     "probe",
     "scale",

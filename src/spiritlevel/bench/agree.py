@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from spiritlevel.errors import SpiritlevelError
 
-__all__ = ["TOLERANCE", "Mismatch", "agree"]
+__all__ = ["OF_TYPES", "TOLERANCE", "Mismatch", "agree"]
 
 TOLERANCE = 1e-4
 """Of the largest number of a tensor, for float32 sums of up to some 10**6 terms in any order.
 
 A wrong eps or a biased variance in the place of an unbiased one is further off.
 """
+OF_TYPES = {torch.float32: TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""For tensors of halves, which others round after each of several operations."""
 
 
 class Mismatch(SpiritlevelError):
@@ -42,7 +45,7 @@ def agree(
                 f"{tuple(right.shape)}, as eager torch has it. Nothing was timed"
             )
         scale = float(right.abs().max()) or 1.0
-        distance = float((got[what] - right).abs().max()) / scale
+        distance = float((got[what].float() - right.float()).abs().max()) / scale
         if not distance <= tolerance:
             raise Mismatch(
                 f"got {what} from {name} at {where} that is {distance:.2g} of its largest number "

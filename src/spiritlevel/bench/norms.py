@@ -1,7 +1,8 @@
 """Batch norm and what follows it, ours beside torch's: ratios, floor and peak memory.
 
 `peers` says who takes part, `timing` how, `floor` what cannot be beaten, `agree` when nothing is
-timed at all. Everything is float32, on the CPU, in one process with one allocator setting.
+timed at all. Everything is in one process with one allocator setting, in one type, on one device,
+whose clock `device` has.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 
-from spiritlevel.bench.agree import TOLERANCE, agree
+from spiritlevel.bench.agree import OF_TYPES, agree
+from spiritlevel.bench.device import Device
 from spiritlevel.bench.figures import FIGURES, figures, ratios
-from spiritlevel.bench.floor import COPY, last_level_cache, passes
-from spiritlevel.bench.memory import peak_bytes
+from spiritlevel.bench.floor import COPY, passes
 from spiritlevel.bench.peers import Case, Peer, peers
 from spiritlevel.bench.setting import Progress, Setting, share_of
 from spiritlevel.bench.timing import Subject, interleaved, summary
@@ -25,7 +27,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import activation
 
-__all__ = ["MODES", "SHAPES", "norms", "parse_shape"]
+__all__ = ["MODES", "SHAPES", "SHAPES_ON_A_GPU", "norms", "parse_shape"]
 
 SHAPES = (
     "32x64x56x56",
@@ -37,6 +39,16 @@ SHAPES = (
     "4096x256",
     "8x32x16x56x56",
 )
+SHAPES_ON_A_GPU = (
+    "128x64x112x112",
+    "256x36x112x112",
+    "256x240x56x56",
+    "1024x480x14x14",
+    "2048x960x7x7",
+    "131072x1024",
+)
+"""Several times as large as a GPU's cache, also in halves."""
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MODES: dict[str, Callable[[Peer], object]] = {
     "forward": Peer.forward,
     "forward+backward": Peer.forward_and_backward,
@@ -48,20 +60,29 @@ _HELD = 24
 
 def norms(
     *,
-    shapes: Sequence[str] = SHAPES,
+    shapes: Sequence[str] | None = None,
     act: str = "relu",
     adds: Sequence[bool] = (False, True),
     rounds: int = 30,
     threads: int | None = None,
     compiled: bool = True,
     device: str = "cpu",
+    dtype: str = "float32",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """All that was measured, for JSON. Raises UsageError, and Mismatch where outputs differ."""
-    if device != "cpu":
-        raise UsageError(f"got device {device!r}; this version measures on cpu only")
+    """All that was measured, for JSON. Raises UsageError, and Mismatch where outputs differ.
+
+    The shapes are SHAPES, or SHAPES_ON_A_GPU, where they are not given.
+    """
+    where = Device(device)
     activation(act)
-    cases = [Case(parse_shape(shape), act, add) for add in adds for shape in shapes]
+    if dtype not in _DTYPES or (dtype == "float16" and not where.is_gpu):
+        raise UsageError(f"got dtype {dtype!r}; wanted float32, bfloat16 or, on a GPU, float16")
+    if shapes is None:
+        shapes = SHAPES_ON_A_GPU if where.is_gpu else SHAPES
+    kind = _DTYPES[dtype], where.name
+    sizes = [parse_shape(shape, where.memory()) for shape in shapes]
+    cases = [Case(size, act, add, *kind) for add in adds for size in sizes]
     if not cases:
         raise UsageError("got no shape; wanted one or more, such as 32x64x56x56")
     notes: list[str] = []
@@ -69,14 +90,14 @@ def norms(
         rows, samples = [], []
         for done, case in enumerate(cases):
             tell = share_of(progress, done / len(cases), 1 / len(cases), str(case))
-            row, of_case = _measure(case, rounds, compiled and not notes, notes, tell)
+            row, of_case = _measure(case, where, rounds, compiled and not notes, notes, tell)
             rows.append(row)
             samples.append((case, of_case))
         return {
             "command": "bench norms",
-            "settings": setting.told() | {"act": act, "dtype": "float32", "device": device},
-            "environment": setting.environment() | _machine(rows),
-            "tolerance": TOLERANCE,
+            "settings": setting.told() | {"act": act, "dtype": dtype, "device": device},
+            "environment": setting.environment() | _machine(rows, where),
+            "tolerance": OF_TYPES[_DTYPES[dtype]],
             "notes": notes,
             "cases": rows,
             "meaning": FIGURES,
@@ -84,8 +105,8 @@ def norms(
         }
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """ "32x64x56x56" -> (32, 64, 56, 56). Raises UsageError."""
+def parse_shape(text: str, memory: int | None = None) -> tuple[int, ...]:
+    """ "32x64x56x56" -> (32, 64, 56, 56), if the memory suffices. Raises UsageError."""
     parts = text.lower().split("x")
     shape = tuple(int(part) for part in parts if part.isdecimal())
     if len(shape) != len(parts) or not 2 <= len(shape) <= 5 or 0 in shape:
@@ -100,7 +121,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise UsageError(
             f"got shape {text!r}, with one value a channel, hence no variance; wanted two or more"
         )
-    needed, there = 4 * values * shape[1] * _HELD, _memory()
+    needed, there = 4 * values * shape[1] * _HELD, memory or _memory()
     if there is not None and needed > there:
         raise UsageError(
             f"got shape {text!r}, which needs some {needed / 2**30:.3g} GiB of memory here, of "
@@ -118,6 +139,7 @@ def _memory() -> int | None:
 
 def _measure(
     case: Case,
+    where: Device,
     rounds: int,
     compiled: bool,
     notes: list[str],
@@ -135,11 +157,12 @@ def _measure(
             peer.layer.train(mode != "eval")
         subjects = [Subject(peer.name, _bound(run, peer)) for peer in there]
         subjects.append(Subject("copy", lambda: to.copy_(x)))
-        samples[mode] = interleaved(subjects, rounds, lambda s, d=done: tell((d + s) / len(MODES)))  # type: ignore[misc]
+        share = partial(_share, tell, done)
+        samples[mode] = interleaved(subjects, rounds, share, clock=where.seconds)
     for peer in there:
         peer.layer.train()
     size = x.numel() * x.element_size()
-    cache = last_level_cache()
+    cache = where.last_level_cache()
     row = {
         "shape": case.size,
         "act": case.act,
@@ -149,9 +172,13 @@ def _measure(
         "kernels_of_ours": kernels,
         "largest_difference": worst,
         "modes": {mode: _mode(case, mode, one) for mode, one in samples.items()},
-        "peak_tensors": {p.name: peak_bytes(p.forward_and_backward) / size for p in there},
+        "peak_tensors": {p.name: where.peak_bytes(p.forward_and_backward) / size for p in there},
     }
     return row, samples
+
+
+def _share(tell: Callable[[float], None], done: int, share: float) -> None:
+    tell((done + share) / len(MODES))
 
 
 def _bound(run: Callable[[Peer], object], peer: Peer) -> Callable[[], object]:
@@ -176,7 +203,8 @@ def _checked(case: Case, compiled: bool, notes: list[str]) -> tuple[list[Peer], 
                 why = next((line for line in str(error).splitlines() if line.strip()), "")
                 notes.append(f"torch.compile is left out: {type(error).__name__}: {why.strip()}")
             continue
-        worst[peer.name] = agree(peer.name, got, wanted, where=str(case))
+        tolerance = OF_TYPES[case.dtype]
+        worst[peer.name] = agree(peer.name, got, wanted, where=str(case), tolerance=tolerance)
         there.append(peer)
     return there, worst
 
@@ -193,7 +221,7 @@ def _mode(case: Case, mode: str, samples: Mapping[str, list[float]]) -> dict[str
     }
 
 
-def _machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _machine(rows: Sequence[Mapping[str, Any]], where: Device) -> dict[str, Any]:
     """The copy rate of the largest tensor, and of each."""
     rates = {
         row["shape"]: COPY * row["tensor_bytes"] / mode["seconds"]["copy"]["median"] / 1e9
@@ -202,6 +230,7 @@ def _machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     largest = max(rows, key=lambda row: int(row["tensor_bytes"]))["shape"]
     return {
-        "last_level_cache_bytes": last_level_cache(),
+        "gpu": where.model,
+        "last_level_cache_bytes": where.last_level_cache(),
         "copy_gb_per_second": {"largest": rates[largest], **rates},
     }

@@ -34,7 +34,7 @@ _OURS = {1: BatchNormAct1d, 2: BatchNormAct2d, 3: BatchNormAct3d}
 _TORCHS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _KINKS = (0.0, 6.0, -3.0, 3.0)  # of relu, relu6, hardswish and hardsigmoid
-_NEAR = 1e-3
+_NEAR = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Case:
     shape: tuple[int, ...]
     act: str = "relu"
     add: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     @property
     def size(self) -> str:
@@ -116,19 +118,21 @@ def peers(case: Case, *, compiled: bool) -> list[Peer]:
     """Eager first. All in training mode, with the same weights, and not yet run."""
     torch.manual_seed(0)
     dim, channels = max(1, len(case.shape) - 2), case.shape[1]
-    bn = _TORCHS[dim](channels)
+    made: Any = {"device": case.device}
+    bn = _TORCHS[dim](channels, **made)
     nn.init.uniform_(bn.weight, 0.5, 1.5)
     nn.init.normal_(bn.bias)
-    inputs = [torch.randn(case.shape).mul_(2).add_(1)]
+    made["dtype"] = case.dtype
+    inputs = [torch.randn(case.shape, **made).mul_(2).add_(1)]
     if case.add:
-        inputs.append(torch.randn(case.shape))
-    grad = _away_from_kinks(torch.randn(case.shape), bn, inputs)
+        inputs.append(torch.randn(case.shape, **made))
+    grad = _away_from_kinks(torch.randn(case.shape, **made), bn, inputs)
     found = []
     for layout in layouts(case.shape):
         order = _FORMATS[len(case.shape)] if layout else torch.contiguous_format
         laid = [t.detach().contiguous(memory_format=order).requires_grad_() for t in inputs]
         there = grad.contiguous(memory_format=order)
-        ours = _OURS[dim](channels, case.act)
+        ours = _OURS[dim](channels, case.act, device=case.device)
         ours.load_state_dict(bn.state_dict())
         eager = Eager(copy.deepcopy(bn), case.act)
         found.append(Peer(f"eager{layout}", eager, eager.bn, laid, there))
@@ -145,5 +149,5 @@ def _away_from_kinks(grad: Tensor, bn: nn.Module, inputs: Sequence[Tensor]) -> T
     if len(inputs) > 1:
         z += inputs[1]
     for kink in _KINKS:
-        grad[(z - kink).abs() < _NEAR] = 0
+        grad[(z - kink).abs() < _NEAR[z.dtype]] = 0
     return grad

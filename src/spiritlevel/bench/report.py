@@ -111,10 +111,11 @@ def _ghost(found: _Found) -> Iterator[Table | str]:
         title = say("terminal.bench.trained", **row)
         table = _table(title, "subject", "milliseconds", "over_ours", "peak_mb", "where")
         ours = row["seconds"]["ours"]["median"]
-        for name, share in row["shares"].items():
+        shares = row.get("shares") or {name: {} for name in row["seconds"]}
+        for name, share in shares.items():
             median = row["seconds"][name]["median"]
             most = ", ".join(f"{kind} {part:.0%}" for kind, part in [*share.items()][:_MOST_KINDS])
-            peak = f"{row['peak_bytes'][name] / 1e6:.0f}"
+            peak = f"{row['peak_bytes'][name] / 1e6:.0f}" if name in row["peak_bytes"] else "–"
             table.add_row(name, f"{1e3 * median:.1f}", f"{median / ours:.2f}", peak, most)
         yield table
         ratios = _table("", "over", "mean_of_rounds", "peak_over")
@@ -123,9 +124,11 @@ def _ghost(found: _Found) -> Iterator[Table | str]:
             told = "–" if peak is None else f"{peak:.2f}"
             ratios.add_row(found["meaning"][name], _ratio(one, interval=True), told)
         yield ratios
-        floor = {key: f"{value:.4g}" for key, value in row["floor"].items()}
-        yield say("terminal.bench.ghost_floor", **floor)
-    yield say("terminal.bench.how_ghost", **found["settings"])
+        if "floor" in row:
+            floor = {key: f"{value:.4g}" for key, value in row["floor"].items()}
+            yield say("terminal.bench.ghost_floor", **floor)
+    how = "how_ghost_on_gpu" if "device" in found["settings"] else "how_ghost"
+    yield say(f"terminal.bench.{how}", **found["settings"])
 
 
 def _allocator(found: _Found) -> Iterator[Table | str]:

@@ -39,7 +39,7 @@ class Step:
             if self.kernels is not None:
                 stack.enter_context(backend.use(self.kernels))
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.half):
                 logits = self.net(self.images)
                 loss = nn.functional.cross_entropy(logits, self.labels)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -47,25 +47,30 @@ def norms(
     no_first_step: Annotated[
         bool, typer.Option("--no-first-step", help="Leave GhostNet's first steps out.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Where to: cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where: cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or, on a GPU, float16.")
+    ] = "float32",
 ) -> int:
     """Batch norm, addition, activation: ratios, distance from the floor, memory, first steps."""
 
     def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
         from spiritlevel import bench
 
-        of_norms = 1.0 if no_first_step else 1.0 - _STEP_SHARE
+        first_step = device == "cpu" and not no_first_step
+        of_norms = 1.0 - _STEP_SHARE if first_step else 1.0
         found = bench.norms(
-            shapes=shape or bench.SHAPES,
+            shapes=shape or None,
             act=act,
             adds=(False, True) if add is None else (add,),
             rounds=rounds,
             threads=threads,
             compiled=not no_compile,
             device=device,
+            dtype=dtype,
             progress=lambda share, what: tell(share * of_norms, what),
         )
-        if not no_first_step:
+        if first_step:
             found["first_step"] = bench.first_step(
                 threads=found["settings"]["threads"],
                 progress=lambda share, what: tell(of_norms + share * _STEP_SHARE, what),
@@ -130,6 +135,10 @@ def ghost(
         bool,
         typer.Option("--quick", help="By default 16 images of 32 px, 3 steps, GhostNets alone."),
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, or cuda or cuda:N: 256 images of 224 px, autocast to bfloat16."),
+    ] = "cpu",
 ) -> int:
     """Whole training steps of GhostNet, ours beside timm's and other networks."""
 
@@ -144,6 +153,15 @@ def ghost(
             "half": False if no_bfloat16 else None,
             "scale": False if no_scale else None,
         }
+        if device != "cpu":
+            return bench.ghost_on_gpu(
+                device=device,
+                batch=batch,
+                rounds=10 if rounds is None else rounds,
+                compiled=not no_compile,
+                scale=not no_scale,
+                progress=tell,
+            )
         given: dict[str, Any] = dict(bench.QUICK) if quick else {}
         given |= {name: value for name, value in asked.items() if value is not None}
         return bench.ghost(**given, threads=threads, progress=tell)

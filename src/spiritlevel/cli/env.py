@@ -81,7 +81,12 @@ def _kernels(kernels: dict[str, Any]) -> Iterator[tuple[str, str]]:
         by_size = asked == "auto" and active == "cpu"
         told += [say(f"terminal.env.active.{'by_size' if by_size else active}")]
     numba = say("terminal.env.numba", version=version) if version else say("terminal.env.no_numba")
-    yield from _several("kernels", [*told, numba, say(f"terminal.env.{kernels['oracle']}")])
+    version = kernels["triton"]
+    triton = (
+        say("terminal.env.triton", version=version) if version else say("terminal.env.no_triton")
+    )
+    told += [numba, triton, say(f"terminal.env.{kernels['oracle']}")]
+    yield from _several("kernels", told)
 
 
 def _allocator(allocator: dict[str, Any]) -> Iterator[tuple[str, str]]:

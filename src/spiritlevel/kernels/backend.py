@@ -2,9 +2,12 @@
 
 `auto` takes the fastest that computes the same numbers:
 
-1. `aten`, torch's own, for less than 65,536 numbers: to call ours from Python costs more than that;
+1. `aten`, torch's own, for less than 65,536 numbers, on a GPU a million: to call ours from Python
+   costs more than that;
 2. `cpu`, our Numba kernels, for dense float32, float64 and bfloat16 tensors on a processor;
-3. `aten` for everything else, after one warning for each reason.
+3. `gpu`, our Triton kernels, for those and float16 on a GPU; in graphs of torch.compile, which
+   merges there what it is given, `aten`;
+4. `aten` for everything else, after one warning for each reason.
 
 `reference` is the paper's formula in plain torch. Kernels that were asked for by name are taken, or
 UsageError says why they cannot. What must see plain torch operations (tracing, export, functional
@@ -23,6 +26,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +43,7 @@ __all__ = [
     "follows",
     "layout",
     "missing",
+    "ours",
     "ran",
     "traced",
     "use",
@@ -46,7 +51,7 @@ __all__ = [
 
 BACKENDS = ("auto", "cpu", "aten", "reference", "gpu")
 VARIABLE = "SPIRITLEVEL_KERNELS"
-SMALL = 1 << 16
+SMALL, SMALL_ON_A_GPU = 1 << 16, 1 << 20
 NUMBA = "0.68"
 """The kernels are kept and linked by what this version of Numba does inside."""
 
@@ -75,7 +80,7 @@ def asked() -> str:
 
 
 def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> str:
-    """Which of cpu, aten and reference runs, for an input and what is added to it.
+    """Which of cpu, gpu, aten and reference runs, for an input and what is added to it.
 
     `of_channels` are weight, bias and what else has a number for each channel. Tensors that do not
     fit together go to torch's own operations, which say so. Raises UsageError.
@@ -83,13 +88,15 @@ def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> s
     name = asked()
     if name in ("aten", "reference"):
         return name
-    if _must_be_plain(x) or (name == "auto" and x.numel() < SMALL) or not _fit(x, of_channels):
+    few = name == "auto" and x.numel() < (SMALL_ON_A_GPU if x.is_cuda else SMALL)
+    if few or _must_be_plain(x) or not _fit(x, of_channels):
         return "aten"
-    reason = _unfit(x, residual, of_channels)
+    kernels = name if name != "auto" else ours(x)
+    reason = _unfit(x, residual, of_channels, kernels)
     if reason is None:
-        return "cpu"
-    if name == "cpu":
-        raise UsageError(f"got kernels 'cpu' and {reason}; use kernels 'auto' or 'aten' for it")
+        return kernels
+    if name != "auto":
+        raise UsageError(f"got kernels {name!r} and {reason}; use kernels 'auto' or 'aten' for it")
     _warn(reason)
     return "aten"
 
@@ -98,25 +105,35 @@ def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
     """Whether a graph that torch.compile makes calls our kernels: where eager training would."""
     if _asked not in (None, "auto", "cpu") or torch.compiler.is_exporting() or x.numel() == 0:
         return False
-    reason = _unfit(x, residual, (weight,))
+    if x.is_cuda:
+        return False
+    reason = _unfit(x, residual, (weight,), "cpu")
     if reason is not None and x.numel() >= SMALL:
         _warn(reason)
     return reason is None
 
 
-def by_us(x: Tensor) -> bool:
-    """Whether fused operations may take an input of float32 or bfloat16, with no plain twin seen.
+def by_us(x: Tensor, gpu: bool = False) -> bool:
+    """Whether fused operations may take an input of float32 or a half, with no plain twin seen.
 
-    Raises UsageError as `asked` does.
+    `gpu`: they have kernels for a GPU too. Raises UsageError as `asked` does.
     """
+    kernels = ours(x)
+    there = x.device.type == "cpu" if kernels == "cpu" else gpu
     return (
-        asked() in ("auto", "cpu")
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        there
+        and asked() in ("auto", kernels)
+        and x.dtype in _FUSED[kernels]
         and x.numel() > 0
         and not _must_be_plain(x)
-        and missing() is None
+        and missing(kernels) is None
+        and (kernels == "cpu" or _on_gpu(x))
     )
+
+
+def ours(x: Tensor) -> str:
+    """Which of our kernels are those for x, if any are."""
+    return "gpu" if x.is_cuda or asked() == "gpu" else "cpu"
 
 
 def batched(grad: Tensor) -> bool:
@@ -125,13 +142,26 @@ def batched(grad: Tensor) -> bool:
     return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
-def missing() -> str | None:
-    """Why there are no kernels of `cpu`, and what to do; None where there are."""
-    return _missing()
+def missing(kernels: str = "cpu") -> str | None:
+    """Why there are no kernels of `cpu` or `gpu`, and what to do; None where there are."""
+    return _missing_on_cpu() if kernels == "cpu" else _missing_on_gpu()
 
 
 @cache
-def _missing() -> str | None:
+def _missing_on_gpu() -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install 'spiritlevel[triton]'"
+    try:
+        interpreted = import_module("spiritlevel.kernels.gpu").INTERPRETED
+    except Exception as error:  # of another version, say, whose insides are others
+        return f"triton does not import ({error}): pip install 'spiritlevel[triton]'"
+    if interpreted or torch.cuda.is_available():
+        return None
+    return "torch sees no GPU here (TRITON_INTERPRET=1, set before, runs them on a processor)"
+
+
+@cache
+def _missing_on_cpu() -> str | None:
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'spiritlevel[cpu]'"
     try:
@@ -153,27 +183,26 @@ def layout(x: Tensor) -> str | None:
 
 def fit(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> bool:
     """Whether the kernels of `cpu` can take these tensors."""
-    return _fit(x, of_channels) and _unfit(x, residual, of_channels) is None
+    return _fit(x, of_channels) and _unfit(x, residual, of_channels, "cpu") is None
 
 
 def follows(x: Tensor, mean: Tensor, var: Tensor) -> bool:
-    """Whether the kernels of `cpu`, which take x, can update these running statistics with it."""
+    """Whether the kernels which take x can update these running statistics with it."""
     number = torch.float64 if x.dtype is torch.float64 else torch.float32
     return (
         type(mean) is type(var) is Tensor
         and mean.dtype is var.dtype is number
         and mean.is_contiguous()
         and var.is_contiguous()
+        and not (x.is_cuda and number is torch.float64)  # there the share is a float32
     )
 
 
 def _known(name: str, where: str) -> str:
-    if name == "gpu":
-        raise UsageError(f"got {where} 'gpu'; this version has no kernels for a GPU: use 'auto'")
     if name not in BACKENDS:
         raise UsageError(f"got {where} {name!r}; wanted one of {', '.join(BACKENDS)}")
-    if name == "cpu" and missing() is not None:
-        raise UsageError(f"got {where} 'cpu', but {missing()}")
+    if name in ("cpu", "gpu") and missing(name) is not None:
+        raise UsageError(f"got {where} {name!r}, but {missing(name)}")
     return name
 
 
@@ -195,8 +224,15 @@ _TYPES = {
     torch.float32: (torch.float32,),
     torch.float64: (torch.float64,),
     torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float16: (torch.float16, torch.float32),
 }
 """Of x, and what weight and bias may then be."""
+
+
+_FUSED = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "gpu": (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
@@ -210,23 +246,35 @@ def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
     return True
 
 
-def _unfit(x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | None]) -> str | None:
-    """Why the kernels of `cpu` cannot take these tensors; None where they can."""
-    lacking = missing()
+def _unfit(
+    x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | None], kernels: str
+) -> str | None:
+    """Why the kernels of `cpu` or `gpu` cannot take these tensors; None where they can."""
+    lacking = missing(kernels)
     if lacking is not None:
         return lacking
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" if kernels == "cpu" else not _on_gpu(x):
         return f"a tensor on {x.device.type}"
-    if x.dtype not in _TYPES:
+    if x.dtype not in _TYPES or (kernels == "cpu" and x.dtype is torch.float16):
         return f"{x.dtype} numbers"
     for t in of_channels[:2]:
         if t is not None and t.dtype not in _TYPES[x.dtype]:
             return f"an input of {x.dtype} with weights of another type"
-    if layout(x) is None:
+    if (layout(x) if kernels == "cpu" else _gpu().layout(x)) is None:
         return "an input with gaps, or neither contiguous nor channels-last"
     if residual is not None and not _alike(residual, x):
         return "a residual of another shape or type than the input"
     return None
+
+
+def _gpu() -> Any:
+    from spiritlevel.kernels import gpu
+
+    return gpu
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda or (x.device.type == "cpu" and _gpu().INTERPRETED)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiritlevel.kernels import backend
+from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.plans import Plan, begin, run
 
 __all__ = ["depthwise", "pointwise", "widened"]
@@ -105,7 +106,7 @@ class _Pointwise(torch.autograd.Function):
         x, weight = inputs
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
-        return ghost.product(x, weight, ghost.Norm(None, None, 0.0))[0]
+        return ghost.product(x, weight, Norm(None, None, 0.0))[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -120,7 +121,7 @@ class _Pointwise(torch.autograd.Function):
         # A norm that changes nothing: mean 0, variance 1, and nothing reaches its weight or bias.
         none, one = grad.new_zeros(len(weight), dtype=torch.float64), None
         one, still = none + 1, none.float()
-        norm = ghost.Norm(None, None, 0.0)
+        norm = Norm(None, None, 0.0)
         wanted = ctx.needs_input_grad[0]
         return ghost.product_back(grad, x, weight, grad, norm, (none, one), (still, still), wanted)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spiritlevel.kernels import cheap, cpu, products
+from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.plans import Plan, begin, run
 
-__all__ = ["Norm", "again", "backward", "descended", "forward", "product", "product_back"]
+__all__ = ["again", "backward", "descended", "forward", "product", "product_back"]
 
 _RING = 96 << 10
 """Bytes of what a chunk works in: the second cache holds it, and the rows that go through."""
@@ -30,15 +31,6 @@ _PARTS, _LEAST = 32, 8
 """Parts of all rows, at most, and where the gradients of the weights that each of them has would be
 many numbers beside those of the rows."""
 _FLOORS = {"relu": 0.0, "identity": -math.inf}
-
-
-class Norm(NamedTuple):
-    """A batch norm in training: weight and bias (C,) or none, and what is updated in place."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    running: cpu.Running | None = None
 
 
 @cache

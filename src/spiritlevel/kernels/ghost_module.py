@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,17 @@ from torch.nn import functional as F
 from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import Activation
 
-__all__ = ["ghost_halves"]
+__all__ = ["Norm", "ghost_halves"]
+
+
+class Norm(NamedTuple):
+    """A batch norm in training: weight and bias (C,) or none, and what is updated in place."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    running: tuple[Tensor, Tensor, float, float] | None = None
+    """As `cpu.Running`."""
 
 
 def ghost_halves(
@@ -22,14 +32,15 @@ def ghost_halves(
     second: Any,
     act: Activation,
     residual: Tensor | None,
+    kernels: str = "cpu",
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """[p, act(bn'(p * taps))] + residual with p = act(bn(y)), by our kernels; with y, statistics.
+    """[p, act(bn'(p * taps))] + residual with p = act(bn(y)), by `kernels`; with y, statistics.
 
     y is the 1x1 convolution of x with `weight`, or x itself where that is None. As `ghost.forward`
     has it, whose `Norm` first and second are; the output has gradients for x, the weights and
     biases, taps and residual.
     """
-    call = _Call(first, second, act)
+    call = _Call(first, second, act, kernels)
     given = (x, weight, first.weight, first.bias, taps, second.weight, second.bias, residual)
     out = _Halves.apply(*given, call)  # type: ignore[no-untyped-call]
     return out, call.y, call.statistics
@@ -38,8 +49,8 @@ def ghost_halves(
 class _Call:
     """What a forward pass is told beside tensors, and what it tells."""
 
-    def __init__(self, first: Any, second: Any, act: Activation) -> None:
-        self.norms, self.act = (first, second), act
+    def __init__(self, first: Any, second: Any, act: Activation, kernels: str) -> None:
+        self.norms, self.act, self.kernels = (first, second), act, kernels
         self.y: Any = None
         self.statistics: Any = None
 
@@ -49,21 +60,21 @@ class _Halves(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        from spiritlevel.kernels import ghost
-
         *tensors, call = inputs
+        ours = _kernels_of(call.kernels)
         x, weight, _, _, taps, _, _, residual = tensors
         first, second = call.norms
         if residual is not None:
             residual = _laid_out(residual, x)
-        y, before = (x, None) if weight is None else ghost.product(x, weight, first)
+        y, before, *of_product = (x, None) if weight is None else ours.product(x, weight, first)
         given = first, taps, second, call.act.name, residual, before
-        out, call.statistics = ghost.forward(y, *given)
+        out, call.statistics, *kept = ours.forward(y, *given)
         call.y = y.detach()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:-1], None if weight is None else y, *call.statistics)
-        ctx.eps, ctx.act = (first.eps, second.eps), call.act
-        return out
+        y_kept = None if weight is None else y
+        ctx.save_for_backward(*tensors[:-1], y_kept, *call.statistics, *of_product, *kept)
+        ctx.eps, ctx.act, ctx.kernels = (first.eps, second.eps), call.act, call.kernels
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -76,24 +87,34 @@ class _Halves(torch.autograd.Function):
         return *each, grad if wants[7] else None, None
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _kernels_of(name: str) -> Any:
+    if name == "gpu":
+        from spiritlevel.kernels import gpu_ghost
+
+        return gpu_ghost
     from spiritlevel.kernels import ghost
 
-    x, weight, norm, bias, taps, norm2, bias2, y, *statistics = ctx.saved_tensors
+    return ghost
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ours = _kernels_of(ctx.kernels)
+    x, weight, norm, bias, taps, norm2, bias2, y, *rest = ctx.saved_tensors
+    statistics, kept = rest[:4], rest[4:]
     x, y = _laid_out(x, x), None if y is None else _laid_out(y, x)
-    first, second = ghost.Norm(norm, bias, ctx.eps[0]), ghost.Norm(norm2, bias2, ctx.eps[1])
+    first, second = Norm(norm, bias, ctx.eps[0]), Norm(norm2, bias2, ctx.eps[1])
     raw = x if y is None else y
-    given = _laid_out(grad, x), raw, first, taps, second, ctx.act.name, tuple(statistics)
-    through, *of_norm, grad_taps, grad_norm2, grad_bias2 = ghost.backward(*given)
+    given = _laid_out(grad, x), raw, first, taps, second, ctx.act.name, tuple(statistics), *kept
+    through, *of_norm, grad_taps, grad_norm2, grad_bias2 = ours.backward(*given)
     before = tuple(statistics[:2])
     grad_x: Tensor | None
     grad_weight: Tensor | None = None
     if y is None:
-        grad_x = ghost.descended(through, x, first, before, *of_norm)
+        grad_x = ours.descended(through, x, first, before, *of_norm)
     else:
         wanted = ctx.needs_input_grad[0]
-        grad_x, grad_weight = ghost.product_back(
-            through, x, weight, y, first, before, (of_norm[0], of_norm[1]), wanted
+        grad_x, grad_weight = ours.product_back(
+            through, x, weight, y, first, before, (of_norm[0], of_norm[1]), wanted, *kept
         )
     return grad_x, grad_weight, *of_norm, grad_taps, grad_norm2, grad_bias2
 

@@ -7,6 +7,7 @@ kernels without the dispatcher, which costs more than a small layer.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import Activation, activation
 
-__all__ = ["batch_norm_act", "forward_on_cpu", "laid_out_as"]
+__all__ = ["batch_norm_act", "forward", "kernels_of", "laid_out_as"]
 
 Statistics = tuple[Tensor, Tensor]
 Running = tuple[Tensor, Tensor, float | Tensor]
@@ -33,6 +34,7 @@ def batch_norm_act(
     act: str | Activation = "identity",
     eps: float = 1e-5,
     statistics: Statistics | None = None,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), and that mean and variance.
 
@@ -40,6 +42,9 @@ def batch_norm_act(
     variance are the batch's, over all axes but 1, in float64 where our kernels took them and in the
     type of weight or x elsewhere; or they are `statistics` (eval). Gradients go to x, weight, bias
     and residual, not to mean and variance. Raises UsageError for an unknown activation.
+
+    With `groups`, which divide N and are more than one only where `takes_groups` says so, sample n
+    is normalised with those of group n % groups; mean and variance are (groups, C).
     """
     act = activation(act)
     if torch.compiler.is_compiling():
@@ -48,7 +53,7 @@ def batch_norm_act(
         chosen = backend.choose(x, residual, weight, bias, *(statistics or ()))
         backend.ran[chosen] += 1
     if chosen != "aten":
-        return run(chosen, x, weight, bias, residual, act, eps, statistics)
+        return run(chosen, x, weight, bias, residual, act, eps, statistics, groups=groups)
     y, mean, var = _by_torch(x, weight, bias, eps, statistics)
     return act(y if residual is None else y + residual), mean, var
 
@@ -63,8 +68,9 @@ def run(
     eps: float,
     statistics: Statistics | None,
     running: Running | None = None,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernels of `cpu`, for tensors that `backend` has found fit for them; or `reference`.
+    """By our kernels, for tensors that `backend` has found fit for them; or by `reference`.
 
     What is `running` is updated in place, with the variance unbiased.
     """
@@ -77,7 +83,7 @@ def run(
         given = statistics or (None, None)
         y, mean, var = in_graph(x, weight, bias, residual, *given, act.name, act.slope, eps)
     else:
-        call = _Call(act, eps, statistics)
+        call = _Call(kernels, act, eps, statistics, groups)
         if running is not None and backend.follows(x, *running[:2]):
             count = x.numel() // x.shape[1]
             call.running = (*running[:2], float(running[2]), count / (count - 1))
@@ -124,19 +130,28 @@ def follow(running: Running, batch: Statistics, count: int) -> None:
 
 @torch.no_grad()
 def statistics_of(x: Tensor, kernels: str = "aten") -> Statistics:
-    """Mean and biased variance over all axes but 1, (C,), in the type of x; by `cpu` in float64."""
-    if kernels == "cpu" and not torch.compiler.is_compiling():
-        from spiritlevel.kernels import cpu
-
-        return cpu.statistics(x)
+    """Mean and biased variance over all axes but 1, (C,), in the type of x; by ours in float64."""
+    if kernels in OURS and not torch.compiler.is_compiling():
+        found: Statistics = kernels_of(kernels).statistics(x)
+        return found
     var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1], correction=0)
     return mean, var
+
+
+def takes_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> bool:
+    """Whether the kernels that run for x normalise so many groups of its samples at once."""
+    if torch.compiler.is_compiling() or backend.choose(x, None, weight, bias) != "gpu":
+        return False
+    return groups <= kernels_of("gpu").MOST  # type: ignore[no-any-return]
 
 
 class _Call:
     """What one eager forward pass is told beside tensors, and what it tells: its statistics."""
 
-    def __init__(self, act: Activation, eps: float, statistics: Statistics | None) -> None:
+    def __init__(
+        self, kernels: str, act: Activation, eps: float, statistics: Statistics | None, groups: int
+    ) -> None:
+        self.kernels, self.groups = kernels, groups
         self.act, self.eps, self.given = act, eps, statistics
         self.running: Any = None
         self.statistics: Any = None
@@ -149,14 +164,16 @@ class _BatchNormAct(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, call = inputs
         options = *(call.given or (None, None)), *call.act, call.eps
-        output = forward_on_cpu(*tensors, *options, call.running)  # type: ignore[call-arg]
+        more = {"groups": call.groups} if call.groups > 1 else {}
+        output = forward(call.kernels, *tensors, *options, call.running, **more)  # type: ignore[call-arg]
         _keep(ctx, (*tensors, *options), output)
+        ctx.kernels, ctx.groups = call.kernels, call.groups
         y, *call.statistics = output
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grads[0], _backward_on_cpu)[:5]
+        return _gradients(ctx, grads[0], partial(_backward, ctx.kernels, ctx.groups))[:5]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -210,8 +227,9 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         if y is not None:
             grad, act, y = grad * (y > 0), Activation("identity"), None
         if bias is None:  # no activation, or one whose slope is in the mask
-            bias = torch.zeros_like(mean, dtype=x.dtype, requires_grad=ctx.needs_input_grad[2])
-        z = reference.batch_norm(x, weight, bias, eps=ctx.eps, statistics=statistics)
+            wanted = ctx.needs_input_grad[2]
+            bias = x.new_zeros(x.shape[1], requires_grad=wanted)
+        z = _grouped(x, weight, bias, ctx.eps, statistics, getattr(ctx, "groups", 1))
         summand = residual
         if summand is None and ctx.added:
             summand = torch.zeros_like(x, requires_grad=ctx.needs_input_grad[3])
@@ -222,7 +240,38 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return [next(found) if want else None for want in ctx.needs_input_grad[:4]]
 
 
-def forward_on_cpu(
+def _grouped(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    statistics: Statistics | None,
+    groups: int,
+) -> Tensor:
+    """By the reference; x (g * groups, C, *) seen as (g, groups * C, *)."""
+    if groups == 1:
+        return reference.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+    weight, bias = (None if t is None else t.repeat(groups) for t in (weight, bias))
+    dealt = x.reshape(len(x) // groups, groups * x.shape[1], *x.shape[2:])
+    return reference.batch_norm(dealt, weight, bias, eps=eps).reshape(x.shape)
+
+
+OURS = ("cpu", "gpu")
+
+
+def kernels_of(name: str) -> Any:
+    """The module with the kernels of `cpu` or `gpu`."""
+    if name == "gpu":
+        from spiritlevel.kernels import gpu
+
+        return gpu
+    from spiritlevel.kernels import cpu
+
+    return cpu
+
+
+def forward(
+    kernels: str,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -233,27 +282,39 @@ def forward_on_cpu(
     slope: float,
     eps: float,
     running: Any = None,
+    **more: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from spiritlevel.kernels import cpu
-
     statistics = None if mean is None or var is None else (mean.double(), var.double())
     if residual is not None:
-        residual = laid_out_as(x, residual)
-    return cpu.forward(x, weight, bias, residual, act, slope, eps, statistics, running)
+        residual = laid_out_as(x, residual, kernels)
+    given = x, weight, bias, residual, act, slope, eps, statistics, running
+    found: tuple[Tensor, Tensor, Tensor] = kernels_of(kernels).forward(*given, **more)
+    return found
 
 
-def _backward_on_cpu(
-    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
+def _backward(
+    kernels: str,
+    groups: int,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    from spiritlevel.kernels import cpu
-
     residual, *others = rest
-    residual = None if residual is None else laid_out_as(x, residual)
-    return cpu.backward(laid_out_as(x, grad), x, weight, bias, residual, *others)
+    residual = None if residual is None else laid_out_as(x, residual, kernels)
+    given = laid_out_as(x, grad, kernels), x, weight, bias, residual, *others
+    if groups == 1:
+        found: tuple[Tensor, Tensor, Tensor, Tensor | None] = kernels_of(kernels).backward(*given)
+        return found
+    grad_x, of_weight, of_bias, before = kernels_of(kernels).backward(*given, groups=groups)
+    return grad_x, of_weight.sum(0), of_bias.sum(0), before
 
 
-def laid_out_as(x: Tensor, t: Tensor) -> Tensor:
-    """t, or a copy of it, with the memory order of x."""
+def laid_out_as(x: Tensor, t: Tensor, kernels: str = "cpu") -> Tensor:
+    """t, or a copy of it, with the memory order of x; those of `gpu` see to that themselves."""
+    if kernels == "gpu":
+        return t
     same = t.is_contiguous() if x.is_contiguous() else t.movedim(1, -1).is_contiguous()
     return t if same and t.dtype is x.dtype else torch.empty_like(x).copy_(t)
 
@@ -281,7 +342,7 @@ def _batch_norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
             f"got tensors of shapes {shapes} in a graph of torch.compile; wanted an input (N, C, "
             "*), a residual like it, and C numbers in each of the others"
         )
-    y, mean, var = forward_on_cpu(x, *rest)
+    y, mean, var = forward("cpu", x, *rest)
     given = rest[3] is not None  # an operation may not hand back what it was given
     return (y, mean.clone(), var.clone()) if given else (y, mean, var)
 
@@ -296,7 +357,7 @@ def _batch_norm_act_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]
 def _batch_norm_act_backward(
     grad: Tensor, x: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *found, last = _backward_on_cpu(grad, x, *rest)
+    *found, last = _backward("cpu", 1, grad, x, *rest)
     return *found, x.new_empty(0) if last is None else last  # type: ignore[return-value]
 
 

@@ -1,9 +1,9 @@
 """The steps of batch normalization one by one, for a batch that is a part of one.
 
 Who knows only its own part must ask others between them: after `moments` for theirs, after
-`reduced` for their sums. Each step runs by the kernels of `cpu`, which says what it computes, or in
-torch's own operations, on any device, in the same arithmetic: float32 (float64 for float64), the
-mean as two numbers, what is per channel in float64.
+`reduced` for their sums. Each step runs by the kernels of `cpu`, which says what it computes, or
+of `gpu`, or in torch's own operations, on any device, in the same arithmetic: float32 (float64 for
+float64), the mean as two numbers, what is per channel in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spiritlevel.kernels.activations import Activation
-from spiritlevel.kernels.ops import forward_on_cpu, laid_out_as
+from spiritlevel.kernels.ops import OURS, forward, kernels_of, laid_out_as
 
 __all__ = ["Step", "applied", "descended", "moments", "reduced"]
 
@@ -36,10 +36,9 @@ class Step(NamedTuple):
 
 def moments(x: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, float64 (C,), of an x that is not empty."""
-    if kernels == "cpu":
-        from spiritlevel.kernels import cpu
-
-        return cpu.statistics(x)
+    if kernels in OURS:
+        found: tuple[Tensor, Tensor] = kernels_of(kernels).statistics(x)
+        return found
     axes = _axes(x)
     wide = x.to(_number(x))
     high = wide.mean(axes, keepdim=True)
@@ -50,9 +49,9 @@ def moments(x: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
 
 def applied(x: Tensor, residual: Tensor | None, step: Step) -> Tensor:
     """act((x - mean) / sqrt(var + eps) * weight + bias + residual), residual like x."""
-    if step.kernels == "cpu":
+    if step.kernels in OURS:
         channels = (step.weight, step.bias, residual, step.mean, step.var)
-        return forward_on_cpu(x, *channels, *step.act, step.eps)[0]
+        return forward(step.kernels, x, *channels, *step.act, step.eps)[0]
     centred, scale, shift = _affine(x, step)
     z = torch.addcmul(shift, centred, scale)
     return step.act(z if residual is None else z + residual).to(x.dtype)
@@ -66,12 +65,13 @@ def reduced(
     The last is None where the kernels find it again. `y` takes the place of the residual where the
     activation is a relu.
     """
-    if step.kernels == "cpu":
-        from spiritlevel.kernels import cpu
-
-        through = None if residual is None else laid_out_as(x, residual)
+    if step.kernels in OURS:
+        through = None if residual is None else laid_out_as(x, residual, step.kernels)
         given = (step.weight, step.bias, through, y, step.mean, step.var)
-        return cpu.reduced(laid_out_as(x, grad), x, *given, *step.act, step.eps)
+        like_x, ours = laid_out_as(x, grad, step.kernels), kernels_of(step.kernels)
+        found: tuple[Tensor, Tensor, Tensor | None]
+        found = ours.reduced(like_x, x, *given, *step.act, step.eps)
+        return found
     before = _before(grad, x, residual, y, step)
     mean, axes = step.mean, _axes(x)
     high, deviation = mean.to(_number(x)), (step.var + step.eps).sqrt()
@@ -95,13 +95,13 @@ def descended(
     `before` is what `reduced` gave.
     """
     number = _number(x)
-    if step.kernels == "cpu":
-        from spiritlevel.kernels import cpu
-
+    if step.kernels in OURS:
         channels = (step.weight, step.bias, before, step.mean, step.var)
         sums = [each.to(number).contiguous() for each in (grad_weight, grad_bias)]
-        act, like_x = step.act, laid_out_as(x, grad)
-        return cpu.descended(like_x, x, *channels, *act, step.eps, sums[0], sums[1], count)
+        act, like_x = step.act, laid_out_as(x, grad, step.kernels)
+        last = step.eps, sums[0], sums[1], count
+        through: Tensor = kernels_of(step.kernels).descended(like_x, x, *channels, *act, *last)
+        return through
     assert before is not None
     factor, deviation = _factor(step), (step.var + step.eps).sqrt()
     slope = -factor * grad_weight / (count * deviation)

@@ -23,6 +23,7 @@ __all__ = [
     "cast",
     "channels_last",
     "foreign",
+    "has_type",
     "is_float",
     "is_pointwise",
     "is_product",
@@ -33,8 +34,10 @@ __all__ = [
 ]
 
 TYPES = (torch.float32, torch.bfloat16)
+"""On a processor; on a GPU float16 too."""
 
 
+_CPU = torch.device("cpu")
 _by_layers = False
 
 
@@ -58,20 +61,29 @@ def by_layers() -> bool:
 
 def laid_out(x: Tensor) -> Tensor:
     """x as these operations want it, channels-last, if they may run; brought there once."""
-    return x.contiguous(memory_format=torch.channels_last) if may_run(x, dense=False) else x
+    there = may_run(x, dense=False, gpu=True)
+    return x.contiguous(memory_format=torch.channels_last) if there else x
 
 
-def may_run(x: Any, *, dense: bool = True, dim: int = 4) -> bool:
+def may_run(x: Any, *, dense: bool = True, dim: int = 4, gpu: bool = False) -> bool:
+    """`gpu`: whether there are kernels for a GPU, too, of what is to run."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.dim() != dim:
         return False
-    if (dense and not channels_last(x)) or not backend.by_us(x) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if (dense and not channels_last(x)) or not backend.by_us(x, gpu) or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
-    return not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") in TYPES
+    kind = x.device.type
+    return not torch.is_autocast_enabled(kind) or has_type(torch.get_autocast_dtype(kind), x)
+
+
+def has_type(dtype: torch.dtype, x: Tensor) -> bool:
+    """Whether there are kernels for such numbers, where x is."""
+    return dtype in TYPES or (x.is_cuda and dtype is torch.float16)
 
 
 def cast(x: Tensor) -> Tensor:
     """As a convolution casts it."""
-    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def channels_last(x: Tensor) -> bool:
@@ -133,18 +145,20 @@ def _warn(what: str) -> None:
 
 def is_product(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether it is the 1x1 convolution that our kernels have."""
-    return conv.bias is None and is_pointwise(conv, x.shape[1], conv.out_channels)
+    return conv.bias is None and is_pointwise(conv, x.shape[1], conv.out_channels, x.device)
 
 
-def is_pointwise(conv: nn.Conv2d, inner: int, outer: int) -> bool:
+def is_pointwise(conv: nn.Conv2d, inner: int, outer: int, device: torch.device = _CPU) -> bool:
     options = (conv.stride, conv.padding, conv.groups)
-    return options == ((1, 1), (0, 0), 1) and is_float(conv.weight, outer, inner, 1, 1)
+    return options == ((1, 1), (0, 0), 1) and is_float(
+        conv.weight, outer, inner, 1, 1, device=device
+    )
 
 
-def is_float(weight: Any, *shape: int) -> bool:
+def is_float(weight: Any, *shape: int, device: torch.device = _CPU) -> bool:
     return (
         type(weight) in (Tensor, nn.Parameter)
         and weight.dtype is torch.float32
-        and weight.device.type == "cpu"
+        and weight.device == device
         and weight.shape == shape
     )

@@ -20,11 +20,11 @@ from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.kernels.remade import remember, spared
 from spiritlevel.models.aside import (
-    TYPES,
     by_layers,
     cast,
     channels_last,
     foreign,
+    has_type,
     is_float,
     is_pointwise,
     is_product,
@@ -49,7 +49,7 @@ def ghost_module(
     `alone`: nothing else reads x, which is then made again, not kept, where that costs little.
     None where its layers must be called; nothing has run by then that could be told.
     """
-    if by_layers() or not (module.training and may_run(x)):
+    if by_layers() or not (module.training and may_run(x, gpu=True)):
         return None
     parts = module._modules
     first, second = parts["primary_conv"], parts["cheap_operation"]
@@ -71,8 +71,8 @@ def ghost_module(
         kind is None
         or kind != _activation(norm2, act2)
         or module.out_chs != 2 * channels
-        or not _is_cheap(cheap, channels)
-        or not (_trains(norm, channels) and _trains(norm2, channels))
+        or not _is_cheap(cheap, channels, x.device)
+        or not (_trains(norm, channels, x.device) and _trains(norm2, channels, x.device))
     ):
         return None
     weight, y = None, x
@@ -80,7 +80,7 @@ def ghost_module(
         weight, y = conv.weight, cast(x)
     else:
         y = convolved(conv, x)
-    if y.dtype not in TYPES or not channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
+    if not has_type(y.dtype, y) or not channels_last(y) or y.shape[0] * y.shape[2:].numel() == 1:
         return None
     added = None if residual is None else residual()
     return _joined(y, _Layers(weight, norm, act, cheap, norm2, act2, kind), added, alone)
@@ -115,25 +115,26 @@ class _Layers(NamedTuple):
 
 
 def _joined(x: Tensor, layers: _Layers, residual: Any, alone: bool) -> Tensor:
-    from spiritlevel.kernels.ghost import Norm, again
-    from spiritlevel.kernels.ghost_module import ghost_halves
+    from spiritlevel.kernels.ghost_module import Norm, ghost_halves
 
-    count = x.numel() // x.shape[1]
+    kernels, count = backend.ours(x), x.numel() // x.shape[1]
 
     def followed(norm: Any) -> Norm:
-        norm.num_batches_tracked.add_(1)
         running = norm.running_mean, norm.running_var, norm.momentum, count / (count - 1)
         return Norm(norm.weight, norm.bias, norm.eps, running)
 
-    backend.ran["cpu"] += 2
+    backend.ran[kernels] += 2
     weight, norm, _, cheap, norm2, _, act = layers
     whole = (x.shape[0], 2 * cheap.in_channels, *x.shape[2:])
     fits = isinstance(residual, Tensor) and residual.shape == whole and residual.dtype is x.dtype
+    torch._foreach_add_([norm.num_batches_tracked, norm2.num_batches_tracked], 1)
     first, second = followed(norm), followed(norm2)
     given = x, weight, first, cheap.weight, second, act, residual if fits else None
-    with spared(x) if alone else nullcontext():
-        out, y, found = ghost_halves(*given)
-    if residual is None:
+    with spared(x) if alone and kernels == "cpu" else nullcontext():
+        out, y, found = ghost_halves(*given, kernels)
+    if residual is None and kernels == "cpu":
+        from spiritlevel.kernels.ghost import again
+
         parts = first.weight, first.bias, cheap.weight, second.weight, second.bias
         remember(out, again, y, *parts, act.name, (first.eps, second.eps), *found)
     if observed():
@@ -170,13 +171,13 @@ def _is_linear(conv: nn.Conv2d, inner: int, outer: int) -> bool:
     return is_pointwise(conv, inner, outer) and conv.bias is not None and is_float(conv.bias, outer)
 
 
-def _is_cheap(conv: nn.Conv2d, chs: int) -> bool:
+def _is_cheap(conv: nn.Conv2d, chs: int, device: torch.device) -> bool:
     """Whether it is the depthwise 3x3 convolution that our kernels have."""
     options = (conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups)
     return (
         options == ((1, 1), (1, 1), (1, 1), "zeros", chs)
         and conv.bias is None
-        and is_float(conv.weight, chs, 1, 3, 3)
+        and is_float(conv.weight, chs, 1, 3, 3, device=device)
     )
 
 
@@ -189,7 +190,7 @@ def _activation(norm: Any, act: nn.Module) -> Activation | None:
     return within if after == Activation("identity") and within in _ACTS.values() else None
 
 
-def _trains(norm: Any, channels: int) -> bool:
+def _trains(norm: Any, channels: int, device: torch.device) -> bool:
     """Whether it trains as most do, on tensors that our kernels can take."""
     own = (
         norm.running_mean,
@@ -202,5 +203,5 @@ def _trains(norm: Any, channels: int) -> bool:
         and norm.momentum is not None
         and norm.num_batches_tracked is not None
         and norm.eps > 0
-        and all(is_float(t, channels) and t.is_contiguous() for t in own)
+        and all(is_float(t, channels, device=device) and t.is_contiguous() for t in own)
     )

@@ -41,7 +41,7 @@ def _in_one_pass(
     if type(norm) is not BatchNorm2d or not norm.training or kind is None:
         return None
     spares = residual is not None if kind == _NONE else kind.name in _JOINED
-    if by_layers() or not spares or not may_run(x, dense=False):
+    if by_layers() or not spares or not may_run(x, dense=False, gpu=True):
         return None
     if foreign((norm, BatchNorm2d)) or (act is not None and foreign((act, type(act)))):
         return None

@@ -78,6 +78,8 @@ class _GhostBatchNorm(_Fused):
             return y, mean[None], var[None]
         if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
             return self._at_once(x, groups)
+        if ops.takes_groups(x, self.weight, self.bias, groups):
+            return ops.batch_norm_act(x, self.weight, self.bias, eps=self.eps, groups=groups)
         return self._one_by_one(x, groups)
 
     def _at_once(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

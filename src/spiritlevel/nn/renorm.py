@@ -91,7 +91,7 @@ class _Renorm(_Fused):
     @torch.no_grad()
     def _corrections(self, x: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
         """r and d, (C,)."""
-        mean, var = ops.statistics_of(x if kernels == "cpu" else x.to(_wider(x)), kernels)
+        mean, var = ops.statistics_of(x if kernels in ops.OURS else x.to(_wider(x)), kernels)
         deviation = (self.running_var + self.eps).sqrt()
         r = (var + self.eps).sqrt() / deviation
         d = (mean - self.running_mean) / deviation

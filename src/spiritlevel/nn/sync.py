@@ -233,7 +233,8 @@ def _merged(own: _Own, group: Any) -> tuple[int, Tensor, Tensor]:
     dist.all_gather(rows, row, group=group)
     if raised is not None:
         raise raised
-    counts, means, squares = torch.split(torch.stack(rows), [1, C, C], dim=1)
+    table = torch.stack(rows)
+    counts, means, squares = torch.split(table, [1, C, C], dim=1)
     sizes = counts[:, 0].tolist()
     if any(size < 0 for size in sizes):
         failed = ", ".join(str(rank) for rank, size in enumerate(sizes) if size < 0)
@@ -244,6 +245,10 @@ def _merged(own: _Own, group: Any) -> tuple[int, Tensor, Tensor]:
     count = sum(sizes)
     if not count:
         return 0, means[0], squares[0]
+    if own.kernels == "gpu":
+        from spiritlevel.kernels import gpu
+
+        return int(count), *gpu.merged(table)
     mean = (counts * means).sum(0) / count
     apart = squares + counts * (means - mean).square()
     return int(count), mean, apart.sum(0) / count

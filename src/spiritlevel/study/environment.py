@@ -153,7 +153,8 @@ def _set(*prefixes: str) -> dict[str, str]:
 def _kernels() -> dict[str, str | None]:
     """What is asked for, what of it runs (None where that is refused, and why), and the oracle."""
     found: dict[str, str | None] = {"asked": os.environ.get(backend.VARIABLE) or "auto"}
-    found |= {"numba": _version("numba"), "backend": None, "oracle": "reference"}
+    found |= {"numba": _version("numba"), "triton": _version("triton")}
+    found |= {"backend": None, "oracle": "reference"}
     try:
         asked = backend.asked()
         found |= {"asked": asked, "backend": asked}

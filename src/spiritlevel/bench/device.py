@@ -1,0 +1,94 @@
+"""Where a measurement runs: its clock, its memory, its cache.
+
+On a GPU the clock is the device's: it waits while the work of a run is handed to it, so that what
+is told is the device's time, as in a program that hands over work faster than it is done. A run of
+which the processor's time is a part is `waited` for instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from spiritlevel.bench.floor import last_level_cache
+from spiritlevel.bench.memory import peak_bytes
+from spiritlevel.errors import UsageError
+
+__all__ = ["Device"]
+
+_HANDED_OVER = 4_000_000
+"""Cycles, some 2 ms, in which the processor hands over the work of a run."""
+_event: Any = torch.cuda.Event
+
+
+class Device:
+    """ "cpu", "cuda" or "cuda:N". Raises UsageError where there is none."""
+
+    def __init__(self, name: str) -> None:
+        try:
+            self.torchs = torch.device(name)
+        except RuntimeError:
+            raise UsageError(f"got device {name!r}; wanted cpu, cuda or cuda:N") from None
+        if self.torchs.type not in ("cpu", "cuda"):
+            raise UsageError(f"got device {name!r}; wanted cpu, cuda or cuda:N")
+        self.is_gpu = self.torchs.type == "cuda"
+        if self.is_gpu and (self.torchs.index or 0) >= torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            raise UsageError(f"got device {name!r}, of {there} GPU(s) that torch sees; wanted cpu")
+        self.name = name
+
+    @property
+    def model(self) -> str | None:
+        """A GPU's, such as NVIDIA H100 80GB HBM3."""
+        return torch.cuda.get_device_name(self.torchs) if self.is_gpu else None
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Of the device. What `run` returns is dropped after the clock has stopped."""
+        if not self.is_gpu:
+            return self.waited(run)
+        start, end = (_event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.torchs)
+        torch.cuda._sleep(_HANDED_OVER)  # type: ignore[no-untyped-call]
+        start.record()
+        result = run()
+        end.record()
+        end.synchronize()
+        del result
+        return 1e-3 * float(start.elapsed_time(end))
+
+    def waited(self, run: Callable[[], object]) -> float:
+        """Until the device has done it."""
+        wait = partial(torch.cuda.synchronize, self.torchs) if self.is_gpu else int
+        wait()
+        start = perf_counter()
+        result = run()
+        wait()
+        taken = perf_counter() - start
+        del result
+        return taken
+
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        """As `memory.peak_bytes`; of a GPU, what torch's allocator held there."""
+        if not self.is_gpu:
+            return peak_bytes(run)
+        torch.cuda.synchronize(self.torchs)
+        torch.cuda.reset_peak_memory_stats(self.torchs)
+        before = torch.cuda.memory_allocated(self.torchs)
+        result = run()
+        torch.cuda.synchronize(self.torchs)
+        del result
+        return torch.cuda.max_memory_allocated(self.torchs) - before
+
+    def memory(self) -> int | None:
+        """All of a GPU's, in bytes."""
+        return torch.cuda.mem_get_info(self.torchs)[1] if self.is_gpu else None
+
+    def last_level_cache(self) -> int | None:
+        """Its bytes; None where the system does not say."""
+        if not self.is_gpu:
+            return last_level_cache()
+        return int(torch.cuda.get_device_properties(self.torchs).L2_cache_size)

@@ -1,0 +1,391 @@
+"""Batch normalization on a GPU, in Triton: what `cpu` computes, cut for thousands of threads.
+
+Four passes, which `gpu_passes` has; per element, with the letters of `cpu`:
+
+    collect   sum (x - pivot) and its square, in parts; the last part to end merges them (Chan)
+    apply     y = act((x - high) a + b [+ residual])
+    reduce    g = act'(...) grad;  sum g and sum g (x - high), merged alike
+    descend   grad_x = a g + k2 (x - high) + k1
+
+so that training reads x twice and writes y; backward reads x and the gradient twice and writes one.
+Arithmetic and sums are in float32 (float64 for float64), whatever the type of x; the mean is two
+numbers. What a program reads follows from shape, type, device and what `gpu_launch` keeps of them:
+two runs give the same bits.
+
+Tensors are contiguous or channels-last, or slices of such along the channels: that is how the
+halves of a Ghost module are written where they belong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spiritlevel.kernels import gpu_passes
+from spiritlevel.kernels.gpu_launch import (
+    INTERPRETED,
+    Plan,
+    Way,
+    launch,
+    multiprocessors,
+    scratch,
+)
+
+__all__ = [
+    "INTERPRETED",
+    "MOST",
+    "backward",
+    "descended",
+    "forward",
+    "lanes_of",
+    "layout",
+    "merged",
+    "reduced",
+    "rows",
+    "statistics",
+    "way",
+]
+
+Running = tuple[Tensor, Tensor, float, float]
+"""Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
+
+_WIDEST = 512
+"""Lanes of a row."""
+_NARROW = 64
+"""Lanes that a row has at least, where positions can be set side by side: 128 bytes of halves."""
+MOST = 65535
+"""Programs that a GPU takes on an axis other than the first: of planes, or of groups."""
+_TILE, _WARPS = 4096, 8
+"""Numbers of a tile, and of warps that share it."""
+_MERGED = 2048
+"""Sums that are merged at once: more would take registers from the passes themselves."""
+_MERGED_AT_ONCE = 128
+"""Channels whose ranks a program merges."""
+_SUMMED, _WRITTEN = (2, 1, 3, 4), (32, 8)
+"""Programs a multiprocessor, first what is best for most shapes: the more of them have sums, the
+more there is to merge."""
+
+
+class Layout(NamedTuple):
+    planes: bool
+    outer: int
+    """From a position to the next, in channels; in planes, from a sample to the next, in planes."""
+
+
+@cache
+def _layout(shape: torch.Size, strides: tuple[int, ...]) -> Layout | None:
+    if len(shape) < 2:
+        return None
+    C, inside = shape[1], list(zip(shape[2:], strides[2:], strict=True))
+    sides = [(size, step) for size, step in inside if size > 1]
+    S, N = math.prod(shape[2:]), shape[0]
+    if S > 1 and (C == 1 or strides[1] == S) and _dense(sides, 1):
+        outer = strides[0] if N > 1 else C * S
+        return Layout(True, outer // S) if outer % S == 0 and C <= MOST else None
+    positions = [(N, strides[0])] * (N > 1) + sides
+    if C > 1 and strides[1] != 1:
+        return None
+    step = positions[-1][1] if positions else C
+    return Layout(False, step) if _dense(positions, step) and step >= C else None
+
+
+def _dense(axes: Sequence[tuple[int, int]], step: int) -> bool:
+    for size, stride in reversed(axes):
+        if stride != step:
+            return False
+        step *= size
+    return True
+
+
+def layout(x: Tensor) -> Layout | None:
+    """Where the positions and channels of (N, C, *) are; None where the kernels cannot say."""
+    return _layout(x.shape, x.stride())
+
+
+class _Plan(Plan):
+    """How tensors of a shape, layout and type are cut."""
+
+    def __init__(self, shape: torch.Size, planes: bool, dtype: torch.dtype, groups: int) -> None:
+        N, C, sides = shape[0], shape[1], shape[2:].numel()
+        self.C, self.groups, self.values = C, groups, N * sides // groups
+        S, K, unit, inner = sides, 1, 1, 1
+        if planes:
+            block, positions = 1, N
+        else:
+            unit = math.gcd(C, 16)
+            S = sides if groups > 1 else 1
+            positions, inner = N * sides // groups // S, C // unit
+            K, block = (1, lanes_of(C)) if S > 1 else _side_by_side(C)
+        self.unit, self.planes, self.step = unit, planes, groups * S if S > 1 and not planes else 1
+        number = torch.float64 if dtype is torch.float64 else torch.float32
+        rows, cut = -(-positions * S // K), (positions, C // unit, K, inner)
+        high = min(max(1, _TILE // block), triton.next_power_of_2(rows))
+        how = {
+            "PLANES": planes,
+            "S": S,
+            "UNIT": unit,
+            "WIDE": shape.numel() * 2 >= 1 << 31,
+            "FOLD": triton.next_power_of_2(K),
+            "CHANNELS": triton.next_power_of_2(C) if K > 1 else block,
+            "BLOCK_R": high,
+            "BLOCK_C": block,
+            "ACC": tl.float64 if number is torch.float64 else tl.float32,
+            "num_warps": max(1, min(_WARPS, high * block // 128)),
+        }
+        across = -(-C * K // block), groups
+        summed = [way(rows, across, cut, how, programs) for programs in _SUMMED]
+        written = [way(rows, across, cut, how, programs) for programs in _WRITTEN]
+        name = f"{'x'.join(map(str, shape))} {'planes' if planes else 'lanes'} {groups}"
+        super().__init__(name, shape.numel(), C * K * groups, number, summed, written)
+
+    def outer(self, t: Tensor) -> int:
+        """How far the tensor's samples are apart, or its positions, in the kernels' unit."""
+        found = layout(t)
+        assert found is not None, "the backend takes no other"
+        return found.outer * self.step // self.unit
+
+
+def way(
+    rows: int, across: tuple[int, int], cut: tuple[int, ...], how: dict[str, Any], programs: int
+) -> Way:
+    """Rows in parts of whole tiles, such that there are so many programs a multiprocessor."""
+    high, (tiles, groups) = how["BLOCK_R"], across
+    wanted = -(-programs * multiprocessors() // (tiles * groups))
+    part = -(-rows // (min(wanted, -(-rows // high)) * high)) * high
+    parts = -(-rows // part)
+    merged = max(1, min(triton.next_power_of_2(parts), _MERGED // how["BLOCK_C"]))
+    return Way((parts, *across), (*cut, part), how | {"BLOCK_P": merged})
+
+
+def lanes_of(C: int) -> int:
+    """Lanes of a tile of C channels: as many as can be of which few are in vain."""
+    blocks = [1 << n for n in range(_WIDEST.bit_length())]
+    used = {block: C / (-(-C // block) * block) for block in blocks}
+    enough = max(used[b] for b in blocks if b >= min(_NARROW, triton.next_power_of_2(C)))
+    return max(block for block in blocks if used[block] >= min(0.9, enough))
+
+
+def _side_by_side(C: int) -> tuple[int, int]:
+    """How many positions make a row, and the lanes of a tile."""
+    if C > _WIDEST // 2:
+        return 1, lanes_of(C)
+    used = {k: k * C / triton.next_power_of_2(k * C) for k in range(1, _WIDEST // C + 1)}
+    wide = [k for k in used if k * C >= _NARROW] or [max(used)]
+    K = next((k for k in wide if used[k] >= 0.9), max(wide, key=lambda k: used[k]))
+    return K, triton.next_power_of_2(K * C)
+
+
+@cache
+def _plan(shape: torch.Size, planes: bool, dtype: torch.dtype, groups: int) -> _Plan:
+    return _Plan(shape, planes, dtype, groups)
+
+
+def _planned(x: Tensor, groups: int = 1) -> _Plan:
+    found = layout(x)
+    assert found is not None
+    return _plan(x.shape, found.planes, x.dtype, groups)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    slope: float,
+    eps: float,
+    statistics: tuple[Tensor, Tensor] | None,
+    running: Running | None = None,
+    *,
+    out: Tensor | None = None,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(bn(x) + residual), and the mean and biased variance it took: float64, (C,).
+
+    As `cpu.forward`, for x with a `layout`, in float16, bfloat16, float32 or float64; `out`, with
+    the same layout, is written and handed back. With `groups` the samples of each are normalised
+    apart, sample n in group n % groups, and the statistics are (groups, C); they divide N.
+    """
+    plan = _planned(x, groups)
+    mean, var = statistics or _statistics(x, running, plan)
+    y = _empty(x) if out is None else out
+    _apply(x, y, _like(residual, x), mean, var, weight, bias, act, slope, eps, plan)
+    return y, mean, var
+
+
+def statistics(x: Tensor, running: Running | None = None) -> tuple[Tensor, Tensor]:
+    """The mean and biased variance that `forward` takes of the same x: float64, (C,).
+
+    `running` are changed in place, contiguous and float32, or float64 for such an x.
+    """
+    return _statistics(x, running, _planned(x))
+
+
+def merged(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and biased variance of all ranks, float64 (C,).
+
+    A row of the (ranks, 1 + 2 C), float64 and contiguous, is a rank's count, its means and its sums
+    of squares around them, zeros where it has no values.
+    """
+    ranks, width = rows.shape
+    C = width // 2
+    mean, var = (torch.empty(C, dtype=torch.float64, device=rows.device) for _ in range(2))
+    gpu_passes.merge[(-(-C // _MERGED_AT_ONCE),)](rows, mean, var, ranks, C, _MERGED_AT_ONCE)
+    return mean, var
+
+
+def _statistics(x: Tensor, running: Running | None, plan: _Plan) -> tuple[Tensor, Tensor]:
+    shape = (plan.C,) if plan.groups == 1 else (plan.groups, plan.C)
+    mean, var = (torch.empty(shape, dtype=torch.float64, device=x.device) for _ in range(2))
+    followed = (None, None, 0.0, 0.0) if running is None else running
+    given = x, plan.outer(x), *scratch(x, plan, 4), mean, var, *followed
+    launch(gpu_passes.collect, x, plan, given)
+    return mean, var
+
+
+def _apply(
+    x: Tensor, y: Tensor, residual: Tensor | None, mean: Tensor, var: Tensor,
+    weight: Tensor | None, bias: Tensor | None, act: str, slope: float, eps: float, plan: _Plan,
+) -> None:  # fmt: skip
+    added = 0 if residual is None else plan.outer(residual)
+    given = x, plan.outer(x), y, plan.outer(y), residual, added, mean, var, weight, bias
+    statics = ("ACT", act), ("SLOPE", slope), ("EPS", eps)
+    launch(gpu_passes.apply, x, plan, given, statics)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    act: str,
+    slope: float,
+    eps: float,
+    training: bool,
+    *,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight and bias, both (C,) in the type of the sums, and of the residual.
+
+    As `cpu.backward`; with `groups` those of weight and bias are (groups, C), to be summed.
+    """
+    plan, grad = _planned(x, groups), _as(x, grad)
+    of_weight, of_bias, before = _reduced(
+        grad, x, weight, bias, residual, y, mean, var, act, slope, eps, plan
+    )
+    through, act = (grad, act) if before is None else (before, "identity")
+    values = plan.values if training else 0
+    given = through, x, weight, bias, mean, var, act, slope, eps, of_weight, of_bias, values, plan
+    return _descended(*given), of_weight, of_bias, before
+
+
+def reduced(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    act: str,
+    slope: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `backward` gives, without the gradient of x: for a batch that is a part of one."""
+    given = weight, bias, residual, y, mean, var, act, slope, eps
+    return _reduced(_as(x, grad), x, *given, _planned(x))
+
+
+def descended(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    grad_residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    act: str,
+    slope: float,
+    eps: float,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    count: float,
+) -> Tensor:
+    """The gradient of x, given those of weight and bias over all `count` values of a channel."""
+    through, act = (grad, act) if grad_residual is None else (grad_residual, "identity")
+    given = weight, bias, mean, var, act, slope, eps, grad_weight, grad_bias, int(count)
+    return _descended(_as(x, through), x, *given, _planned(x))
+
+
+def _reduced(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+    residual: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
+    act: str, slope: float, eps: float, plan: _Plan,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    through = _like(residual if y is None else y, x)
+    before = None if through is None else _empty(x)
+    added = 0 if through is None else plan.outer(through)
+    kept = 0 if before is None else plan.outer(before)
+    of_weight, of_bias = (torch.empty(mean.shape, dtype=plan.number, device=x.device) for _ in "wb")
+    given = (
+        *(grad, plan.outer(grad), x, plan.outer(x), through, added, before, kept),
+        *scratch(x, plan, 2),
+        *(mean, var, weight, bias, of_weight, of_bias),
+    )
+    statics = ("ACT", act), ("SLOPE", slope), ("EPS", eps), ("MASK", y is not None)
+    launch(gpu_passes.reduce, x, plan, given, statics)
+    return of_weight, of_bias, before
+
+
+def _descended(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
+    act: str, slope: float, eps: float, of_weight: Tensor, of_bias: Tensor, values: int,
+    plan: _Plan,
+) -> Tensor:  # fmt: skip
+    """With no values, as in eval, where the statistics are none of x's."""
+    grad_x = _empty(x)
+    given = (
+        *(grad, plan.outer(grad), x, plan.outer(x), grad_x, plan.outer(grad_x)),
+        *(mean, var, weight, bias, of_weight, of_bias, values),
+    )
+    statics = ("ACT", act), ("SLOPE", slope), ("EPS", eps), ("TRAINING", values > 0)
+    launch(gpu_passes.descend, x, plan, given, statics)
+    return grad_x
+
+
+def rows(x: Tensor, channels: int) -> Tensor:
+    """Like x, in channels-last, with so many channels."""
+    return x.new_empty((x.shape[0], *x.shape[2:], channels)).movedim(-1, 1)
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Like x, without gaps."""
+    found = layout(x)
+    if found is None or found.outer == x.shape[1]:
+        return torch.empty_like(x)
+    if found.planes:
+        return x.new_empty(x.shape)
+    return rows(x, x.shape[1])
+
+
+def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if t is None else _as(x, t)
+
+
+def _as(x: Tensor, t: Tensor) -> Tensor:
+    """t, or a copy of it, in the layout and of the type of x."""
+    there, wanted = layout(t), layout(x)
+    same = there is not None and wanted is not None and there.planes is wanted.planes
+    return t if same and t.dtype is x.dtype else _empty(x).copy_(t)

@@ -1,0 +1,99 @@
+"""Triton compiles every kernel for a GPU, and calls it, where there is none: but for the call.
+
+Run as a script, with the capability, as 90; prints the kernels, and how many variants of each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+CALLS: list[tuple[str, int]] = []
+
+
+class Launcher:
+    """In the place of the C function that hands a kernel to the device."""
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        self.name, self.names = src.fn.__name__, src.fn.arg_names
+
+    def __call__(self, _x, _y, _z, _stream, _function, *rest: Any) -> None:
+        arguments = rest[-len(self.names) :]
+        assert not any(isinstance(each, torch.dtype) for each in arguments)
+        CALLS.append((self.name, len(arguments)))
+
+
+class Utils:
+    @staticmethod
+    def load_binary(*_: Any) -> tuple[Any, ...]:
+        return object(), 0, 32, 0, 1024
+
+    @staticmethod
+    def get_device_properties(_: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 20, "multiprocessor_count": 132, "max_num_regs": 65536}
+
+
+class NoGPU:
+    """What Triton asks of a driver."""
+
+    launcher_cls, utils = Launcher, Utils
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+def ours(capability: int) -> Counter[str]:
+    driver.set_active(NoGPU(capability))
+    from spiritlevel.kernels import gpu, gpu_ghost, gpu_launch
+    from spiritlevel.kernels.ghost_module import Norm
+
+    gpu.multiprocessors = gpu_launch.multiprocessors = lambda: 132
+    assert not gpu_launch.INTERPRETED
+    for _ in range(2):  # the second goes to the kernels past Triton's own way
+        for shape, dtype, last, act, adds in CASES:
+            x = torch.randn(shape).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            weight, bias = torch.ones(shape[1]), torch.zeros(shape[1])
+            running = torch.zeros(shape[1]), torch.zeros(shape[1]), 0.1, 1.0
+            residual = torch.ones_like(x) if adds else None
+            given = weight, bias, residual
+            y, mean, var = gpu.forward(x, *given, act, 0.01, 1e-5, None, running)
+            seen = y if adds and act == "relu" else None
+            gpu.backward(x, x, *given, seen, mean, var, act, 0.01, 1e-5, True)
+            gpu.forward(x, None, None, None, act, 0.01, 1e-5, (mean, var))
+            if last:
+                gpu.forward(x, *given, act, 0.01, 1e-5, None, groups=2)
+                taps = torch.ones(shape[1], 1, 3, 3)
+                norm = Norm(weight, bias, 1e-5, running)
+                of_module = x, norm, taps, norm, "relu"
+                out, found, kept = gpu_ghost.forward(*of_module, None)
+                gpu_ghost.backward(out, *of_module, found, kept)
+    gpu.merged(torch.zeros(3, 21, dtype=torch.float64))
+    assert CALLS[-1][0] == "merge"
+    return Counter(key[0] for key in gpu_launch._COMPILED)
+
+
+CASES = (
+    ((4, 36, 14, 14), torch.bfloat16, True, "relu", False),
+    ((4, 8, 7, 7), torch.float32, True, "hardswish", True),
+    ((4, 3, 14, 15), torch.float16, False, "relu", True),
+    ((512, 48), torch.float32, False, "gelu", False),
+)
+
+if __name__ == "__main__":
+    print(dict(ours(int(sys.argv[1]))), len(CALLS), triton.__version__)

@@ -1,0 +1,98 @@
+"""A Ghost module by the kernels of `gpu`, on a GPU or as Triton's interpreter runs them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from ghost_cases import NAMES, apart, exactly, given
+
+from spiritlevel.kernels import backend
+from spiritlevel.kernels.ghost_module import Norm
+from spiritlevel.models.ghost import GhostModule
+from spiritlevel.models.layers import Layers
+
+pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
+from spiritlevel.kernels import gpu_ghost
+
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
+# Squares that stick out of a map, maps of one row, of one column and of one position, two tiles.
+SHAPES = [(2, 8, 5, 7), (3, 12, 6, 6), (4, 37, 9, 4), (2, 96, 7, 7), (3, 5, 1, 1), (3, 5, 1, 4)]
+SHAPES += [(2, 36, 2, 1), (2, 600, 3, 3)]
+
+
+@pytest.fixture(autouse=True)
+def _device():
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
+
+
+def ours(shape, act, adds, dtype=torch.float32):
+    (x, weight, bias, taps, weight2, bias2), residual, grad = given(shape, dtype)
+    count = x.numel() / shape[1]
+    running = [torch.zeros(shape[1]) for _ in range(4)]
+    factor = count / (count - 1)
+    first = Norm(weight, bias, 1e-5, (*running[:2], 0.1, factor))
+    second = Norm(weight2, bias2, 1e-5, (*running[2:], 0.1, factor))
+    added = residual if adds else None
+    y, found, kept = gpu_ghost.forward(x, first, taps, second, act, added)
+    through, *grads = gpu_ghost.backward(grad, x, first, taps, second, act, found, kept)
+    grad_x = gpu_ghost.descended(through, x, first, found[:2], *grads[:2])
+    return y, (grad_x, *grads), running
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("act", ["relu", "identity"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_same_as_torch_in_float64(shape, act, adds):
+    (y, grads, running), (there, exact, follow) = ours(shape, act, adds), exactly(shape, act, adds)
+    assert apart(y, there) < 1e-6
+    for name, one, other in zip(NAMES, grads, exact, strict=True):
+        assert apart(one, other) < 5e-6, name
+    for one, other in zip(running, follow, strict=True):
+        assert apart(one, other) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_halves_each_tensor_is_rounded_once(dtype):
+    shape = (2, 24, 8, 8)
+    found, exact = ours(shape, "identity", True, dtype), exactly(shape, "identity", True, dtype)
+    assert found[0].dtype is found[1][0].dtype is dtype
+    # p, c and what reaches each of them are stored.
+    bound = 4 * torch.finfo(dtype).eps
+    assert apart(found[0], exact[0]) < bound
+    for name, one, other in zip(NAMES, found[1], exact[1], strict=True):
+        assert apart(one, other) < bound, name
+
+
+def test_two_runs_give_the_same_bits():
+    first, second = (ours((5, 40, 14, 14), "relu", True) for _ in range(2))
+    assert all(map(torch.equal, (first[0], *first[1]), (second[0], *second[1])))
+
+
+def module_and_input(half):
+    torch.manual_seed(0)
+    module = GhostModule(20, 24, Layers.of("batch"))
+    x = torch.randn(3, 20, 6, 5).contiguous(memory_format=torch.channels_last)
+    return module.to(memory_format=torch.channels_last), x.requires_grad_()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["", "autocast"])
+def test_a_module_trains_as_its_layers_do(half):
+    module, x = module_and_input(half)
+    outcomes = []
+    for kernels in ("aten", "gpu"):
+        twin = copy.deepcopy(module)
+        with (
+            backend.use(kernels),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=half),
+        ):
+            before = backend.ran["gpu"]
+            y = twin(x)
+            assert (backend.ran["gpu"] - before == 2) is (kernels == "gpu")
+        grads = torch.autograd.grad(y.float().square().mean(), [x, *twin.parameters()])
+        outcomes.append((y, *grads, *twin.buffers()))
+    for one, other in zip(*outcomes, strict=True):
+        assert one.dtype is other.dtype
+        assert apart(one, other.double()) < (0.05 if half else 5e-6)
