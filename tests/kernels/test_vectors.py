@@ -4,10 +4,21 @@ from collections import Counter
 
 import pytest
 
-from spiritlevel.kernels import cheap, compiled, gates, products, sliding
+from spiritlevel.kernels import (
+    branched,
+    cheap,
+    compiled,
+    gates,
+    mapped,
+    mixed,
+    products,
+    sliding,
+)
+
+MODULES = [branched, cheap, gates, mapped, mixed, products, sliding]
 
 
-@pytest.mark.parametrize("module", [cheap, gates, products, sliding], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_no_two_functions_share_a_name(module, monkeypatch):
     """Two of one name, from files of two processes, may be linked one in the other's place."""
     names, named = [], compiled.named
@@ -18,7 +29,7 @@ def test_no_two_functions_share_a_name(module, monkeypatch):
         return function
 
     monkeypatch.setattr(compiled, "named", noting)
-    products._product.cache_clear()
+    products.products.cache_clear()
     for kind in ("f32", "bf16"):
         module.passes(kind)
     assert names

@@ -143,7 +143,8 @@ def test_a_hooked_branch_is_called():
     branch = block.ghost1.primary_rpr_conv[1]
     y = copy.deepcopy(block)(x)
     branch.register_forward_hook(lambda *_: called.append(1))
-    torch.testing.assert_close(block(x), y)
+    with pytest.warns(UserWarning, match="slower, for a hook on a ConvNormAct in it"):
+        torch.testing.assert_close(block(x), y, rtol=1e-4, atol=1e-4)
     assert called == [1]
 
 
@@ -155,7 +156,8 @@ class Doubled(ConvNormAct):
 def test_a_branch_of_another_class_is_called():
     block, x = v3()
     block.ghost1.primary_rpr_conv[1].__class__ = Doubled
-    y = copy.deepcopy(block)(x)
+    with pytest.warns(UserWarning, match="slower, for a Doubled in it"):
+        y = copy.deepcopy(block)(x)
     with sl.kernels.use("aten"):
         torch.testing.assert_close(y, block(x), rtol=1e-3, atol=1e-3)
 

@@ -8,6 +8,7 @@ which the processor's time is a part is `waited` for instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -40,6 +41,10 @@ class Device:
             there = torch.cuda.device_count()
             raise UsageError(f"got device {name!r}, of {there} GPU(s) that torch sees; wanted cpu")
         self.name = name
+
+    def current(self) -> AbstractContextManager[object]:
+        """Within the block it is the device that kernels are launched on."""
+        return torch.cuda.device(self.torchs) if self.is_gpu else nullcontext()
 
     @property
     def model(self) -> str | None:

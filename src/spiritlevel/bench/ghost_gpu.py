@@ -29,7 +29,7 @@ from spiritlevel.models import create_model
 
 __all__ = ["ghost_on_gpu"]
 
-_MODEL, _CLASSES, _SIZE, _BATCH = "ghostnet_100", 1000, 224, 256
+_MODEL, _CLASSES, _BATCH = "ghostnet_100", 1000, 256
 _CAPTURED = " captured"
 _OVER = {
     "timm": "timm's step over ours",
@@ -50,20 +50,25 @@ def ghost_on_gpu(
     *,
     device: str = "cuda",
     batch: int | None = None,
+    size: int = 224,
     rounds: int = 10,
     compiled: bool = True,
     scale: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """All that was measured, for JSON. Raises UsageError, and Mismatch where outputs differ."""
-    where, size = Device(device), _BATCH if batch is None else batch
-    if not where.is_gpu or size < 2:
-        raise UsageError(f"got device {device!r}, batch {size}; wanted a GPU, 2 images or more")
+    """All that was measured, for JSON; on a processor nothing is captured.
+
+    Raises UsageError, and Mismatch where outputs differ.
+    """
+    where, batch = Device(device), _BATCH if batch is None else batch
+    if batch < 2 or size < 32:
+        raise UsageError(f"got batch={batch}, size={size}; wanted 2 images or more, 32 px or more")
     notes: list[str] = []
-    with Setting(rounds=rounds, threads=None) as setting, torch.cuda.device(where.torchs):
-        tell = share_of(progress, 0.0, 1.0, f"{_MODEL}, batch {size}")
-        steps, far = _steps(where, size, compiled, scale, notes)
-        captured = {f"{name}{_CAPTURED}": graph for name, graph in _captured(steps, notes).items()}
+    with Setting(rounds=rounds, threads=None) as setting, where.current():
+        tell = share_of(progress, 0.0, 1.0, f"{_MODEL} at {size}x{size}, batch {batch}")
+        steps, far = _steps(where, (batch, 3, size, size), compiled, scale, notes)
+        graphs_of = _captured(steps, notes) if where.is_gpu else {}
+        captured = {f"{name}{_CAPTURED}": graph for name, graph in graphs_of.items()}
         subjects = [Subject(name, step) for name, step in steps.items()]
         samples = interleaved(subjects, rounds, lambda s: tell(0.5 * s), clock=where.waited)
         graphs = [Subject(name, graph.replay) for name, graph in captured.items()]
@@ -76,20 +81,20 @@ def ghost_on_gpu(
             "environment": setting.environment() | {"timm": theirs.version(), "gpu": where.model},
             "tolerance": {"bfloat16": HALF_TOLERANCE},
             "notes": notes,
-            "cases": [row := _row(size, samples, peaks, far)],
+            "cases": [row := _row((batch, size), samples, peaks, far)],
             "meaning": {name: _FIGURES[name] for name in row["ratios"]},
         }
 
 
 def _steps(
-    where: Device, batch: int, compiled: bool, scale: bool, notes: list[str]
+    where: Device, shape: tuple[int, ...], compiled: bool, scale: bool, notes: list[str]
 ) -> tuple[dict[str, Step], dict[str, float]]:
     """Those that compute the same as the first, after two steps; and how far each was from it."""
     torch.manual_seed(0)
     net = create_model(_MODEL, _CLASSES, drop_rate=0.0)
     last: Any = {"memory_format": torch.channels_last}
-    images = torch.randn(batch, 3, _SIZE, _SIZE, device=where.torchs).contiguous(**last)
-    labels = torch.randint(_CLASSES, (batch,), device=where.torchs)
+    images = torch.randn(shape, device=where.torchs).contiguous(**last)
+    labels = torch.randint(_CLASSES, shape[:1], device=where.torchs)
 
     def step(model: Any, kernels: str | None = None) -> Step:
         there = copy.deepcopy(model).to(where.torchs, **last)
@@ -141,7 +146,7 @@ def _captured(steps: Mapping[str, Step], notes: list[str]) -> dict[str, Any]:
 
 
 def _row(
-    batch: int,
+    images: tuple[int, int],
     samples: Mapping[str, list[float]],
     peaks: Mapping[str, int],
     far: Mapping[str, float],
@@ -157,8 +162,8 @@ def _row(
         ratios["best"] = ratio(*fastest).to_json()
     return {
         "model": _MODEL,
-        "size": _SIZE,
-        "batch": batch,
+        "batch": images[0],
+        "size": images[1],
         "classes": _CLASSES,
         "largest_difference": dict(far),
         "seconds": {name: asdict(summary(one)) for name, one in samples.items()},

@@ -14,7 +14,7 @@ import numpy as np
 from spiritlevel.kernels.compiled import jit
 from spiritlevel.kernels.vectors import over
 
-__all__ = ["RING", "row", "rows"]
+__all__ = ["RING", "near", "nine", "row", "rows", "taps"]
 
 RING = 4
 """Rows of a ring."""
@@ -33,8 +33,11 @@ def near(at, ring, r, j):
     return row(at, ring, r - 1) + on, row(at, ring, r) + on, row(at, ring, r + 1) + on
 
 
-def rows(kind: str) -> SimpleNamespace:
-    """Each by its name, for all channels of a chunk whose elements are of `kind`."""
+def rows(kind: str, beside: str = "") -> SimpleNamespace:
+    """Each by its name, for all channels of a chunk whose elements are of `kind`.
+
+    `beside` tells the compiled ones from those of other chunks.
+    """
     size = np.int64(4 if kind == "f32" else 2)
     made = {
         "fill": _filling,
@@ -46,7 +49,10 @@ def rows(kind: str) -> SimpleNamespace:
         "back": _returning,
     }
     return SimpleNamespace(
-        **{name: over(name, kind, lambda v, m=make: m(v, size)) for name, make in made.items()}
+        **{
+            name: over(beside + name, kind, lambda v, m=make: m(v, size))
+            for name, make in made.items()
+        }
     )
 
 
@@ -83,7 +89,7 @@ def _filling(v: Any, size: Any) -> Any:
     return fill
 
 
-def _taps(v: Any) -> Any:
+def taps(v: Any) -> Any:
     """Sums of nine neighbours times nine numbers, along a row: `first`, then `later` and `later`.
 
     A column is read once, and added to the three sums that it is in. Of these, those of its right
@@ -106,7 +112,7 @@ def _taps(v: Any) -> Any:
     return first, later
 
 
-def _nine(v: Any) -> Any:
+def nine(v: Any) -> Any:
     @jit
     def load(at, j):
         k, reach = at.kernel + 4 * j, at.reach
@@ -120,7 +126,7 @@ def _nine(v: Any) -> Any:
 
 
 def _tallying(v: Any, size: Any) -> Any:
-    (begin, later), load = _taps(v), _nine(v)
+    (begin, later), load = taps(v), nine(v)
 
     @jit
     def tally(at, r, _rows, _other, j):
@@ -145,7 +151,7 @@ def _tallying(v: Any, size: Any) -> Any:
 
 
 def _joining(v: Any, size: Any) -> Any:
-    (begin, later), load, norm = _taps(v), _nine(v), _norm(v)
+    (begin, later), load, norm = taps(v), nine(v), _norm(v)
 
     @jit
     def join(at, r, _rows, _other, j):
@@ -179,7 +185,7 @@ def _joining(v: Any, size: Any) -> Any:
 
 
 def _reducing(v: Any, size: Any) -> Any:
-    (begin, later), load, norm = _taps(v), _nine(v), _norm(v)
+    (begin, later), load, norm = taps(v), nine(v), _norm(v)
 
     @jit
     def reduce(at, r, _rows, _other, j):
@@ -209,7 +215,7 @@ def _reducing(v: Any, size: Any) -> Any:
 
 
 def _descending(v: Any, size: Any) -> Any:
-    (begin, later), load, norm = _taps(v), _nine(v), _norm(v)
+    (begin, later), load, norm = taps(v), nine(v), _norm(v)
 
     @jit
     def descend(at, r, _rows, _other, j):
@@ -268,7 +274,7 @@ def _weighing(v: Any, size: Any) -> Any:
 
 
 def _returning(v: Any, size: Any) -> Any:
-    (begin, later), load = _taps(v), _nine(v)
+    (begin, later), load = taps(v), nine(v)
 
     @jit
     def back(at, r, _rows, _other, j):

@@ -16,7 +16,7 @@ from spiritlevel.kernels import backend
 from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.plans import Plan, begin, run
 
-__all__ = ["depthwise", "pointwise", "widened"]
+__all__ = ["depthwise", "pointwise", "slide", "slide_back", "widened"]
 
 _CACHED = 192 << 10
 """Bytes of what a chunk of a depthwise convolution reads again."""
@@ -68,13 +68,7 @@ class _Depthwise(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.options = stride, padding
         ctx.set_materialize_grads(False)
-        plan, geometry = _plan(x.shape, weight.shape, stride, padding, x.dtype)
-        height, width = (geometry[2:4]).tolist()
-        shape = *x.shape[:2], height, width
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        tensors = {"x": x, "out": y, "kernel": _taps(weight), "geometry": geometry}
-        run(plan, begin(plan, "slide"), tensors)
-        return y
+        return slide(x, _taps(weight)[None], weight.shape[2:], stride, padding)[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -85,14 +79,8 @@ class _Depthwise(torch.autograd.Function):
             options = (stride, padding, (1, 1), False, (0, 0), len(weight))
             return *_differentiable(ctx, grad, options), None, None
         grad, x = _laid_out(grad, x), _laid_out(x, x)
-        plan, geometry = _plan(x.shape, weight.shape, stride, padding, x.dtype)
-        wanted = ctx.needs_input_grad[0]
-        grad_x = torch.empty_like(x) if wanted else None
-        taps = _taps(weight)
-        grad_taps = torch.empty_like(taps)
-        tensors = {"x": x, "grad": grad, "out": grad_x, "kernel": taps, "grad_kernel": grad_taps}
-        stages = begin(plan, "slide_back", "settle_kernel")
-        run(plan, stages, tensors | {"geometry": geometry})
+        given = grad[None], x, _taps(weight)[None], weight.shape[2:], stride, padding
+        grad_x, (grad_taps,) = slide_back(*given, ctx.needs_input_grad[0])
         return grad_x, grad_taps.t().reshape(weight.shape), None, None
 
 
@@ -149,19 +137,46 @@ class _Widened(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
+def slide(x: Tensor, taps: Tensor, kernel: Any, stride: Any, padding: Any) -> Tensor:
+    """Depthwise convolutions of x by each of taps (n, h w, C), float32; kernel is (h, w).
+
+    (n, N, C, height, width), of which each is channels-last.
+    """
+    n, (N, C) = len(taps), x.shape[:2]
+    plan, geometry = _plan(x.shape, tuple(kernel), stride, padding, x.dtype, n)
+    height, width = geometry[2:4].tolist()
+    y = torch.empty((n, N, height, width, C), dtype=x.dtype).permute(0, 1, 4, 2, 3)
+    tensors = {"x": x, "out": y, "kernel": taps, "geometry": geometry}
+    run(plan, begin(plan, "slide"), tensors)
+    return y
+
+
+def slide_back(
+    grad: Tensor, x: Tensor, taps: Tensor, kernel: Any, stride: Any, padding: Any, wanted: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of x, where it is wanted, and of taps, from grad as `slide` gives y."""
+    plan, geometry = _plan(x.shape, tuple(kernel), stride, padding, x.dtype, len(taps))
+    grad_x = torch.empty_like(x) if wanted else None
+    grad_taps = torch.empty_like(taps)
+    tensors = {"x": x, "grad": grad, "out": grad_x, "kernel": taps, "grad_kernel": grad_taps}
+    stages = begin(plan, "slide_back", "settle_kernel")
+    run(plan, stages, tensors | {"geometry": geometry})
+    return grad_x, grad_taps
+
+
 @cache
 def _plan(
     x: torch.Size,
-    weight: torch.Size,
+    kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dtype: torch.dtype,
+    kernels: int,
 ) -> tuple[Plan, Tensor]:
     """How the work is cut, and `sliding.GEOMETRY`."""
     from spiritlevel.kernels.sliding import GEOMETRY
 
     N, C, *sides = x
-    kernel = weight[2:]
     outer = [
         (side + 2 * pad - tap) // step + 1
         for side, pad, tap, step in zip(sides, padding, kernel, stride, strict=True)
@@ -172,9 +187,9 @@ def _plan(
     group = max(32, min(most, -(-C // 32) * 32))
     part = -(-N // min(N, _PARTS))
     parts = -(-N // part)
-    plan = Plan(dtype, (N, C, 1, 1, 1, part, parts), parts * -(-C // group), group)
-    taps = kernel.numel()
-    return plan.with_scratch(0, 0, 0, taps, 4 * taps * C), torch.tensor(geometry)
+    plan = Plan(dtype, (N, C, 1, kernels, 1, part, parts), parts * -(-C // group), group)
+    taps = kernel[0] * kernel[1]
+    return plan.with_scratch(0, 0, 0, taps, 4 * taps * C * kernels), torch.tensor(geometry)
 
 
 def _taps(weight: Tensor) -> Tensor:

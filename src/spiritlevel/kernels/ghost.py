@@ -46,14 +46,16 @@ def _of_images(shape: torch.Size, dtype: torch.dtype) -> Plan:
 
 
 @cache
-def _of_rows(shape: torch.Size, channels: int, dtype: torch.dtype, back: bool) -> Plan:
+def _of_rows(
+    shape: torch.Size, channels: int, dtype: torch.dtype, back: bool, fold: int = 1
+) -> Plan:
     """For the product: some of the positions of all images, and a few of them at a time."""
     rows, inner = shape[0] * shape[2] * shape[3], shape[1]
     few = max(_FEW, min(384, _ROWS // (inner + channels) // 12 * 12))
     most = rows * (inner + channels) // (4 * inner * channels) if back else _PARTS
     part = max(few, -(-rows // max(_LEAST, min(_PARTS, most)) // few) * few)
     parts = -(-rows // part)
-    plan = Plan(dtype, (rows, channels, 1, 1, 1, part, parts), parts, channels)
+    plan = Plan(dtype, (rows, channels, 1, fold, 1, part, parts), parts, channels)
     return plan.with_scratch(
         products.scratch(few, channels, inner), few, 0, inner, 4 * channels * inner * back
     )
@@ -88,9 +90,10 @@ def product_back(
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of x, where it is wanted, and weight, from what reaches the norm after y.
 
-    `of_norm` are the gradients of the norm's own weight and bias.
+    `of_norm` are the gradients of the norm's own weight and bias. Where y has several times the
+    channels of grad, grad reaches each share of them.
     """
-    plan = _of_rows(x.shape, len(weight), x.dtype, True)
+    plan = _of_rows(x.shape, len(weight), x.dtype, True, len(weight) // grad.shape[1])
     grad_x = torch.empty_like(x) if wanted else None
     grad_weight = torch.empty(weight.shape, dtype=torch.float32)
     mean, var = statistics
@@ -148,6 +151,7 @@ def again(
     act: str,
     eps: tuple[float, float],
     *statistics: Tensor,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """What `forward` gave without a residual, once more, to the bit, from what it gave beside."""
     N, C, height, width = x.shape
@@ -155,6 +159,7 @@ def again(
     out = torch.empty((N, 2 * C, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     first, second = Norm(weight, bias, eps[0]), Norm(weight2, bias2, eps[1])
     tensors = _tensors(x, first, taps, second, statistics) | {"out": out}
+    tensors["residual"] = residual
     run(plan, begin(plan, "join"), tensors, eps[1], eps[0], floor=_FLOORS[act])
     return out
 

@@ -117,6 +117,9 @@ def _spreading(size: Any, taps: int, v: Any) -> Any:
                     even = v.fma(v.load(on - at.step), v.numbers(w + 4 * at.reach), even)
                 on -= line
                 w += down
+            if at.more:
+                even = v.add(even, v.load(to))
+                odd = v.add(odd, v.load(to + at.step))
             v.claim(to + ahead)
             v.store(to, even)
             to += at.step

@@ -154,6 +154,6 @@ def _sources() -> str:
 
 _FILES = (
     *("library", "passes", "planes", "lanes", "cheap", "cheap_rows", "products", "gates"),
-    *("sliding", "halving"),
+    *("sliding", "halving", "branched", "branched_rows", "mixed", "mapped"),
     *("channels", "formulas", "vectors", "compiled", "linked"),
 )

@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels import channels, cheap, gates, lanes, planes, products, sliding
+from spiritlevel.kernels import (
+    branched,
+    channels,
+    cheap,
+    gates,
+    lanes,
+    mapped,
+    mixed,
+    planes,
+    products,
+    sliding,
+)
 from spiritlevel.kernels.compiled import array, bits_of, float_of, jit, naming
 from spiritlevel.kernels.formulas import formulas
 
@@ -38,22 +49,24 @@ DOUBLES = ("eps", "slope", "share", "factor", "count", "eps_before")
 WORK = np.dtype([(name, "i8") for name in INTEGERS] + [(name, "f8") for name in DOUBLES])
 
 
+_OWN: dict[str, Any] = {
+    each.__name__.rpartition(".")[2]: each
+    for each in (cheap, products, sliding, gates, branched, mixed, mapped)
+}
+"""Modules that give passes of a kind alone."""
+
+
 @cache
 def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     """Each pass by its name; those of layout "channels" are the same for the other two.
 
-    `layout` is "planes", "lanes", "channels", "cheap", "products", "sliding" or "gates", `kind`
-    "f32", "f64" or "bf16". `add` is "", "add" (a residual, before the activation) or, on the way
-    back, "mask" (the activation is a relu, and its output is at hand).
+    `layout` is "planes", "lanes", "channels" or one of `_OWN`, `kind` "f32", "f64" or "bf16". `add`
+    is "", "add" (a residual, before the activation) or, on the way back, "mask" (the activation is
+    a relu, and its output is at hand).
     """
-    if layout == "cheap":
-        return cheap.passes(kind)
-    if layout == "products":
-        return products.passes(kind)
-    if layout == "sliding":
-        return sliding.passes(kind)
-    if layout == "gates":
-        return gates.passes(kind)
+    if layout in _OWN:
+        own: dict[str, Any] = _OWN[layout].passes(kind)
+        return own
     read = _reader(kind)
     if layout == "channels":
         with naming(kind):

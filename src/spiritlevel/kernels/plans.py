@@ -69,6 +69,9 @@ _LAYOUTS |= dict.fromkeys(("tally", "join", "reduce", "unjoin", "settle_before")
 _LAYOUTS |= dict.fromkeys(("produce", "consume", "settle_products"), "products")
 _LAYOUTS |= dict.fromkeys(("slide", "slide_back", "settle_kernel"), "sliding")
 _LAYOUTS |= dict.fromkeys(("squeeze", "gate", "weigh", "ungate"), "gates")
+_LAYOUTS |= dict.fromkeys(("tally_branches", "reduce_branches", "unjoin_branches"), "branched")
+_LAYOUTS |= dict.fromkeys(("mix", "unmix", "unmix_all"), "mixed")
+_LAYOUTS |= dict.fromkeys(("gram", "map", "map_weights", "map_back"), "mapped")
 _ONCE = {
     "settle": 128,
     "settle_sums": 128,

@@ -25,7 +25,7 @@ from spiritlevel.kernels.channels import merge_rows
 from spiritlevel.kernels.compiled import array, finite, jit, naming
 from spiritlevel.kernels.vectors import adding_parts, instructions, over
 
-__all__ = ["passes", "scratch"]
+__all__ = ["passes", "products", "scratch"]
 
 _TALL = {16: 6, 8: 12, 4: 12, 1: 12}
 """Columns of a tile -> its rows: as many sums as registers hold, beside what is multiplied."""
@@ -98,7 +98,7 @@ def _tile(rows: int, columns: int, kinds: str) -> Any:
 
 
 @cache
-def _product(kinds: str) -> Any:
+def products(kinds: str) -> Any:
     """c = a b, or c += a b, of `rows` x `count` and `count` x `columns` numbers."""
     with naming("product", kinds):
         return _in_tiles(kinds)
@@ -153,8 +153,9 @@ def _in_tiles(kinds: str) -> Any:
     return product
 
 
-# Addresses, but for count (channels) and step (bytes from one row to the next).
-_Rows = namedtuple("_Rows", "count step centre total square high a k1 k2")
+# Addresses, but for count (channels), and bytes from one row to the next: of y (step), of what
+# reaches the norm (apart), and of dy (pitch).
+_Rows = namedtuple("_Rows", "count step centre total square high a k1 k2 apart pitch")
 
 
 def passes(kind: str) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def _widening(kind: str) -> Any:
 
 def _producing(kind: str, widen: Any) -> Any:
     size, fields = np.int64(4 if kind == "f32" else 2), _Rows
-    product = _product(f"f32 f32 {kind}")
+    product = products(f"f32 f32 {kind}")
     narrow = kind != "f32"
 
     def tallying(v: Any) -> Any:
@@ -224,8 +225,8 @@ def _producing(kind: str, widen: Any) -> Any:
         begin, end = part * work.part, min(work.N, (part + 1) * work.part)
         own = work.rings + part * work.ring
         line, each = channels * size, channels * 4
-        at = fields(channels, line, own, own + each, own + 2 * each, 0, 0, 0, 0)
-        wide = fields(inner, inner * size, own + 7 * each, 0, 0, 0, 0, 0, 0)
+        at = fields(channels, line, own, own + each, own + 2 * each, 0, 0, 0, 0, 0, 0)
+        wide = fields(inner, inner * size, own + 7 * each, 0, 0, 0, 0, 0, 0, 0, 0)
         means = work.partials + 2 * part * channels * 8
         for n in range(begin, end, work.height):
             rows = min(work.height, end - n)
@@ -245,7 +246,7 @@ def _producing(kind: str, widen: Any) -> Any:
 
 def _consuming(kind: str, widen: Any) -> Any:
     size, fields = np.int64(4 if kind == "f32" else 2), _Rows
-    to_x, to_weights = _product(f"f32 f32 {kind}"), _product("f32 f32 f32")
+    to_x, to_weights = products(f"f32 f32 {kind}"), products("f32 f32 f32")
     narrow = kind != "f32"
     given, _, _ = array("given", np.float32)
     of_channel, _, _ = array("per_channel", np.float64)
@@ -257,14 +258,15 @@ def _consuming(kind: str, widen: Any) -> Any:
             """Rows of dy, from rows of y and of what reaches the norm."""
             centre, scale = v.numbers(at.high + 4 * j), v.numbers(at.a + 4 * j)
             k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
-            to, on, ahead = at.centre + 4 * j, j * size, rows * at.step
+            to, on, other = at.centre + 4 * j, y + j * size, grad + j * size
             for _ in range(rows):
-                v.fetch(y + on + ahead)
-                v.fetch(grad + on + ahead)
-                d, g = v.sub(v.load(y + on), centre), v.load(grad + on)
+                v.fetch(on + rows * at.step)
+                v.fetch(other + rows * at.apart)
+                d, g = v.sub(v.load(on), centre), v.load(other)
                 v.keep(to, v.fma(scale, g, v.fma(k2, d, k1)))
                 on += at.step
-                to += 4 * at.count
+                other += at.apart
+                to += at.pitch
 
         return descend
 
@@ -288,20 +290,30 @@ def _consuming(kind: str, widen: Any) -> Any:
             put_number(at.k2, i, np.float32(slope))
 
     @jit
+    def share(own, dy, some, each, line):
+        """Of the channels, those of one of `fold` norms that the same gradient reaches."""
+        coefficients = own, own + each, own + 2 * each, own + 3 * each
+        return fields(some, line, dy, 0, 0, *coefficients, some * size, each)
+
+    @jit
     def consume(work, part, _first, _last):
         channels, inner = work.C, work.inner
         begin, end = part * work.part, min(work.N, (part + 1) * work.part)
         own = work.rings + part * work.ring
-        line, each = channels * size, channels * 4
+        line, each, some = channels * size, channels * 4, channels // work.fold
         dy = own + 4 * each
-        wide = fields(inner, inner * size, own + (7 + work.height) * each, 0, 0, 0, 0, 0, 0)
-        at = fields(channels, line, dy, 0, 0, own, own + each, own + 2 * each, own + 3 * each)
-        lean(work, at)
+        wide = fields(inner, inner * size, own + (7 + work.height) * each, 0, 0, 0, 0, 0, 0, 0, 0)
+        lean(
+            work,
+            fields(channels, 0, 0, 0, 0, own, own + each, own + 2 * each, own + 3 * each, 0, 0),
+        )
         weights = work.kernel_sums + part * channels * inner * 4
         for n in range(begin, end, work.height):
             rows = min(work.height, end - n)
             x = work.residual + n * inner * size
-            descend(at, work.x + n * line, rows, work.grad + n * line)
+            for k in range(work.fold):
+                at = share(own + 4 * k * some, dy + 4 * k * some, some, each, line)
+                descend(at, work.x + n * line + k * some * size, rows, work.grad + n * some * size)
             if work.out != 0:
                 to_x(
                     *(dy, each, 4, work.kernel, inner * 4, work.out + n * inner * size),

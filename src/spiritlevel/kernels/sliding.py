@@ -5,6 +5,8 @@
 
 A position at a time; by `halving` where a row is long and that knows the kernel.
 A chunk is some channels of some images. Of these, what is read again is in the second cache.
+Several kernels (`fold`) of one geometry take turns at each row: x is read once, each has a y of its
+own, and the gradients of x are summed up.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from spiritlevel.kernels.vectors import adding_parts, over
 __all__ = ["GEOMETRY", "passes"]
 
 # Addresses but for the geometry, count (channels), step (bytes from one position to the next), and
-# from one of the kernel's numbers to the next (reach).
+# from one of the kernel's numbers to the next (reach); more: `to` has numbers already, to be added.
 _Chunk = namedtuple(
     "_Chunk",
-    "height width rows columns tall wide down across top left count step reach x y to kernel sums",
+    "height width rows columns tall wide down across top left count step reach x y to kernel sums "
+    "more",
 )
 GEOMETRY = _Chunk._fields[:10]
 """Of x, of y, of the kernel; the strides and the padding."""
@@ -71,17 +74,18 @@ def _beginning(kind: str) -> Any:
     number, _, _ = array("stages", np.int64)
 
     @jit
-    def begin(work, image, first, last, x, y, to, sums):
-        """The chunk, of one image; of the tensors x, y and to, y is the smaller."""
+    def begin(work, image, first, last, x, y, to, sums, b):
+        """The chunk, of one image and kernel; of the tensors x, y and to, y is the smaller."""
         at, channels = work.geometry, work.C
         height, width, rows, columns = number(at, 0), number(at, 1), number(at, 2), number(at, 3)
         large = (image * height * width * channels + first) * size
-        small = (image * rows * columns * channels + first) * size
+        small = ((b * work.N + image) * rows * columns * channels + first) * size
+        own = b * work.inner * channels * 4
         return fields(
             *(height, width, rows, columns, number(at, 4), number(at, 5)),
             *(number(at, 6), number(at, 7), number(at, 8), number(at, 9)),
             *(last - first, channels * size, channels * 4),
-            *(x + large, y + small, to + large, work.kernel + first * 4, sums),
+            *(x + large, y + small, to + large, work.kernel + first * 4 + own, sums + own, b),
         )
 
     return begin
@@ -113,18 +117,20 @@ def _sliding(kind: str, begin: Any) -> Any:
     @jit
     def slide(work, part, first, last):
         for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
-            at = begin(work, image, first, last, work.x, work.out, 0, 0)
-            quick = _halves(at)
-            for r in range(at.rows):
-                if quick == 3:
-                    for c in range(1, at.columns - 1):
-                        three(at, r, c, 0)
-                elif quick == 5:
-                    for c in range(1, at.columns - 1):
-                        five(at, r, c, 0)
-                cell(at, r, 0, 0)
-                for c in range(max(1, at.columns - 1) if quick else 1, at.columns):
-                    cell(at, r, c, 0)
+            whole = begin(work, image, first, last, work.x, work.out, 0, 0, 0)
+            quick = _halves(whole)
+            for r in range(whole.rows):
+                for b in range(work.fold):
+                    at = begin(work, image, first, last, work.x, work.out, 0, 0, b)
+                    if quick == 3:
+                        for c in range(1, at.columns - 1):
+                            three(at, r, c, 0)
+                    elif quick == 5:
+                        for c in range(1, at.columns - 1):
+                            five(at, r, c, 0)
+                    cell(at, r, 0, 0)
+                    for c in range(max(1, at.columns - 1) if quick else 1, at.columns):
+                        cell(at, r, c, 0)
 
     return slide
 
@@ -145,7 +151,10 @@ def _gathering(size: Any, v: Any) -> Any:
                 found = v.fma(v.load(grad), v.numbers(factor), found)
                 grad -= at.step
                 factor += at.across * at.reach
-        v.store(at.to + (r * at.width + c) * at.step + j * size, found)
+        to = at.to + (r * at.width + c) * at.step + j * size
+        if at.more:
+            found = v.add(found, v.load(to))
+        v.store(to, found)
 
     return gather
 
@@ -220,30 +229,38 @@ def _returning(kind: str, begin: Any) -> Any:
     _, put_number, _ = array("first", np.float32)
 
     @jit
+    def row_back(at, r, quick, gathers):
+        """What a row of y brings to the kernel's gradient, and to that of x, where it is in two."""
+        e = r * at.down - at.top
+        for k in range(max(0, -e), min(at.tall, at.height - e)):
+            if quick == 3:
+                three(at, r, k, 0)
+            elif quick == 5:
+                five(at, r, k, 0)
+            if quick:
+                end(at, r, k, 0)
+            else:
+                for i in range(at.wide):
+                    weigh(at, r, k, i)
+        if quick and gathers:
+            spread(at, r)
+
+    @jit
     def slide_back(work, part, first, last):
-        sums = work.kernel_sums + (part * work.inner * work.C + first) * 4
-        for k in range(work.inner):
+        sums = work.kernel_sums + (part * work.fold * work.inner * work.C + first) * 4
+        for k in range(work.fold * work.inner):
             for i in range(last - first):
                 put_number(sums + k * work.C * 4, i, np.float32(0))
         for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
-            at = begin(work, image, first, last, work.x, work.grad, work.out, sums)
-            quick = _halves(at)
-            for r in range(at.rows):
-                e = r * at.down - at.top
-                for k in range(max(0, -e), min(at.tall, at.height - e)):
-                    if quick == 3:
-                        three(at, r, k, 0)
-                    elif quick == 5:
-                        five(at, r, k, 0)
-                    if quick:
-                        end(at, r, k, 0)
-                    else:
-                        for i in range(at.wide):
-                            weigh(at, r, k, i)
-                if quick and work.out != 0:
-                    spread(at, r)
-            if work.out != 0 and not quick:
-                for r in range(at.height):
+            whole = begin(work, image, first, last, work.x, work.grad, work.out, sums, 0)
+            quick, gathers = _halves(whole), work.out != 0
+            for r in range(whole.rows):
+                for b in range(work.fold):
+                    at = begin(work, image, first, last, work.x, work.grad, work.out, sums, b)
+                    row_back(at, r, quick, gathers)
+            for r in range(whole.height if gathers and not quick else 0):
+                for b in range(work.fold):
+                    at = begin(work, image, first, last, work.x, work.grad, work.out, sums, b)
                     for c in range(at.width):
                         gather(at, r, c, 0)
 
@@ -255,9 +272,9 @@ def _settling(kind: str) -> Any:
 
     @jit
     def settle_kernel(work, _part, first, last):
-        """The gradient of the kernel, of some channels, from those of the parts."""
-        for k in range(work.inner):
-            start, step = 4 * (k * work.C + first), 4 * work.inner * work.C
+        """The gradients of the kernels, of some channels, from those of the parts."""
+        for k in range(work.fold * work.inner):
+            start, step = 4 * (k * work.C + first), 4 * work.fold * work.inner * work.C
             sums, to = work.kernel_sums + start, work.grad_kernel + start
             add(last - first, to, sums, step, work.parts)
 

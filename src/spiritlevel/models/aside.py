@@ -24,6 +24,7 @@ __all__ = [
     "channels_last",
     "foreign",
     "has_type",
+    "is_cheap",
     "is_float",
     "is_pointwise",
     "is_product",
@@ -31,6 +32,7 @@ __all__ = [
     "layer_by_layer",
     "may_run",
     "stands_alone",
+    "trains",
 ]
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -161,4 +163,31 @@ def is_float(weight: Any, *shape: int, device: torch.device = _CPU) -> bool:
         and weight.dtype is torch.float32
         and weight.device == device
         and weight.shape == shape
+    )
+
+
+def is_cheap(conv: nn.Conv2d, chs: int, device: torch.device = _CPU) -> bool:
+    """Whether it is the depthwise 3x3 convolution that our kernels have."""
+    options = (conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups)
+    return (
+        options == ((1, 1), (1, 1), (1, 1), "zeros", chs)
+        and conv.bias is None
+        and is_float(conv.weight, chs, 1, 3, 3, device=device)
+    )
+
+
+def trains(norm: Any, channels: int, device: torch.device = _CPU) -> bool:
+    """Whether it trains as most do, on tensors that our kernels can take."""
+    own = (
+        norm.running_mean,
+        norm.running_var,
+        *(t for t in (norm.weight, norm.bias) if t is not None),
+    )
+    return bool(
+        norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.num_batches_tracked is not None
+        and norm.eps > 0
+        and all(is_float(t, channels, device=device) and t.is_contiguous() for t in own)
     )

@@ -25,10 +25,12 @@ from spiritlevel.models.aside import (
     channels_last,
     foreign,
     has_type,
+    is_cheap,
     is_float,
     is_pointwise,
     is_product,
     may_run,
+    trains,
 )
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.normed import normalised
@@ -71,8 +73,8 @@ def ghost_module(
         kind is None
         or kind != _activation(norm2, act2)
         or module.out_chs != 2 * channels
-        or not _is_cheap(cheap, channels, x.device)
-        or not (_trains(norm, channels, x.device) and _trains(norm2, channels, x.device))
+        or not is_cheap(cheap, channels, x.device)
+        or not (trains(norm, channels, x.device) and trains(norm2, channels, x.device))
     ):
         return None
     weight, y = None, x
@@ -171,16 +173,6 @@ def _is_linear(conv: nn.Conv2d, inner: int, outer: int) -> bool:
     return is_pointwise(conv, inner, outer) and conv.bias is not None and is_float(conv.bias, outer)
 
 
-def _is_cheap(conv: nn.Conv2d, chs: int, device: torch.device) -> bool:
-    """Whether it is the depthwise 3x3 convolution that our kernels have."""
-    options = (conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups)
-    return (
-        options == ((1, 1), (1, 1), (1, 1), "zeros", chs)
-        and conv.bias is None
-        and is_float(conv.weight, chs, 1, 3, 3, device=device)
-    )
-
-
 def _activation(norm: Any, act: nn.Module) -> Activation | None:
     """Of a norm and the layer after it, one of which is none."""
     after = _ACTS.get(type(act))
@@ -188,20 +180,3 @@ def _activation(norm: Any, act: nn.Module) -> Activation | None:
         return after
     within: Activation = norm.act
     return within if after == Activation("identity") and within in _ACTS.values() else None
-
-
-def _trains(norm: Any, channels: int, device: torch.device) -> bool:
-    """Whether it trains as most do, on tensors that our kernels can take."""
-    own = (
-        norm.running_mean,
-        norm.running_var,
-        *(t for t in (norm.weight, norm.bias) if t is not None),
-    )
-    return bool(
-        norm.training
-        and norm.track_running_stats
-        and norm.momentum is not None
-        and norm.num_batches_tracked is not None
-        and norm.eps > 0
-        and all(is_float(t, channels, device=device) and t.is_contiguous() for t in own)
-    )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spiritlevel.errors import UsageError
 from spiritlevel.models.aside import stands_alone
 from spiritlevel.models.attention import SqueezeExcite, dfc_attention, gated
+from spiritlevel.models.branched import branched_module
 from spiritlevel.models.convolved import chained, convolved
 from spiritlevel.models.fused import ghost_module
 from spiritlevel.models.layers import Layers
@@ -97,7 +98,7 @@ class GhostModule(Reparameterised):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ghost_module(self, x)
+        y = self._as_one(x)
         if y is None:
             y = self._by_layers(x)
         return gated(y, x, self.short_conv) if self.attention else y
@@ -108,8 +109,13 @@ class GhostModule(Reparameterised):
         Nothing else is to read x.
         """
         alone = type(self) is GhostModule and not self.attention and stands_alone(self)
-        y = ghost_module(self, x, residual, alone=True) if alone else None
+        y = self._as_one(x, residual, alone=True) if alone else None
         return self(x) + residual() if y is None else y
+
+    def _as_one(
+        self, x: Tensor, *added: Callable[[], Tensor], alone: bool = False
+    ) -> Tensor | None:
+        return (branched_module if self.branched else ghost_module)(self, x, *added, alone=alone)
 
     def _by_layers(self, x: Tensor) -> Tensor:
         if self.branched:

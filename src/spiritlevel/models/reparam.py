@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.errors import UsageError
 from spiritlevel.models.aside import may_run, stands_alone
+from spiritlevel.models.branched import halved_sum
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.layers import ConvNormAct, Layers
 from spiritlevel.models.normed import normed
@@ -93,7 +94,11 @@ class Reparameterised(nn.Module):
 
     def summed(self, name: str, x: Tensor, act: nn.Module | None = None) -> Tensor:
         """The sum of the branches' outputs, and an activation of it."""
-        first, *others = self.branches(name)
+        branches = self.branches(name)
+        halved = halved_sum(branches, x) if act is None and self.training else None
+        if halved is not None:
+            return halved
+        first, *others = branches
         y: Tensor = first(x)
         for branch in others[:-1]:
             y = _added(y, branch, x, None)
