@@ -158,3 +158,20 @@ def test_on_a_gpu_ways_are_timed_once(kept):
     assert all(map(torch.equal, first, second))
     (place,) = kept.iterdir()
     assert list(json.loads(place.read_text())) == ["collect 64x64x64x64 planes 1 torch.float32"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_two_graphs_captured_before_either_is_replayed():
+    x = torch.randn(64, 24, 9, 9)
+    wanted = gpu.statistics(x)
+    torch.cuda.synchronize()
+    graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
+    found = []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            found.append(gpu.statistics(x))
+    for graph, each in reversed([*zip(graphs, found, strict=True)]):
+        for _ in range(2):
+            graph.replay()
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, each, wanted))

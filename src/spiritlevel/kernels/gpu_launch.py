@@ -89,9 +89,18 @@ def launch(
     if INTERPRETED:
         kernel[way.grid](*given, *way.cut, **_constants(kernel, way, statics))
         return
-    at = [each.data_ptr() if isinstance(each, Tensor) else each for each in given]
-    kinds = [_kind(each, place) for each, place in zip(given, at, strict=True)]
-    key = (name, way.cut, plan, x.device.index, statics, *kinds)
+    # All of the arguments that a kernel is compiled for, and the arguments as it takes them.
+    kinds: list[Any] = [name, way.cut, plan, x.device.index, statics]
+    at: list[Any] = []
+    for each in given:
+        if isinstance(each, Tensor):
+            place = each.data_ptr()
+            at.append(place)
+            kinds += (each.dtype, place % 16 == 0)
+        else:
+            at.append(each)
+            kinds.append(None if isinstance(each, float) else each)
+    key = tuple(kinds)
     if (found := _COMPILED.get(key)) is None:
         constants = _constants(kernel, way, statics)
         compiled = kernel[way.grid](*given, *way.cut, **constants)
@@ -108,13 +117,6 @@ _COMPILED: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 def _constants(kernel: Any, way: Way, statics: tuple[Any, ...]) -> dict[str, Any]:
     known = (*kernel.arg_names, "num_warps")
     return {name: each for name, each in way.how.items() if name in known} | dict(statics)
-
-
-def _kind(each: Any, place: Any) -> Any:
-    """All of an argument that a kernel is compiled for."""
-    if isinstance(each, Tensor):
-        return each.dtype, place % 16 == 0
-    return None if isinstance(each, float) else each
 
 
 def _best(
@@ -194,7 +196,12 @@ _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _counter(x: Tensor, columns: int) -> Tensor:
-    """Zeros, which a kernel leaves as zeros, for each stream its own."""
+    """Zeros, which a kernel leaves as zeros, for each stream its own.
+
+    A graph that is captured sets its own to zero: what is made meanwhile is not there outside.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(columns, dtype=torch.int32, device=x.device)
     stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
     found = _COUNTERS.get((x.device, stream))
     if found is None or len(found) < columns:
