@@ -132,7 +132,7 @@ def test_shapes_are_read():
         ({"threads": 4096}, "got 4096 threads"),
         ({"device": "mps"}, "got device 'mps'; wanted cpu, cuda or cuda:N"),
         ({"device": "nowhere"}, "got device 'nowhere'; wanted cpu, cuda or cuda:N"),
-        ({"device": "cuda:99"}, r"got device 'cuda:99', of \d+ GPU\(s\) that torch sees"),
+        ({"device": "cuda:99"}, r"got device 'cuda:99', but torch sees \d+ GPU\(s\) here"),
         ({"dtype": "float16"}, "got dtype 'float16'; wanted float32, bfloat16 or, on a GPU"),
         ({"dtype": "int8"}, "got dtype 'int8'; wanted float32"),
         ({"shapes": []}, "got no shape"),

@@ -47,7 +47,7 @@ def test_what_cannot_be_measured(given):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there():
-    with pytest.raises(UsageError, match=r"got device 'cuda', of 0 GPU\(s\) that torch sees"):
+    with pytest.raises(UsageError, match=r"got device 'cuda', but torch sees 0 GPU\(s\) here"):
         ghost_on_gpu(device="cuda")
 
 

@@ -15,6 +15,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 CALLS: list[tuple[str, int]] = []
+WANTED: dict[str, Any] = {}
+"""What the next call is to be compiled for: constants by name; tensors of a type and alignment."""
+TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32"}
+TYPES |= {torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 class Launcher:
@@ -22,10 +26,23 @@ class Launcher:
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self.name, self.names = src.fn.__name__, src.fn.arg_names
+        places = dict(enumerate(self.names))
+        self.constants = {places[at[0]]: each for at, each in src.constants.items()}
+        self.types = dict(src.signature)
+        self.whole = {places[at[0]] for at, each in src.attrs.items() if each}
 
     def __call__(self, _x, _y, _z, _stream, _function, *rest: Any) -> None:
         arguments = rest[-len(self.names) :]
-        assert not any(isinstance(each, torch.dtype) for each in arguments)
+        for name, given in zip(self.names, arguments, strict=True):
+            wanted = WANTED.get(name)
+            if isinstance(wanted, torch.Tensor):
+                assert self.types[name] == TYPES[wanted.dtype], name
+                assert (name in self.whole) is (wanted.data_ptr() % 16 == 0), name
+                assert wanted.data_ptr() == (
+                    given.data_ptr() if isinstance(given, torch.Tensor) else given
+                ), name
+            elif name in self.constants and name in WANTED:
+                assert self.constants[name] == wanted == given, (name, given, wanted)
         CALLS.append((self.name, len(arguments)))
 
 
@@ -62,6 +79,16 @@ def ours(capability: int) -> Counter[str]:
     from spiritlevel.kernels import gpu, gpu_ghost, gpu_launch
     from spiritlevel.kernels.ghost_module import Norm
 
+    launch = gpu_launch.launch
+
+    def noted(kernel: Any, x: Any, plan: Any, given: Any, statics: Any = ()) -> None:
+        WANTED.clear()
+        WANTED.update(zip(kernel.arg_names, given, strict=False))
+        WANTED.update(statics)
+        launch(kernel, x, plan, given, statics)
+        WANTED.clear()
+
+    gpu.launch = gpu_ghost.launch = noted
     gpu.multiprocessors = gpu_launch.multiprocessors = lambda: 132
     assert not gpu_launch.INTERPRETED
     for _ in range(2):  # the second goes to the kernels past Triton's own way
@@ -76,6 +103,11 @@ def ours(capability: int) -> Counter[str]:
             seen = y if adds and act == "relu" else None
             gpu.backward(x, x, *given, seen, mean, var, act, 0.01, 1e-5, True)
             gpu.forward(x, None, None, None, act, 0.01, 1e-5, (mean, var))
+            for own in (weight, weight.to(dtype)):
+                gpu.forward(x, own, bias, None, act, 0.01, 1e-5, (mean, var))
+            gpu.forward(x, None, None, None, "leaky_relu", 0.2, 1e-3, (mean, var))
+            shifted = torch.empty(x.numel() + 1, dtype=dtype)[1:].as_strided(x.shape, x.stride())
+            gpu.forward(shifted, weight.to(dtype), bias, None, act, 0.01, 1e-5, (mean, var))
             if last:
                 gpu.forward(x, *given, act, 0.01, 1e-5, None, groups=2)
                 taps = torch.ones(shape[1], 1, 3, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LAYOUTS, leaves, on, tensor
+from cases import LAYOUTS, expected, leaves, on, tensor
 from tolerance import TOLERANCE
 from torch import nn
 
@@ -95,3 +95,47 @@ def test_groups_in_channels_last_are_normalised_at_once_and_differentiate_twice(
     given = (x, norm.weight, norm.bias)
     assert torch.autograd.gradcheck(normalised, given, fast_mode=True)
     assert torch.autograd.gradgradcheck(normalised, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("beside", [4, 8, 16, 24])
+def test_a_gradient_that_is_a_slice_of_the_channels(beside, layout, groups):
+    """As of a concatenation: apart by what the kernels' vectors divide, or by what they do not."""
+    grads = []
+    for kernels in ("reference", "gpu"):
+        norm = sl.nn.GhostBatchNorm2d(16, 8 // groups).double()
+        x = tensor((8, 16, 3, 5), torch.float64, layout).requires_grad_()
+        other = tensor((8, beside, 3, 5), torch.float64, layout, seed=1)
+        grad = tensor((8, 16 + beside, 3, 5), torch.float64, layout, seed=2)
+        with backend.use(kernels):
+            y = torch.cat([norm(x), other], 1)
+        grads.append(torch.autograd.grad(y, [x, norm.weight, norm.bias], grad))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_numbers_of_channels_that_lie_apart():
+    x, wanted = tensor((4, 6, 5, 5)), tensor((4, 6, 5, 5), seed=1)
+    both = tensor((6, 4), torch.float32, seed=2).abs()
+    wide = both.double()
+    apart = both[:, 0], both[:, 1]
+    dense = [t.clone() for t in apart]
+    for statistics in (None, (wide[:, 2], wide[:, 3])):
+        y, _, _ = batch_norm_act(x, *apart, wanted, statistics=statistics)
+        given = None if statistics is None else tuple(t.clone() for t in statistics)
+        assert torch.equal(y, batch_norm_act(x, *dense, wanted, statistics=given)[0])
+    one = torch.full((1,), 2.0).expand(6)
+    assert torch.equal(batch_norm_act(x, one)[0], batch_norm_act(x, one.clone())[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mean_far_from_zero_goes_back_too(layout):
+    tensors = [t.detach() for t in leaves((16, 6, 9, 7), layout=layout)[:3]]
+    far = [(tensors[0] * 1e-2 + 1e3).requires_grad_(), *(t.requires_grad_() for t in tensors[1:])]
+    grad = torch.empty_like(far[0]).copy_(tensor((16, 6, 9, 7), seed=9))
+    got = torch.autograd.grad(batch_norm_act(*far)[0], far, grad)
+    exact = expected([*far, None], grad, "identity")[1:]
+    for one, other in zip(got, exact, strict=True):
+        scale = other.abs().max()
+        torch.testing.assert_close(one.double() / scale, other / scale, rtol=0, atol=2e-5)

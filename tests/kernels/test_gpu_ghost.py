@@ -96,3 +96,17 @@ def test_a_module_trains_as_its_layers_do(half):
     for one, other in zip(*outcomes, strict=True):
         assert one.dtype is other.dtype
         assert apart(one, other.double()) < (0.05 if half else 5e-6)
+
+
+def test_taps_that_lie_apart():
+    module, x = module_and_input(False)
+    conv = module.cheap_operation[0]
+    turned = copy.deepcopy(module)
+    conv.weight.data = conv.weight.data.transpose(2, 3).contiguous()
+    turned.cheap_operation[0].weight.data = turned.cheap_operation[0].weight.data.transpose(2, 3)
+    with backend.use("gpu"):
+        one, other = module(x), turned(x)
+    assert torch.equal(one, other)
+    (grad,) = torch.autograd.grad(one.square().sum(), conv.weight)
+    (same,) = torch.autograd.grad(other.square().sum(), turned.cheap_operation[0].weight)
+    assert torch.equal(grad, same)

@@ -30,7 +30,8 @@ def test_a_slice_of_the_channels_is_written_where_it_belongs(layout):
     with torch.no_grad():
         y, mean, var = gpu.forward(x, weight, bias, None, "relu", 0.0, 1e-5, None)
         gpu.forward(x, weight, bias, None, "relu", 0.0, 1e-5, (mean, var), out=wide[:, 12:])
-        grad = wide[:, 12:] - 1
+        wide_grad = tensor((3, 24, 5, 7), layout=layout, seed=5)
+        grad = wide_grad[:, 12:]
         whole = gpu.backward(
             grad.clone(), x, weight, bias, None, None, mean, var, "relu", 0.0, 1e-5, True
         )
@@ -68,13 +69,18 @@ def test_layouts():
     x = torch.empty(3, 6, 4, 8)
     last = x.contiguous(memory_format=torch.channels_last)
     assert gpu.layout(x) == (True, 6)
-    assert gpu.layout(x[:, 2:4]) == (True, 6)
+    assert gpu.layout(x[:, 2:5]) == (True, 6)
     assert gpu.layout(last) == (False, 6)
-    assert gpu.layout(last[:, 2:4]) == (False, 6)
+    assert gpu.layout(last[:, 2:5]) == (False, 6)
     assert gpu.layout(torch.empty(5, 6)) == gpu.layout(torch.empty(5, 6, 1, 1)) == (False, 6)
     for other in (x[:, :, ::2], x.transpose(2, 3), x.transpose(0, 1), last[:, :, 1:], x[:1, :1, 0]):
         assert gpu.layout(other) is None or other.is_contiguous()
     assert gpu.layout(torch.empty(6)) is None
+    assert gpu.layout(torch.empty(5, 24)[:, :16]) is None, (
+        "rows of vectors of 16 that are apart by 24"
+    )
+    assert gpu.layout(torch.empty(5, 24)[:, 8:]) is None
+    assert gpu.layout(torch.empty(5, 48)[:, :16]) is None, "more than twice as wide"
     assert gpu.layout(torch.empty(2, gpu.MOST, 2)) == (True, gpu.MOST)
     assert gpu.layout(torch.empty(2, gpu.MOST + 1, 2)) is None, "a GPU takes no more on this axis"
     assert gpu.layout(torch.empty(1, 6, 1, 1).expand(3, 6, 4, 8)) is None

@@ -43,6 +43,17 @@ def test_what_was_written_to_cannot_be_made_again():
         z.sum().backward()
 
 
+def test_what_is_kept_beside_it_may_not_be_written_to():
+    _, _, y, _ = doubled()
+    weight = torch.ones(5, requires_grad=True)
+    with spared(y):
+        z = y * weight
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
 def test_an_output_that_was_written_to_is_kept():
     x, _, y, made = doubled()
     with torch.no_grad():

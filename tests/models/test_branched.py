@@ -205,7 +205,14 @@ def bounded(module):
     module.cheap_activation = nn.Hardtanh(0, 0.5)
 
 
-@pytest.mark.parametrize("change", [dropped, dropped_whole, skipped, weighed, bounded])
+def bounded_after_both(module):
+    module.act = nn.Hardtanh(0, 0.5)
+
+
+CHANGES = [dropped, dropped_whole, skipped, weighed, bounded, bounded_after_both]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_stands_in_the_place_of_another_is_run(change):
     module, x = made(), images()
     change(module)
@@ -257,6 +264,10 @@ def shared(module):
     module.cheap_rpr_skip = module.cheap_rpr_scale.bn1
 
 
+def shared_by_both_sums(module):
+    module.cheap_rpr_skip = module.primary_rpr_conv[0].bn1
+
+
 def turned(module):
     module.cheap_rpr_conv.insert(3, module.cheap_rpr_scale)
     module.cheap_rpr_scale = None
@@ -266,7 +277,7 @@ def unlike(module):
     module.cheap_activation = nn.Identity()
 
 
-@pytest.mark.parametrize("change", [shared, turned, unlike])
+@pytest.mark.parametrize("change", [shared, shared_by_both_sums, turned, unlike])
 def test_sums_that_are_not_as_published_are_run_branch_by_branch(change):
     module, x = made(), images()
     change(module)
@@ -379,13 +390,27 @@ def test_a_step_before_the_backward_pass_is_an_error_as_torch_has_it():
         "ghost1.cheap_rpr_conv.1.bn1",
         "ghost1.primary_rpr_conv.1.conv",
         "dw_rpr_scale.bn1",
+        "ghost2.primary_rpr_conv.0.conv",
+        "ghost2.cheap_rpr_conv.1.conv",
+        "ghost2.cheap_rpr_skip",
     ):
-        block = bottleneck()
+        block = bottleneck(stride=1 if name.startswith("ghost2") else 2)
         y = block(images(16))
         with torch.no_grad():
             block.get_submodule(name).weight.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
+
+
+@pytest.mark.parametrize("far", [0.0, 3e3])
+def test_a_mean_far_from_zero_goes_back_too(far):
+    module = made()
+    x = images() + far
+    for norm in module.primary_rpr_conv[0].bn1, module.cheap_rpr_skip:
+        norm.bias.data += far / 30
+    exact = stepped(copy.deepcopy(module).double(), x.double(), "reference")
+    ours, plain = off(stepped(module, x), exact), off(stepped(module, x, "aten"), exact)
+    assert ours < max(2 * plain, 1e-5)
 
 
 def test_checkpoints_count_no_batch_twice():

@@ -126,12 +126,18 @@ def test_what_is_made_again_is_not_kept():
 
 
 def test_a_step_before_the_backward_pass_is_an_error_as_torch_has_it():
-    block, x = bottleneck(), last(images(chs=16))
-    y = block(x)
-    with torch.no_grad():
-        block.ghost1.cheap_operation[1].weight.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+    for name in (
+        "ghost1.cheap_operation.1",
+        "ghost2.primary_conv.0",
+        "ghost2.cheap_operation.0",
+        "ghost2.cheap_operation.1",
+    ):
+        block, x = bottleneck(), last(images(chs=16))
+        y = block(x)
+        with torch.no_grad():
+            block.get_submodule(name).weight.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
 
 
 def test_second_derivatives_go_through_what_is_made_again():

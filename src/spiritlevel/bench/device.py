@@ -39,7 +39,10 @@ class Device:
         self.is_gpu = self.torchs.type == "cuda"
         if self.is_gpu and (self.torchs.index or 0) >= torch.cuda.device_count():
             there = torch.cuda.device_count()
-            raise UsageError(f"got device {name!r}, of {there} GPU(s) that torch sees; wanted cpu")
+            raise UsageError(
+                f"got device {name!r}, but torch sees {there} GPU(s) here; wanted cpu, or one of "
+                "them"
+            )
         self.name = name
 
     def current(self) -> AbstractContextManager[object]:
@@ -56,12 +59,13 @@ class Device:
         if not self.is_gpu:
             return self.waited(run)
         start, end = (_event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.torchs)
-        torch.cuda._sleep(_HANDED_OVER)  # type: ignore[no-untyped-call]
-        start.record()
-        result = run()
-        end.record()
-        end.synchronize()
+        with self.current():
+            torch.cuda.synchronize()
+            torch.cuda._sleep(_HANDED_OVER)  # type: ignore[no-untyped-call]
+            start.record()
+            result = run()
+            end.record()
+            end.synchronize()
         del result
         return 1e-3 * float(start.elapsed_time(end))
 

@@ -144,6 +144,7 @@ def ghost(
 
     def measure(tell: Callable[[float, str], None]) -> dict[str, Any]:
         from spiritlevel import bench
+        from spiritlevel.errors import UsageError
 
         asked = {
             "sizes": tuple(size) if size else None,
@@ -154,6 +155,12 @@ def ghost(
             "scale": False if no_scale else None,
         }
         if device != "cpu":
+            if size or threads or quick or no_bfloat16:
+                raise UsageError(
+                    f"got --device {device} with --size, --threads, --quick or --no-bfloat16, "
+                    "which are for the processor; wanted --batch, --rounds, --no-compile and "
+                    "--no-scale alone"
+                )
             return bench.ghost_on_gpu(
                 device=device,
                 batch=batch,

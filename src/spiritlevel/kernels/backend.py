@@ -37,6 +37,7 @@ __all__ = [
     "BACKENDS",
     "asked",
     "batched",
+    "by_triton",
     "by_us",
     "choose",
     "fit",
@@ -88,8 +89,8 @@ def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> s
     name = asked()
     if name in ("aten", "reference"):
         return name
-    few = name == "auto" and x.numel() < (SMALL_ON_A_GPU if x.is_cuda else SMALL)
-    if few or _must_be_plain(x) or not _fit(x, of_channels):
+    few = SMALL_ON_A_GPU if x.is_cuda else SMALL
+    if _must_be_plain(x) or (name == "auto" and x.numel() < few) or not _fit(x, of_channels):
         return "aten"
     kernels = name if name != "auto" else ours(x)
     reason = _unfit(x, residual, of_channels, kernels)
@@ -129,6 +130,11 @@ def by_us(x: Tensor, gpu: bool = False) -> bool:
         and missing(kernels) is None
         and (kernels == "cpu" or _on_gpu(x))
     )
+
+
+def by_triton(x: Tensor) -> bool:
+    """Whether the kernels of `gpu` run where x is, for those that they take."""
+    return ours(x) == "gpu" and asked() in ("auto", "gpu") and missing("gpu") is None and _on_gpu(x)
 
 
 def ours(x: Tensor) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ _NARROW = 64
 """Lanes that a row has at least, where positions can be set side by side: 128 bytes of halves."""
 MOST = 65535
 """Programs that a GPU takes on an axis other than the first: of planes, or of groups."""
+_WIDER = 2
+"""Times as wide as a slice of its channels a tensor may be: `WIDE` counts on it."""
 _TILE, _WARPS = 4096, 8
 """Numbers of a tile, and of warps that share it."""
 _MERGED = 2048
@@ -88,12 +91,14 @@ def _layout(shape: torch.Size, strides: tuple[int, ...]) -> Layout | None:
     S, N = math.prod(shape[2:]), shape[0]
     if S > 1 and (C == 1 or strides[1] == S) and _dense(sides, 1):
         outer = strides[0] if N > 1 else C * S
-        return Layout(True, outer // S) if outer % S == 0 and C <= MOST else None
+        fits = outer % S == 0 and C <= MOST and outer <= _WIDER * C * S
+        return Layout(True, outer // S) if fits else None
     positions = [(N, strides[0])] * (N > 1) + sides
     if C > 1 and strides[1] != 1:
         return None
     step = positions[-1][1] if positions else C
-    return Layout(False, step) if _dense(positions, step) and step >= C else None
+    fits = C <= step <= _WIDER * C and step % math.gcd(C, 16) == 0
+    return Layout(False, step) if fits and _dense(positions, step) else None
 
 
 def _dense(axes: Sequence[tuple[int, int]], step: int) -> bool:
@@ -216,7 +221,9 @@ def forward(
     plan = _planned(x, groups)
     mean, var = statistics or _statistics(x, running, plan)
     y = _empty(x) if out is None else out
-    _apply(x, y, _like(residual, x), mean, var, weight, bias, act, slope, eps, plan)
+    added = None if residual is None else _as(x, residual, groups)
+    weight, bias = _numbers(weight), _numbers(bias)
+    _apply(x, y, added, mean, var, weight, bias, act, slope, eps, plan)
     return y, mean, var
 
 
@@ -237,7 +244,8 @@ def merged(rows: Tensor) -> tuple[Tensor, Tensor]:
     ranks, width = rows.shape
     C = width // 2
     mean, var = (torch.empty(C, dtype=torch.float64, device=rows.device) for _ in range(2))
-    gpu_passes.merge[(-(-C // _MERGED_AT_ONCE),)](rows, mean, var, ranks, C, _MERGED_AT_ONCE)
+    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+        gpu_passes.merge[(-(-C // _MERGED_AT_ONCE),)](rows, mean, var, ranks, C, _MERGED_AT_ONCE)
     return mean, var
 
 
@@ -280,7 +288,8 @@ def backward(
 
     As `cpu.backward`; with `groups` those of weight and bias are (groups, C), to be summed.
     """
-    plan, grad = _planned(x, groups), _as(x, grad)
+    plan, grad = _planned(x, groups), _as(x, grad, groups)
+    weight, bias = _numbers(weight), _numbers(bias)
     of_weight, of_bias, before = _reduced(
         grad, x, weight, bias, residual, y, mean, var, act, slope, eps, plan
     )
@@ -304,7 +313,7 @@ def reduced(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What `backward` gives, without the gradient of x: for a batch that is a part of one."""
-    given = weight, bias, residual, y, mean, var, act, slope, eps
+    given = _numbers(weight), _numbers(bias), residual, y, mean, var, act, slope, eps
     return _reduced(_as(x, grad), x, *given, _planned(x))
 
 
@@ -325,7 +334,8 @@ def descended(
 ) -> Tensor:
     """The gradient of x, given those of weight and bias over all `count` values of a channel."""
     through, act = (grad, act) if grad_residual is None else (grad_residual, "identity")
-    given = weight, bias, mean, var, act, slope, eps, grad_weight, grad_bias, int(count)
+    channels = _numbers(weight), _numbers(bias), mean, var
+    given = *channels, act, slope, eps, grad_weight, grad_bias, int(count)
     return _descended(_as(x, through), x, *given, _planned(x))
 
 
@@ -334,7 +344,8 @@ def _reduced(
     residual: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
     act: str, slope: float, eps: float, plan: _Plan,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    through = _like(residual if y is None else y, x)
+    through = residual if y is None else y
+    through = None if through is None else _as(x, through, plan.groups)
     before = None if through is None else _empty(x)
     added = 0 if through is None else plan.outer(through)
     kept = 0 if before is None else plan.outer(before)
@@ -380,12 +391,14 @@ def _empty(x: Tensor) -> Tensor:
     return rows(x, x.shape[1])
 
 
-def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if t is None else _as(x, t)
-
-
-def _as(x: Tensor, t: Tensor) -> Tensor:
-    """t, or a copy of it, in the layout and of the type of x."""
+def _as(x: Tensor, t: Tensor, groups: int = 1) -> Tensor:
+    """t, or a copy of it, in the layout and of the type of x; of groups without gaps, too."""
     there, wanted = layout(t), layout(x)
     same = there is not None and wanted is not None and there.planes is wanted.planes
+    if same and groups > 1:
+        same = there == wanted
     return t if same and t.dtype is x.dtype else _empty(x).copy_(t)
+
+
+def _numbers(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()

@@ -148,7 +148,7 @@ def _convolved(p: Tensor, taps: Tensor, norm: Norm) -> tuple[Tensor, tuple[Tenso
     assert there is not None
     followed = (None, None, 0.0, 0.0) if norm.running is None else norm.running
     sums = scratch(p, plan, 4)
-    given = p, there.outer // math.gcd(C, 16), taps, c, *sums, mean, var, *followed
+    given = p, there.outer // math.gcd(C, 16), taps.contiguous(), c, *sums, mean, var, *followed
     launch(gpu_cheap.convolve, p, plan, given)
     return c, (mean, var)
 
@@ -170,6 +170,7 @@ def backward(
     back, of_weight2, of_bias2, _ = gpu.backward(
         grad[:, C:], c, *of_second, act, 0.0, second.eps, True
     )
+    taps = taps.contiguous()
     through, grad_taps = torch.empty_like(x), torch.empty_like(taps)
     of_weight, of_bias = (torch.empty(C, dtype=torch.float32, device=x.device) for _ in range(2))
     partials, _, counter = scratch(x, plan, 11)

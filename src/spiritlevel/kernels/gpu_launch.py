@@ -84,7 +84,8 @@ def launch(
             launch(kernel, x, plan, given, statics)
         return
     name = kernel.__name__
-    if (way := plan.taken.get((name, x.device.index))) is None:
+    way = plan.taken.get((name, x.device.index))
+    if way is None or (plan.large and torch.are_deterministic_algorithms_enabled()):
         way = _best(kernel, x, plan, given, statics)
     if INTERPRETED:
         kernel[way.grid](*given, *way.cut, **_constants(kernel, way, statics))
@@ -166,6 +167,10 @@ def _place(device: str) -> Path:
 
 @cache
 def _kept(device: str) -> dict[str, int]:
+    return _read(device)
+
+
+def _read(device: str) -> dict[str, int]:
     with suppress(OSError, ValueError):
         found = json.loads(_place(device).read_text())
         if isinstance(found, dict):
@@ -174,9 +179,10 @@ def _kept(device: str) -> dict[str, int]:
 
 
 def _keep(device: str, key: str, which: int) -> None:
-    """Where the folder cannot be written to, each process times anew."""
-    found = _kept(device)
-    found[key] = which
+    """Beside what others kept meanwhile. Where the folder cannot be written to, each process times
+    anew."""
+    _kept(device)[key] = which
+    found = _kept(device) | _read(device) | {key: which}
     with suppress(OSError, UsageError):
         place = _place(device)
         place.parent.mkdir(parents=True, exist_ok=True)

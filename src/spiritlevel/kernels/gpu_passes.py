@@ -67,7 +67,8 @@ def _act_back(z, g, ACT: tl.constexpr, SLOPE: tl.constexpr):
 def _at(row, lane, C, K, outer, inner, PLANES: tl.constexpr, S: tl.constexpr, UNIT: tl.constexpr):
     """Where a tile is in a tensor."""
     if PLANES:
-        return ((row // S) * (outer * S) + row % S)[:, None] + (lane * S)[None, :]
+        start = (row // S) * (outer * S) + row % S
+        return start[:, None] + (lane.to(row.dtype) * S)[None, :]
     here = lane % (C * UNIT) + lane // (C * UNIT) * (outer * UNIT)
     group = tl.program_id(2)
     if S > 1:

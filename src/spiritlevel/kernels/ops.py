@@ -142,7 +142,8 @@ def takes_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: 
     """Whether the kernels that run for x normalise so many groups of its samples at once."""
     if torch.compiler.is_compiling() or backend.choose(x, None, weight, bias) != "gpu":
         return False
-    return groups <= kernels_of("gpu").MOST  # type: ignore[no-any-return]
+    lanes = x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    return bool(lanes and groups <= kernels_of("gpu").MOST)
 
 
 class _Call:
@@ -284,7 +285,11 @@ def forward(
     running: Any = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = None if mean is None or var is None else (mean.double(), var.double())
+    statistics = (
+        None
+        if mean is None or var is None
+        else (mean.double().contiguous(), var.double().contiguous())
+    )
     if residual is not None:
         residual = laid_out_as(x, residual, kernels)
     given = x, weight, bias, residual, act, slope, eps, statistics, running

@@ -18,6 +18,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = ["remember", "spared"]
 
 
+_MODIFIED = (
+    "one of the variables needed for gradient computation has been modified by an inplace "
+    "operation: a parameter or an activation of a Ghost module. Take the optimizer's step after "
+    "backward()"
+)
+
+
 class _Remade:
     """How an output is made: `make(*tensors)`, as long as no tensor has been written to."""
 
@@ -33,11 +40,7 @@ class _Remade:
 
     def __call__(self) -> Tensor:
         if self.versions != [t._version for t in self._written()]:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation: a parameter or an activation of a Ghost module. Take the "
-                "optimizer's step after backward()"
-            )
+            raise RuntimeError(_MODIFIED)
         with torch.no_grad():
             return self.make(*self.tensors)
 
@@ -65,12 +68,18 @@ def spared(x: Tensor) -> Iterator[None]:
     place, shape = x.data_ptr(), x.shape  # not x, which torch would keep with the function
 
     def packed(t: Tensor) -> Any:
-        return way if t.data_ptr() == place and t.shape == shape else t
+        return way if t.data_ptr() == place and t.shape == shape else (t, t._version)
 
     with saved_tensors_hooks(packed, _unpacked):
         yield
 
 
 def _unpacked(kept: Any) -> Tensor:
-    found: Tensor = kept() if isinstance(kept, _Remade) else kept
+    """Torch does not look at the versions of what goes through hooks."""
+    if isinstance(kept, _Remade):
+        return kept()
+    found: Tensor
+    found, version = kept
+    if found._version != version:
+        raise RuntimeError(_MODIFIED)
     return found

@@ -55,6 +55,8 @@ def branched_module(
         return None
     if first is None or second is None or not _fit(first, second, module.out_chs, x):
         return None
+    if {*first.norms} & {*second.norms}:  # it would follow one batch, and then another
+        return None
     x = cast(x)
     if x.dtype not in TYPES or not channels_last(x):
         return None

@@ -245,7 +245,7 @@ def _merged(own: _Own, group: Any) -> tuple[int, Tensor, Tensor]:
     count = sum(sizes)
     if not count:
         return 0, means[0], squares[0]
-    if own.kernels == "gpu":
+    if backend.by_triton(table):  # the same on all ranks, whatever each took its own moments by
         from spiritlevel.kernels import gpu
 
         return int(count), *gpu.merged(table)
