@@ -6,11 +6,12 @@ import warnings
 
 import pytest
 import torch
-from ghost_cases import NAMES, apart, exactly, given, layers
+from ghost_cases import NAMES, apart, by, exactly, given, layers
 from torch.nn import functional as F
 
+from spiritlevel.kernels import ghost
 from spiritlevel.kernels.activations import Activation
-from spiritlevel.kernels.ghost import Norm, backward, descended, forward
+from spiritlevel.kernels.ghost import Norm, forward
 from spiritlevel.kernels.ghost_module import ghost_halves
 
 SHAPES = [(2, 8, 5, 7), (3, 12, 6, 6), (4, 37, 9, 4), (2, 480, 7, 7), (2, 8, 112, 112)]
@@ -18,16 +19,7 @@ SHAPES += [(3, 5, 1, 1), (3, 5, 1, 4), (2, 36, 2, 1), (2, 300, 30, 3)]
 
 
 def ours(shape, act, adds, dtype=torch.float32):
-    (x, weight, bias, taps, weight2, bias2), residual, grad = given(shape, dtype)
-    count = x.numel() / shape[1]
-    running = [torch.zeros(shape[1]) for _ in range(4)]
-    factor = count / (count - 1)
-    first = Norm(weight, bias, 1e-5, (*running[:2], 0.1, factor))
-    second = Norm(weight2, bias2, 1e-5, (*running[2:], 0.1, factor))
-    y, found = forward(x, first, taps, second, act, residual if adds else None)
-    through, *grads = backward(grad, x, first, taps, second, act, found)
-    grad_x = descended(through, x, first, found[:2], *grads[:2])
-    return y, (grad_x, *grads), running
+    return by(ghost, shape, act, adds, dtype)
 
 
 @pytest.mark.parametrize("adds", [False, True])

@@ -6,10 +6,9 @@ import copy
 
 import pytest
 import torch
-from ghost_cases import NAMES, apart, exactly, given
+from ghost_cases import NAMES, apart, by, exactly
 
 from spiritlevel.kernels import backend
-from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.models.ghost import GhostModule
 from spiritlevel.models.layers import Layers
 
@@ -29,17 +28,7 @@ def _device():
 
 
 def ours(shape, act, adds, dtype=torch.float32):
-    (x, weight, bias, taps, weight2, bias2), residual, grad = given(shape, dtype)
-    count = x.numel() / shape[1]
-    running = [torch.zeros(shape[1]) for _ in range(4)]
-    factor = count / (count - 1)
-    first = Norm(weight, bias, 1e-5, (*running[:2], 0.1, factor))
-    second = Norm(weight2, bias2, 1e-5, (*running[2:], 0.1, factor))
-    added = residual if adds else None
-    y, found, kept = gpu_ghost.forward(x, first, taps, second, act, added)
-    through, *grads = gpu_ghost.backward(grad, x, first, taps, second, act, found, kept)
-    grad_x = gpu_ghost.descended(through, x, first, found[:2], *grads[:2])
-    return y, (grad_x, *grads), running
+    return by(gpu_ghost, shape, act, adds, dtype)
 
 
 @pytest.mark.parametrize("adds", [False, True])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiritlevel.kernels import backend, reference
-from spiritlevel.kernels.branched_module import Branch, branch_of, each_of
+from spiritlevel.kernels import backend
+from spiritlevel.kernels.branched_module import Branch, each_of, graded, summed
 
 __all__ = ["branched_depthwise"]
 
@@ -95,18 +95,10 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return found
 
 
-def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same gradients by torch's own operations, so that they have gradients themselves."""
     x, _, *flat = ctx.saved_tensors
     inputs, wants = (x, *flat), (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
     with torch.enable_grad():
-        y = torch.zeros(())
-        for kernel, weight, bias, eps in zip(
-            flat[::3], flat[1::3], flat[2::3], ctx.eps, strict=True
-        ):
-            y = y + reference.batch_norm(branch_of(x, kernel, 2), weight, bias, eps=eps)
-        wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
-        if not wanted:
-            return [None] * len(inputs)
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if want else None for want in wants]
+        y = summed(x, flat[::3], flat[1::3], flat[2::3], ctx.eps, stride=2)
+        return graded(y, inputs, wants, grad)

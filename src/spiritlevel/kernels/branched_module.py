@@ -157,19 +157,26 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     inputs, wants = (x, *flat), (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
     with torch.enable_grad():
         first, second = _halves(ctx.eps, flat)
-        p = ctx.act(_summed(x, *first))
-        out = torch.cat([p, ctx.act(_summed(p, *second))], 1)
-        wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
-        if not wanted:
-            return (None,) * len(inputs)
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+        p = ctx.act(summed(x, *first))
+        out = torch.cat([p, ctx.act(summed(p, *second))], 1)
+        return graded(out, inputs, wants, grad)
+
+
+def graded(
+    out: Tensor, inputs: Sequence[Any], wants: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs that want one, which have gradients themselves."""
+    wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
+    if not wanted:
+        return (None,) * len(inputs)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if want else None for want in wants)
 
 
-def _summed(x: Tensor, kernels: Any, weights: Any, biases: Any, eps: Any) -> Tensor:
+def summed(x: Tensor, kernels: Any, weights: Any, biases: Any, eps: Any, stride: int = 1) -> Tensor:
     """The sum of the branches of x, by torch's own operations."""
     found = [
-        reference.batch_norm(branch_of(x, kernel), weight, bias, eps=own)
+        reference.batch_norm(branch_of(x, kernel, stride), weight, bias, eps=own)
         for kernel, weight, bias, own in zip(kernels, weights, biases, eps, strict=True)
     ]
     total = found[0]

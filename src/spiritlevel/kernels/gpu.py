@@ -35,6 +35,7 @@ from spiritlevel.kernels.gpu_launch import (
     Plan,
     Way,
     launch,
+    moments,
     multiprocessors,
     scratch,
 )
@@ -243,15 +244,14 @@ def merged(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     ranks, width = rows.shape
     C = width // 2
-    mean, var = (torch.empty(C, dtype=torch.float64, device=rows.device) for _ in range(2))
+    mean, var = moments(rows, C)
     with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
         gpu_passes.merge[(-(-C // _MERGED_AT_ONCE),)](rows, mean, var, ranks, C, _MERGED_AT_ONCE)
     return mean, var
 
 
 def _statistics(x: Tensor, running: Running | None, plan: _Plan) -> tuple[Tensor, Tensor]:
-    shape = (plan.C,) if plan.groups == 1 else (plan.groups, plan.C)
-    mean, var = (torch.empty(shape, dtype=torch.float64, device=x.device) for _ in range(2))
+    mean, var = moments(x, *(() if plan.groups == 1 else (plan.groups,)), plan.C)
     followed = (None, None, 0.0, 0.0) if running is None else running
     given = x, plan.outer(x), *scratch(x, plan, 4), mean, var, *followed
     launch(gpu_passes.collect, x, plan, given)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from spiritlevel.kernels import gpu, gpu_cheap
 from spiritlevel.kernels.ghost_module import Norm
-from spiritlevel.kernels.gpu_launch import Plan, launch, scratch
+from spiritlevel.kernels.gpu_launch import Plan, launch, moments, scratch
 
 __all__ = ["backward", "descended", "forward", "product", "product_back"]
 
@@ -143,7 +143,7 @@ def forward(
 def _convolved(p: Tensor, taps: Tensor, norm: Norm) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     plan, (_, C, *_) = _plan(p.shape, p.dtype), p.shape
     c = gpu.rows(p, C)
-    mean, var = (torch.empty(C, dtype=torch.float64, device=p.device) for _ in range(2))
+    mean, var = moments(p, C)
     there = gpu.layout(p)
     assert there is not None
     followed = (None, None, 0.0, 0.0) if norm.running is None else norm.running

@@ -25,7 +25,7 @@ from torch import Tensor
 from spiritlevel.errors import UsageError
 from spiritlevel.files import write_whole
 
-__all__ = ["INTERPRETED", "Plan", "Way", "launch", "multiprocessors", "scratch"]
+__all__ = ["INTERPRETED", "Plan", "Way", "launch", "moments", "multiprocessors", "scratch"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton runs the kernels in Python, on a processor, to be tested."""
@@ -187,6 +187,12 @@ def _keep(device: str, key: str, which: int) -> None:
         place = _place(device)
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, json.dumps(found, indent=0, sort_keys=True))
+
+
+def moments(x: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    """For a mean and a variance, float64."""
+    mean, var = torch.empty((2, *shape), dtype=torch.float64, device=x.device).unbind()
+    return mean, var
 
 
 def scratch(x: Tensor, plan: Plan, sums: int) -> tuple[Tensor, Tensor | None, Tensor]:

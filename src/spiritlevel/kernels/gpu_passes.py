@@ -78,9 +78,15 @@ def _at(row, lane, C, K, outer, inner, PLANES: tl.constexpr, S: tl.constexpr, UN
 
 
 @triton.jit
-def _rows(lane, C, K, positions):
-    """How many rows each lane has."""
-    return tl.where(lane < C * K, (positions - lane // C + K - 1) // K, 0)
+def _tile(C, K, positions, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr):
+    """This program's lanes, which of them there are, how many rows each has, and a tile's rows."""
+    lane = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    there = lane < C * K
+    rows = tl.where(there, (positions - lane // C + K - 1) // K, 0)
+    offset = tl.arange(0, BLOCK_R)
+    if WIDE:
+        offset = offset.to(tl.int64)
+    return lane, there, rows, offset
 
 
 @triton.jit
@@ -150,13 +156,8 @@ def collect(
     A part's sums are around the mean of its first tile, so that none outgrows the deviations; the
     merge is that of Chan, Golub and LeVeque 1983.
     """
-    p = tl.program_id(0)
-    lane = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    there, positions = lane < C * UNIT * K, R * S
-    rows = _rows(lane, C * UNIT, K, positions)
-    offset = tl.arange(0, BLOCK_R)
-    if WIDE:
-        offset = offset.to(tl.int64)
+    p, positions = tl.program_id(0), R * S
+    lane, there, rows, offset = _tile(C * UNIT, K, positions, BLOCK_R, BLOCK_C, WIDE)
     row = p * part + offset
     kept = _kept(row, rows, there, positions, PLANES)
     tile = tl.load(x + _at(row, lane, C, K, outer, inner, PLANES, S, UNIT), mask=kept, other=0.0)
@@ -267,14 +268,10 @@ def apply(
 ):  # fmt: skip
     """y = act((x - high) a + b [+ residual])."""
     # What `collect` read last may be in the cache yet.
-    p = tl.num_programs(0) - 1 - tl.program_id(0)
-    lane = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    chans = C * UNIT
-    there, channel, rows = lane < chans * K, lane % chans, _rows(lane, chans, K, R * S)
+    p, chans = tl.num_programs(0) - 1 - tl.program_id(0), C * UNIT
+    lane, there, rows, offset = _tile(chans, K, R * S, BLOCK_R, BLOCK_C, WIDE)
+    channel = lane % chans
     high, _low, _inverse, a, b = _affine(channel, there, chans, mean, var, weight, bias, EPS, ACC)
-    offset = tl.arange(0, BLOCK_R)
-    if WIDE:
-        offset = offset.to(tl.int64)
     for start in range(0, part, BLOCK_R):
         row = p * part + start + offset
         kept = _kept(row, rows, there, R * S, PLANES)
@@ -302,14 +299,10 @@ def reduce(
 
     `residual` is what was added; with MASK it is the output, which tells a relu's slope.
     """
-    p, parts, lanes = tl.program_id(0), tl.num_programs(0), C * UNIT * K
-    lane = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    chans = C * UNIT
-    there, channel, rows = lane < lanes, lane % chans, _rows(lane, chans, K, R * S)
+    p, parts, chans = tl.program_id(0), tl.num_programs(0), C * UNIT
+    lane, there, rows, offset = _tile(chans, K, R * S, BLOCK_R, BLOCK_C, WIDE)
+    channel, lanes = lane % chans, chans * K
     high, _low, _inverse, a, b = _affine(channel, there, chans, mean, var, weight, bias, EPS, ACC)
-    offset = tl.arange(0, BLOCK_R)
-    if WIDE:
-        offset = offset.to(tl.int64)
     total = tl.zeros([BLOCK_R, BLOCK_C], ACC)
     product = tl.zeros([BLOCK_R, BLOCK_C], ACC)
     for start in range(0, part, BLOCK_R):
@@ -336,7 +329,7 @@ def reduce(
     tl.store(own + whole, tl.sum(product, 0), mask=there)
     if _last(counter, tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)):
         _settle_sums(
-            partials, scratch, grad_weight, grad_bias, mean, var, EPS, lane, C * UNIT, K, parts,
+            partials, scratch, grad_weight, grad_bias, mean, var, EPS, lane, chans, K, parts,
             FOLD, CHANNELS, BLOCK_C, BLOCK_P, ACC,
         )  # fmt: skip
 
@@ -376,19 +369,15 @@ def descend(
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """grad_x = a g + k2 (x - high) + k1, with `values` of a channel; a g alone in eval."""
-    p = tl.num_programs(0) - 1 - tl.program_id(0)
-    lane = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    chans = C * UNIT
-    there, channel, rows = lane < chans * K, lane % chans, _rows(lane, chans, K, R * S)
+    p, chans = tl.num_programs(0) - 1 - tl.program_id(0), C * UNIT
+    lane, there, rows, offset = _tile(chans, K, R * S, BLOCK_R, BLOCK_C, WIDE)
+    channel = lane % chans
     high, low, inverse, a, b = _affine(channel, there, chans, mean, var, weight, bias, EPS, ACC)
     if TRAINING:
-        place = tl.program_id(2) * (C * UNIT) + channel
+        place = tl.program_id(2) * chans + channel
         slope = tl.load(grad_weight + place, mask=there, other=0.0) * inverse
         slope = -a * slope / values
         base = -a * tl.load(grad_bias + place, mask=there, other=0.0) / values - low * slope
-    offset = tl.arange(0, BLOCK_R)
-    if WIDE:
-        offset = offset.to(tl.int64)
     for start in range(0, part, BLOCK_R):
         row = p * part + start + offset
         kept = _kept(row, rows, there, R * S, PLANES)
