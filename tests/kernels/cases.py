@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import contextmanager
 
 import torch
@@ -15,11 +16,24 @@ LAYOUTS = ("contiguous", "channels-last")
 @contextmanager
 def on(kernels):
     """Run by these kernels, on their device, where the tests' tensors are made; and by no other."""
-    device = "cuda" if kernels == "gpu" and torch.cuda.is_available() else "cpu"
+    device = where_gpu_runs() if kernels == "gpu" else "cpu"
     before = backend.ran[kernels]
     with backend.use(kernels), torch.device(device):
         yield
     assert backend.ran[kernels] > before, "the test ran on other kernels"
+
+
+def where_gpu_runs():
+    """A GPU, or the processor, by Triton's interpreter.
+
+    That would ask of each sum of whole numbers whether it fits, in half of its time.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    unasked = interpreter.InterpreterOptions(sanitize_overflow=False)
+    interpreter.interpreter_builder.options = unasked
+    return "cpu"
 
 
 def tensor(shape, dtype=torch.float32, layout="contiguous", seed=0, scale=1.0, mean=0.0):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from cases import where_gpu_runs
 from ghost_cases import NAMES, apart, by, exactly
 
 from spiritlevel.kernels import backend
@@ -23,7 +24,7 @@ SHAPES += [(2, 36, 2, 1), (2, 600, 3, 3)]
 
 @pytest.fixture(autouse=True)
 def _device():
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device(where_gpu_runs()):
         yield
 
 

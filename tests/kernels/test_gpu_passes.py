@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from cases import LAYOUTS, expected, leaves, tensor
+from cases import LAYOUTS, expected, leaves, tensor, where_gpu_runs
 from tolerance import TOLERANCE
 
 from spiritlevel.kernels.activations import activation
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 @pytest.fixture(autouse=True)
 def _device():
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device(where_gpu_runs()):
         yield
 
 
