@@ -61,7 +61,15 @@ def test_each_ghost_module_of_a_family_is_one_operation(name):
         assert count(model(images()), "_Halves") == 0
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "resnet56"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FAMILIES,
+        "resnet56",
+        "ghostnetv3_100",
+        pytest.param("ghost_resnet50", marks=pytest.mark.slow),
+    ],
+)
 def test_outputs_gradients_and_statistics_are_the_layers_own(name):
     """As near to float64 as torch's layers come in float32, which is what rounding leaves."""
     model = made(name)
