@@ -19,6 +19,7 @@ from spiritlevel.export.example import Example, flat
 from spiritlevel.export.runtimes import Runtime
 from spiritlevel.kernels import backend
 from spiritlevel.lent.feeding import Forward, drawn, run_batch, targets
+from spiritlevel.lent.heard import removing
 
 __all__ = ["Call", "calls_of", "milliseconds", "on_data", "on_example", "outputs_of"]
 
@@ -141,16 +142,12 @@ def _running(model: nn.Module) -> Iterator[list[Call]]:
             )
         calls.append((held.pop(), outputs))
 
-    handles = [
+    hooks = [
         model.register_forward_pre_hook(begins, prepend=True, with_kwargs=True),
         model.register_forward_hook(ends),
     ]
-    try:
-        with backend.use("aten"), torch.no_grad():
-            yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removing(hooks), backend.use("aten"), torch.no_grad():
+        yield calls
 
 
 def milliseconds(runtime: Runtime, model: nn.Module, given: Example) -> tuple[float, float]:

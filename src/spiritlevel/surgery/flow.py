@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from spiritlevel.kernels import backend
+from spiritlevel.lent.heard import removing
 from spiritlevel.lent.kept import kept
 from spiritlevel.surgery.kept import kept_by
 from spiritlevel.surgery.reach import looked_into
@@ -212,16 +213,14 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
 def _watched(parts: _Parts) -> Iterator[None]:
     """Within it, each part's first call is compared with its graph, which is given its inputs."""
     watches = [_Watch(flow, parts) for flow in parts.found]
-    handles = [handle for watch in watches for handle in watch.hooks()]
-    try:
-        yield
-        for watch in watches:
-            watch.judge()
-    finally:
-        for watch in reversed(watches):
-            watch.stop()
-        for handle in handles:
-            handle.remove()
+    with removing([hook for watch in watches for hook in watch.hooks()]):
+        try:
+            yield
+            for watch in watches:
+                watch.judge()
+        finally:
+            for watch in reversed(watches):
+                watch.stop()
 
 
 class _Watch:

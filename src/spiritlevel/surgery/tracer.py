@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spiritlevel.lent.kept import Attributes, choices, put_back
+from spiritlevel.lent.kept import Attributes
+from spiritlevel.lent.state import modes_now, random_states, set_random_states
 from spiritlevel.surgery.in_place import Proxy
 
 __all__ = [
@@ -104,9 +105,9 @@ def traced_in(
     Raises Untraceable.
     """
     tracer = Tracer(leaf)
-    modes = [(module, module.training) for module in root.modules()]
+    modes_back = modes_now(root)
     try:
-        for module, _ in modes:
+        for module in root.modules():
             mode = Mode(training)
             mode.owner = module
             module.training = mode  # type: ignore[assignment]
@@ -117,8 +118,7 @@ def traced_in(
     except Exception as error:
         raise Untraceable(_told(error)) from error
     finally:
-        for module, before in modes:
-            module.training = before
+        modes_back()
     return tracer
 
 
@@ -237,11 +237,11 @@ def _state() -> tuple[Any, ...]:
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Puts back what a pass changed in the module, and raises Untraceable if it did."""
-    attributes, before = Attributes(module), choices()
+    attributes, before = Attributes(module), random_states()
     try:
         yield
     finally:
-        drew = put_back(before)
+        drew = set_random_states(before)
         changed = attributes.put_back()
     if drew or changed:
         raise Untraceable(changed or "it draws random numbers to choose what it runs")
