@@ -29,7 +29,7 @@ from spiritlevel.export.equalise import equalised
 from spiritlevel.export.example import Example
 from spiritlevel.export.metadata import Metadata
 from spiritlevel.export.quiet import quiet
-from spiritlevel.export.runtimes import Runtime, open_onnx
+from spiritlevel.export.runtimes import Runtime, as_arrays, open_onnx
 
 __all__ = ["MOST_OFF", "Quantized", "Trial", "quantized", "write"]
 
@@ -249,8 +249,7 @@ class _Reader:
         if inputs is None:
             return None
         self._on_batch(done + 1)
-        arrays = [each.detach().cpu().contiguous().numpy() for each in inputs]
-        return dict(zip(self._names, arrays, strict=True))
+        return dict(zip(self._names, as_arrays(inputs), strict=True))
 
 
 def _are_classes(target: Tensor, samples: int) -> bool:
