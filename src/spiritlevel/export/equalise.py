@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from spiritlevel.surgery import activations
 from spiritlevel.surgery.log import Entry, note
-from spiritlevel.surgery.tracer import Untraceable, hooked, layer, traced_in
+from spiritlevel.surgery.tracer import Untraceable, layer, touched, traced_in
 
 __all__ = ["equalised"]
 
@@ -220,8 +220,7 @@ class _Flow:
         return (
             type(module) in (*_CONVOLUTIONS, nn.Linear)
             and self.calls[module] == 1
-            and not hooked(module)
-            and "forward" not in vars(module)
+            and touched(module) is None
             and len(node.args) == 1
             and not node.kwargs
             and not any(id(each) in self.apart for each in module.parameters())
@@ -284,7 +283,7 @@ class _Flow:
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
             ours = self.batched(user, module) and self.ours(user)
             return _reader(module, channels) if ours else None
-        if user.args != (node,) or user.kwargs or hooked(module) or "forward" in vars(module):
+        if user.args != (node,) or user.kwargs or touched(module):
             return None
         if type(module) is nn.Flatten:
             flat = (module.start_dim, module.end_dim) == (1, -1)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from spiritlevel.lent.state import buffers_now, modes_now, random_states, set_random_states
 
-__all__ = ["Attributes", "kept", "own"]
+__all__ = ["Attributes", "kept", "own_values"]
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 
@@ -21,7 +21,7 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 def kept(model: nn.Module) -> Iterator[None]:
     """Run the model within as you like: modes, buffers, attributes, random states are put back."""
     attributes = [Attributes(module) for module in model.modules()]
-    contents = [_restoring(held) for module in model.modules() for held in own(module)]
+    contents = [_restoring(held) for module in model.modules() for held in own_values(module)]
     buffers_back, modes_back = buffers_now(model), modes_now(model)
     states = random_states()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
@@ -95,6 +95,6 @@ def _same(before: Any, after: Any) -> bool:
     return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
-def own(module: nn.Module) -> list[Any]:
-    """The values of its own attributes, without those that every module has."""
+def own_values(module: nn.Module) -> list[Any]:
+    """Of all attributes but those that every module has."""
     return [value for name, value in vars(module).items() if name not in _OF_TORCH]

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from spiritlevel.kernels import backend
 from spiritlevel.lent.heard import removing
 from spiritlevel.lent.kept import kept
-from spiritlevel.surgery.kept import kept_by
+from spiritlevel.surgery.hidden import hidden_in
 from spiritlevel.surgery.reach import looked_into
 from spiritlevel.surgery.tracer import (
     Leaf,
@@ -120,7 +120,7 @@ class _Parts:
         self.leaf, self.closed = leaf, closed
         self.found: list[Flow] = []
         self.unseen: dict[nn.Module, str] = {}
-        self.kept = {inner for module in model.modules() for inner in kept_by(module)}
+        self.hidden = {inner for module in model.modules() for inner in hidden_in(module)}
         self._look(model)
 
     def _look(self, root: nn.Module) -> None:
@@ -133,7 +133,7 @@ class _Parts:
             self.unseen.update(dict.fromkeys(_children(root), why))
         looked = {} if flow is not None or wraps(root) else looked_into(root)
         for part in closed_parts(root, set() if flow is None else flow.opened):
-            if flow is None and not wraps(root) and self.kept.intersection(part.modules()):
+            if flow is None and not wraps(root) and self.hidden.intersection(part.modules()):
                 looked.setdefault(part, "another module keeps a part of it")
             if part in looked:
                 self.unseen.update(dict.fromkeys(part.modules(), looked[part]))
@@ -320,16 +320,16 @@ class _Interpreter(fx.Interpreter):
     def __init__(self, flow: Flow, given: dict[str, Any]) -> None:
         super().__init__(flow.root, graph=flow.graph)
         self.given = given
-        self.kept: dict[fx.Node, Any] = {}
+        self.shapes: dict[fx.Node, Any] = {}
 
     def seen(self) -> dict[fx.Node, Any]:
         self.run()
-        return self.kept
+        return self.shapes
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.given[str(target).lstrip("*")]
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self.kept[n] = tree_map_only(Tensor, lambda t: Shape(tuple(t.shape)), value)
+        self.shapes[n] = tree_map_only(Tensor, lambda t: Shape(tuple(t.shape)), value)
         return value

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from spiritlevel.kernels.activations import of_module
 from spiritlevel.lent.heard import removing
 from spiritlevel.lent.kept import kept
-from spiritlevel.surgery import activations
+from spiritlevel.surgery.tracer import touched
 from spiritlevel.surgery.verify import run
 
 __all__ = ["pairs"]
@@ -46,7 +46,7 @@ def _watch(
     watch = _Watch()
     hooks = [norm.register_forward_hook(watch.made) for norm in norms]
     for module in model.modules():
-        if of_module(module) is not None and activations.why_not(module) is None:
+        if of_module(module) is not None and touched(module) is None:
             hooks.append(module.register_forward_pre_hook(watch.begun))
             hooks.append(module.register_forward_hook(watch.ended))
     with removing(hooks), watch:

@@ -33,6 +33,7 @@ __all__ = [
     "closed_parts",
     "hooked",
     "layer",
+    "touched",
     "traced_in",
 ]
 
@@ -64,6 +65,13 @@ def hooked(module: nn.Module) -> bool:
             "_backward_pre_hooks",
         )
     )
+
+
+def touched(module: nn.Module) -> str | None:
+    """What somebody has done to this one module that its class does not tell; None for nothing."""
+    if hooked(module):
+        return "is hooked"
+    return "has its forward replaced on the instance" if "forward" in vars(module) else None
 
 
 def layer(module: nn.Module) -> bool:
