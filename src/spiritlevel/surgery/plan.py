@@ -16,11 +16,12 @@ from torch import Tensor, fx, nn
 
 from spiritlevel.surgery.carried import LAYERS, Tracks, residual_of
 from spiritlevel.surgery.eligible import adds, places
-from spiritlevel.surgery.flow import Flow, Flows, Shape
+from spiritlevel.surgery.flow import Flow, Shape
 from spiritlevel.surgery.hidden import hidden_in, modules_in
 from spiritlevel.surgery.in_eval import InEval, in_eval, is_norm
 from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.merging import why_not, why_not_before
+from spiritlevel.surgery.watched import Flows
 
 __all__ = ["Merge", "Part", "Plan", "plan"]
 
