@@ -25,11 +25,11 @@ from spiritlevel.nn.sync import alone
 __all__ = [
     "active_dropouts",
     "borrowed",
-    "chances_apart",
     "frozen_norms",
     "put_in",
     "refuse_lazy",
     "seeded",
+    "seeded_within",
     "takes_batch",
 ]
 
@@ -116,7 +116,7 @@ def frozen_norms(model: nn.Module) -> set[str]:
 
 
 @contextmanager
-def chances_apart(model: nn.Module) -> Iterator[None]:
+def seeded_within(model: nn.Module) -> Iterator[None]:
     """Within it the random states are those of `seeded`; after it they go on as they stood.
 
     Those of Python, NumPy and the CPU, from which a loader draws between two passes of the model.
