@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from spiritlevel.export import equalise
+from spiritlevel.export import free_channels
 from spiritlevel.export.equalise import equalised
 from spiritlevel.models import create_model
 from spiritlevel.models.ghost import GhostBottleneck
@@ -358,7 +358,7 @@ def test_one_sample_of_an_image_is_held():
 
 
 def test_a_wrong_way_is_found_by_the_outputs(monkeypatch):
-    monkeypatch.setattr(equalise, "_HOMOGENEOUS", ("relu", "relu6"))
+    monkeypatch.setattr(free_channels, "_HOMOGENEOUS", ("relu", "relu6"))
     torch.manual_seed(0)
     model = spread_(Net(HELD["ReLU6"]))
     other = equalised(model, [(torch.randn(2, 3, 8, 8),)])

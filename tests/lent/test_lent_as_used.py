@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from spiritlevel.lent.as_used import chances_apart
+from spiritlevel.lent.as_used import seeded_within
 
 
 def draw():
@@ -23,12 +23,12 @@ def test_a_models_chances_do_not_move_a_loaders(error):
     torch.manual_seed(5), random.seed(5), np.random.seed(5)
     found, inside = [draw()], []
     try:
-        with chances_apart(nn.Identity()):
+        with seeded_within(nn.Identity()):
             inside.append(draw())
             if error:
                 raise error
     except ArithmeticError:
         pass
     assert [*found, draw()] == expected
-    with chances_apart(nn.Identity()):
+    with seeded_within(nn.Identity()):
         assert float(torch.rand(1)) == inside[0][2]  # the same each time

@@ -24,20 +24,18 @@ from torch import Tensor, nn
 
 from spiritlevel.errors import ExportError, UsageError, require
 from spiritlevel.export import onnx
+from spiritlevel.export.calibration import Inputs, are_classes, refuse_calibration
 from spiritlevel.export.compare import MOST_CHANGED, MOST_LOST, is_logits
 from spiritlevel.export.equalise import equalised
 from spiritlevel.export.example import Example
 from spiritlevel.export.metadata import Metadata
 from spiritlevel.export.quiet import quiet
-from spiritlevel.export.runtimes import Runtime, open_onnx
+from spiritlevel.export.runtimes import Runtime, as_arrays, open_onnx
 
 __all__ = ["MOST_OFF", "Quantized", "Trial", "quantized", "write"]
 
 MOST_OFF = 0.1
 """Of outputs that are no logits: the root of the mean square of what differs, as a share."""
-
-Inputs = Sequence[Tensor]
-"""Of one call of the model, by position."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ def write(
     ExportError where int8 loses too much, MissingExtra.
     """
     require("onnxruntime", extra="onnx")
-    _check(calibration, targets, given)
-    _check_weights(folded)
+    refuse_calibration(calibration, targets, given)
+    _refuse_weights(folded)
     with tempfile.TemporaryDirectory(prefix="int8-", dir=path.parent) as folder:
         bench = _Bench(Path(folder), folded, given, calibration, targets, on_batch)
         best = plain = bench.quantized(folded, "plain int8")
@@ -197,7 +195,7 @@ class _Bench:
                 top = found.argmax(1)
                 samples += len(top)
                 alike += int((top == expected.argmax(1)).sum())
-                if target is not None and _are_classes(target, len(top)):
+                if target is not None and are_classes(target, len(top)):
                     judged += len(top)
                     right += int((top == target.cpu()).sum())
         trial = Trial(
@@ -249,15 +247,10 @@ class _Reader:
         if inputs is None:
             return None
         self._on_batch(done + 1)
-        arrays = [each.detach().cpu().contiguous().numpy() for each in inputs]
-        return dict(zip(self._names, arrays, strict=True))
+        return dict(zip(self._names, as_arrays(inputs), strict=True))
 
 
-def _are_classes(target: Tensor, samples: int) -> bool:
-    return target.shape == (samples,) and not target.is_floating_point()
-
-
-def _check_weights(folded: nn.Module) -> None:
+def _refuse_weights(folded: nn.Module) -> None:
     """Raises UsageError for weights that have no range."""
     weights = folded.named_parameters()
     wrong = [name for name, each in weights if not bool(each.isfinite().all())]
@@ -266,48 +259,6 @@ def _check_weights(folded: nn.Module) -> None:
             f"got NaN or infinite values in {', '.join(wrong[:5])}, of which no range can be "
             "taken; wanted finite numbers. Take weights from before the training diverged"
         )
-
-
-def _check(calibration: Sequence[Inputs], targets: Sequence[Tensor | None], given: Example) -> None:
-    """Raises UsageError for calibration data that would make no ranges, or wrong ones."""
-    for what, entries in (("calibration data", calibration), ("targets", targets)):
-        if not isinstance(entries, Sequence):
-            raise UsageError(
-                f"got a {type(entries).__name__} as {what}, which is gone through more than once; "
-                "wanted a list, with an entry for each batch"
-            )
-    if not any(each.numel() for inputs in calibration for each in inputs[:1]):
-        raise UsageError(
-            "got no calibration data for int8, which takes the ranges of its values from it; "
-            "wanted a few hundred samples like those it is to run on"
-        )
-    if len(targets) > len(calibration):
-        raise UsageError(
-            f"got targets for {len(targets)} batches of {len(calibration)}; wanted those of each "
-            "batch, or None for it"
-        )
-    for number, inputs in enumerate(calibration):
-        if len(inputs) != len(given.tensors):
-            raise UsageError(
-                f"got {len(inputs)} inputs in batch {number} of the calibration data; wanted "
-                f"{len(given.tensors)}: {', '.join(given.names)}"
-            )
-        for name, each, like, batched in zip(
-            given.names, inputs, given.tensors, given.batched, strict=True
-        ):
-            skip = int(batched)
-            if each.shape[skip:] != like.shape[skip:] or each.dtype != like.dtype:
-                raise UsageError(
-                    f"got {name} of shape {tuple(each.shape)}, {each.dtype}, in batch {number} of "
-                    f"the calibration data; wanted that of the example, {tuple(like.shape)}, "
-                    f"{like.dtype}" + (", with any batch" if batched else "")
-                )
-            if not bool(each.isfinite().all()):
-                raise UsageError(
-                    f"got {name} with NaN or infinite values in batch {number} of the calibration "
-                    "data, of which no range can be taken; wanted finite numbers. Leave such "
-                    "samples out"
-                )
 
 
 def _described(meta: Metadata, calibration: Sequence[Inputs], paths: tuple[str, ...]) -> Metadata:

@@ -24,7 +24,7 @@ from spiritlevel.errors import ExportError, UsageError, require
 from spiritlevel.export import onnx
 from spiritlevel.export.example import Example
 from spiritlevel.export.metadata import PREFIX, Metadata
-from spiritlevel.export.runtimes import Runtime
+from spiritlevel.export.runtimes import Runtime, as_arrays
 from spiritlevel.export.signals import same_signal_stack
 
 __all__ = ["library", "open_openvino", "write"]
@@ -96,8 +96,7 @@ class _OpenVino:
         self.precision = {short: name for name, short in _PRECISIONS.items()}.get(used, used)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        arrays = [each.detach().cpu().contiguous().numpy() for each in inputs]
-        found = self._model(dict(enumerate(arrays)))
+        found = self._model(dict(enumerate(as_arrays(inputs))))
         return [torch.from_numpy(found[output].copy()) for output in self._model.outputs]
 
 

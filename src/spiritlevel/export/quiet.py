@@ -8,12 +8,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
 
 from torch import nn
 
 from spiritlevel.errors import ExportError, SpiritlevelError
 from spiritlevel.files import is_full
+from spiritlevel.lent.blame import innermost
 
 __all__ = ["quiet"]
 
@@ -69,22 +69,12 @@ def _cause(error: BaseException) -> BaseException:
 def _where(model: nn.Module, error: BaseException) -> str:
     each: BaseException | None = error
     while each is not None:
-        if (module := _innermost(each)) is not None:
+        if (found := innermost(each)) is not None:
+            module, _ = found
             path = next((path for path, m in model.named_modules() if m is module), None)
             if path or path is None:
                 return f"{path or 'a module'} ({type(module).__name__})"
-        if found := _OPERATION.search(str(each)):
-            return found[1] or found[2]
+        if named := _OPERATION.search(str(each)):
+            return named[1] or named[2]
         each = each.__cause__
     return type(model).__name__
-
-
-def _innermost(error: BaseException) -> nn.Module | None:
-    module: nn.Module | None = None
-    step = error.__traceback__
-    while step is not None:
-        held: Any = step.tb_frame.f_locals.get("self")
-        if step.tb_frame.f_code.co_name == "_call_impl" and isinstance(held, nn.Module):
-            module = held
-        step = step.tb_next
-    return module

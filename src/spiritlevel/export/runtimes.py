@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from spiritlevel.errors import ExportError, require
 
-__all__ = ["Runtime", "open_onnx", "open_program"]
+__all__ = ["Runtime", "as_arrays", "open_onnx", "open_program"]
 
 
 class Runtime(Protocol):
@@ -45,6 +45,11 @@ class Runtime(Protocol):
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for the inputs, each by its position."""
         ...
+
+
+def as_arrays(inputs: Sequence[Tensor]) -> list[Any]:
+    """As runtimes beside torch take them: NumPy arrays."""
+    return [each.detach().cpu().contiguous().numpy() for each in inputs]
 
 
 class _Onnx:
@@ -63,8 +68,8 @@ class _Onnx:
         self._declared = [(each.name, each.shape) for each in self._session.get_outputs()]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        arrays = [each.detach().cpu().contiguous().numpy() for each in inputs]
-        outputs = self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
+        fed = dict(zip(self._inputs, as_arrays(inputs), strict=True))
+        outputs = self._session.run(None, fed)
         for (name, declared), found in zip(self._declared, outputs, strict=True):
             # ONNX Runtime itself only warns.
             if len(declared) != found.ndim or any(

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from spiritlevel.catalogue import say
 from spiritlevel.errors import ExportError, UsageError
 from spiritlevel.export.example import Example, read_example
 from spiritlevel.export.metadata import Metadata, Normalization, as_normalization
 from spiritlevel.export.place import drafted
 from spiritlevel.export.report import ExportReport
 from spiritlevel.export.runtimes import Runtime
-from spiritlevel.export.training_form import refuse_training_form
-from spiritlevel.export.verify import calls_of, milliseconds, on_data, on_example, outputs_of
+from spiritlevel.export.subject import copied, examined
+from spiritlevel.export.verify import calls_of, verified
 from spiritlevel.files import refuse_unwritable
 from spiritlevel.lent.feeding import Forward, Progress, drawn, refuse_one, take, targets
-from spiritlevel.lent.kept import kept
 from spiritlevel.lent.norms import batch_norms
 
 __all__ = ["FORMATS", "export"]
@@ -72,13 +68,13 @@ def export(
     refuse_unwritable(target)
     tell = progress or (lambda what, done, total: None)
     batches, calibration = _held(batches), _held(calibration)
-    original = _copied(model)
+    original = copied(model)
     given = read_example(original, example)
     if recalibrate:
         tell("recalibrating", 0, 1)
         _recalibrate(original, batches if calibration is None else calibration, forward)
     original.eval().requires_grad_(False)
-    notes = _refuse(original, given, told)
+    notes = examined(original, given, told)
     traced = given.of_batch(max(2, given.batch))
     tell("folding", 0, 1)
     folded = _folded(original, traced)
@@ -95,7 +91,7 @@ def export(
     with drafted(target) as draft:
         tell(f"writing {target.name}", 0, 1)
         runtime = _writer(to)(folded, draft, traced, told, **options)
-        report = _verified(runtime, original, traced, batches, forward, tell)
+        report = verified(runtime, original, traced, batches, forward, tell)
         report = replace(
             report,
             path=str(path),
@@ -164,98 +160,11 @@ def _classes(classes: Iterable[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """On the CPU, without what torch.compile and DDP put around it. Raises UsageError."""
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise UsageError(f"got {type(model).__name__} to export; wanted a torch.nn.Module")
-    inner = _unwrapped(model)
-    held = [*inner.parameters(), *inner.buffers()]
-    if any(is_lazy(each) for each in held):
-        raise UsageError("got a model with lazy layers; run it once on a batch before the export")
-    if any(each.is_meta for each in held):
-        raise UsageError(
-            "got a model on the device meta, where it has no numbers; load its weights"
-        )
-    if any(each.dtype == torch.bfloat16 for each in held):
-        raise UsageError(
-            "got a model in bfloat16, which files are not verified in; wanted float32: export "
-            "copy.deepcopy(model).float()"
-        )
-    try:
-        copied = copy.deepcopy(inner)
-    except Exception as error:  # whatever a module of the user's holds
-        raise UsageError(
-            f"got {type(error).__name__} while copying {type(inner).__name__} ({error}); wanted a "
-            "model that copy.deepcopy takes, since the export works on a copy"
-        ) from error
-    return copied.cpu()
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return _unwrapped(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
-
-
 def _recalibrate(model: nn.Module, batches: Any, forward: Forward | None) -> None:
     """In the modes that it has, by which frozen layers are told."""
     from spiritlevel.surgery.recalibrate import recalibrate
 
     recalibrate(model, batches, forward=forward)
-
-
-def _refuse(model: nn.Module, given: Example, told: Metadata) -> tuple[str, ...]:
-    """Notes of what running the example shows. Raises UsageError for what cannot be exported."""
-    with kept(model):  # it may count its calls
-        refuse_training_form(model, given)
-        before = {name: each.clone() for name, each in model.named_buffers()}
-        outputs = outputs_of(model, given)
-        written = [name for name, each in model.named_buffers() if _differ(each, before.get(name))]
-        again = outputs_of(model, given)
-        alone = outputs_of(model, given.of_batch(1))
-    _refuse_undefined(outputs)
-    if told.classes is not None and outputs[0].shape[-1:] != (len(told.classes),):
-        raise UsageError(
-            f"got {len(told.classes)} names of classes for outputs of shape "
-            f"{tuple(outputs[0].shape)}; wanted one for each along the last axis"
-        )
-    notes = []
-    if _independent(outputs, again) and not _independent(outputs, alone):
-        notes.append(say("terminal.export.mates"))
-    if written:
-        notes.append(say("terminal.export.writes", names=", ".join(written)))
-    return tuple(notes)
-
-
-def _differ(now: torch.Tensor, before: torch.Tensor | None) -> bool:
-    return before is None or not torch.allclose(now, before, rtol=0, atol=0, equal_nan=True)
-
-
-def _refuse_undefined(outputs: list[torch.Tensor]) -> None:
-    """Raises UsageError for NaN, and where no value is finite. Masks are of -inf."""
-    for output in outputs:
-        if output.numel() and (bool(output.isnan().any()) or not bool(output.isfinite().any())):
-            raise UsageError(
-                f"got a model whose outputs are not finite on the example: of {output.numel()} "
-                f"values {int(output.isnan().sum())} are NaN and {int(output.isinf().sum())} "
-                "infinite; wanted numbers that a file can be held against. Look for NaN in its "
-                "weights and the example"
-            )
-
-
-def _independent(outputs: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether the first sample has the same outputs in the other run, where that can be seen."""
-    for together, single in zip(outputs, other, strict=False):
-        if not (together.dim() and single.dim() and single.is_floating_point()):
-            continue
-        first, single = together[:1], single[:1]
-        if first.shape != single.shape or not first.numel():
-            continue
-        scale = max(float(first.nan_to_num(0, 0, 0).abs().max()), 1e-3)
-        if not torch.allclose(first, single, rtol=0, atol=1e-2 * scale, equal_nan=True):
-            return False
-    return True
 
 
 def _folded(model: nn.Module, given: Example) -> nn.Module:
@@ -304,44 +213,6 @@ def _inputs(
         inputs += [given for given, _ in calls]
         wanted += [targets(batch)] if len(calls) == 1 else [None] * len(calls)
     return inputs, wanted
-
-
-def _verified(
-    runtime: Runtime,
-    model: nn.Module,
-    given: Example,
-    batches: Iterable[Any] | None,
-    forward: Forward | None,
-    tell: Progress,
-) -> ExportReport:
-    tell("running the file", 0, 1)
-    found = on_example(runtime, model, given)
-    if batches is not None:
-        total = len(batches) if isinstance(batches, Sized) else 0
-        found.append(
-            on_data(
-                runtime, model, given, batches, forward, lambda n: tell("comparing", n, total or n)
-            )
-        )
-    data = found[-1]
-    rows = tuple(each.row() for each in found)
-    right = all(row.ok for row in rows)
-    ours, theirs = milliseconds(runtime, model, given) if right else (0.0, 0.0)
-    judged = bool(data.judged)
-    return ExportReport(
-        path="",
-        format="",
-        runtime=runtime.name,
-        bytes=0,
-        rows=rows,
-        differs=tuple(data.differs) if batches is not None else (),
-        samples=data.judged,
-        accuracy_model=data.right_model / data.judged if judged else None,
-        accuracy_file=data.right_file / data.judged if judged else None,
-        ms_model=ours,
-        ms_file=theirs,
-        notes=tuple(getattr(runtime, "notes", ())),
-    )
 
 
 def _told(report: ExportReport) -> str:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from spiritlevel.errors import UsageError
 from spiritlevel.export.example import Example
 from spiritlevel.kernels import backend
+from spiritlevel.lent.heard import removing
 
 __all__ = ["refuse_training_form"]
 
@@ -62,12 +63,9 @@ class _Watch(TorchFunctionMode):
 def _listened(model: nn.Module) -> Iterator[list[str]]:
     """The names of the modules at work, the innermost last."""
     path = [""]
-    handles = []
+    hooks = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: path.pop() and None))
-    try:
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: path.pop() and None))
+    with removing(hooks):
         yield path
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
@@ -16,11 +16,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from spiritlevel.errors import ExportError, UsageError
 from spiritlevel.export.compare import Comparison
 from spiritlevel.export.example import Example, flat
+from spiritlevel.export.report import ExportReport
 from spiritlevel.export.runtimes import Runtime
 from spiritlevel.kernels import backend
-from spiritlevel.lent.feeding import Forward, drawn, run_batch, targets
+from spiritlevel.lent.feeding import Forward, Progress, drawn, run_batch, targets
+from spiritlevel.lent.heard import removing
 
-__all__ = ["Call", "calls_of", "milliseconds", "on_data", "on_example", "outputs_of"]
+__all__ = ["Call", "calls_of", "outputs_of", "verified"]
 
 _ROUNDS, _SECONDS = 30, 1.0
 """Of each, in turns, for the milliseconds; and after how long it is enough."""
@@ -29,7 +31,49 @@ Call = tuple[list[Tensor], list[Tensor]]
 """The inputs of a call of the model, in the order of its forward, and its outputs."""
 
 
-def on_example(runtime: Runtime, model: nn.Module, given: Example) -> list[Comparison]:
+def verified(
+    runtime: Runtime,
+    model: nn.Module,
+    given: Example,
+    batches: Iterable[Any] | None,
+    forward: Forward | None,
+    tell: Progress,
+) -> ExportReport:
+    """The file beside the model, on the example and on the batches, if there are any.
+
+    A report without what only the export knows. Raises UsageError and ExportError.
+    """
+    tell("running the file", 0, 1)
+    found = _on_example(runtime, model, given)
+    if batches is not None:
+        total = len(batches) if isinstance(batches, Sized) else 0
+        found.append(
+            _on_data(
+                runtime, model, given, batches, forward, lambda n: tell("comparing", n, total or n)
+            )
+        )
+    data = found[-1]
+    rows = tuple(each.row() for each in found)
+    right = all(row.ok for row in rows)
+    ours, theirs = _milliseconds(runtime, model, given) if right else (0.0, 0.0)
+    judged = bool(data.judged)
+    return ExportReport(
+        path="",
+        format="",
+        runtime=runtime.name,
+        bytes=0,
+        rows=rows,
+        differs=tuple(data.differs) if batches is not None else (),
+        samples=data.judged,
+        accuracy_model=data.right_model / data.judged if judged else None,
+        accuracy_file=data.right_file / data.judged if judged else None,
+        ms_model=ours,
+        ms_file=theirs,
+        notes=tuple(getattr(runtime, "notes", ())),
+    )
+
+
+def _on_example(runtime: Runtime, model: nn.Module, given: Example) -> list[Comparison]:
     """At batch 1, and at another than the one that was followed by the exporter."""
     found = []
     for size in (1, given.batch + 1):
@@ -49,7 +93,7 @@ def outputs_of(model: nn.Module, given: Example) -> list[Tensor]:
     return calls[0][1]
 
 
-def on_data(
+def _on_data(
     runtime: Runtime,
     model: nn.Module,
     given: Example,
@@ -141,19 +185,15 @@ def _running(model: nn.Module) -> Iterator[list[Call]]:
             )
         calls.append((held.pop(), outputs))
 
-    handles = [
+    hooks = [
         model.register_forward_pre_hook(begins, prepend=True, with_kwargs=True),
         model.register_forward_hook(ends),
     ]
-    try:
-        with backend.use("aten"), torch.no_grad():
-            yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removing(hooks), backend.use("aten"), torch.no_grad():
+        yield calls
 
 
-def milliseconds(runtime: Runtime, model: nn.Module, given: Example) -> tuple[float, float]:
+def _milliseconds(runtime: Runtime, model: nn.Module, given: Example) -> tuple[float, float]:
     """Median of a sample at batch 1: the model's, which is in eval, and the file's, in turns."""
     one = given.of_batch(1)
     runs: list[Callable[[Example], object]] = [

@@ -17,18 +17,19 @@ from torch.nn.parameter import is_lazy
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.lent.guard import undisturbed
-from spiritlevel.lent.kept import choices, kept, put_back
+from spiritlevel.lent.kept import kept
 from spiritlevel.lent.norms import batch_norms
+from spiritlevel.lent.state import buffers_now, modes_now, random_states, set_random_states
 from spiritlevel.nn.sync import alone
 
 __all__ = [
     "active_dropouts",
     "borrowed",
-    "chances_apart",
     "frozen_norms",
     "put_in",
     "refuse_lazy",
     "seeded",
+    "seeded_within",
     "takes_batch",
 ]
 
@@ -46,18 +47,7 @@ def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
     """
     refuse_lazy(model)
     needs = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-
-    def buffers_back() -> None:
-        for module, name, buffer, saved in buffers:
-            module._buffers[name] = buffer
-            buffer.copy_(saved)
-
+    buffers_back = buffers_now(model)
     try:
         with kept(model), undisturbed(model), backend.use("aten"), alone(), _eager():
             for module in model.modules():
@@ -118,26 +108,25 @@ def frozen_norms(model: nn.Module) -> set[str]:
         spared = learns and bool(own) and not any(p.requires_grad for p in own)
         if not norm.training and (training or spared):
             found.add(path)
-    modes = [(module, module.training) for module in model.modules()]
+    modes_back = modes_now(model)
     model.train()
     found.update(path for path, norm in norms.items() if not norm.training)
-    for module, mode in modes:
-        module.training = mode
+    modes_back()
     return found
 
 
 @contextmanager
-def chances_apart(model: nn.Module) -> Iterator[None]:
+def seeded_within(model: nn.Module) -> Iterator[None]:
     """Within it the random states are those of `seeded`; after it they go on as they stood.
 
     Those of Python, NumPy and the CPU, from which a loader draws between two passes of the model.
     """
-    states, cpu = choices(), torch.get_rng_state()
+    states, cpu = random_states(), torch.get_rng_state()
     try:
         seeded(model)
         yield
     finally:
-        put_back(states)
+        set_random_states(states)
         torch.set_rng_state(cpu)
 
 

@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.errors import UsageError
+from spiritlevel.lent.blame import told_of
 from spiritlevel.lent.rewound import rewound
 
 __all__ = [
@@ -142,7 +143,7 @@ def run_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> A
     except SingleValue:
         raise
     except Exception as error:
-        raise UsageError(_told(model, error, batch)) from error
+        raise UsageError(told_of(model, error, batch)) from error
 
 
 def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -195,33 +196,3 @@ def _moved(model: nn.Module, batch: Any) -> Any:
         return tensor.to(device or tensor.device, kind if cast else tensor.dtype, copy=True)
 
     return tree_map_only(Tensor, move, batch)
-
-
-def _told(model: nn.Module, error: Exception, batch: Any) -> str:
-    """In words: where it was raised, read off the traceback, and what the module was given."""
-    module, given = None, batch
-    step = error.__traceback__
-    while step is not None:
-        frame = step.tb_frame
-        if frame.f_code.co_name == "_call_impl" and isinstance(
-            frame.f_locals.get("self"), nn.Module
-        ):
-            module = frame.f_locals["self"]
-            given = [*frame.f_locals.get("args", ()), *frame.f_locals.get("kwargs", {}).values()]
-        step = step.tb_next
-    shapes = [tuple(t.shape) for t in tree_leaves(given) if isinstance(t, Tensor)]
-    if module is None:
-        where = f"the forward pass of {type(model).__name__}"
-    else:
-        path = next((path for path, each in model.named_modules() if each is module), None)
-        name = "the model itself" if path == "" else f"{path!r}" if path else "a module outside it"
-        where = f"{name} ({type(module).__name__})"
-    fed = f"given {', '.join(map(str, shapes))}" if shapes else "given no tensor"
-    text = " ".join((str(error).strip() or "no text").split())[:400]
-    if "does not require grad" in text:
-        text += ". The check runs without gradients: take torch.enable_grad() in forward="
-    return (
-        f"{where} raised {type(error).__name__}, {fed}: {text}. Batches are tensors, "
-        "(input, ..., target) tuples or dicts of keywords; pass forward=lambda model, batch: ... "
-        "for others"
-    )

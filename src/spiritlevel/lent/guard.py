@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from spiritlevel.lent.state import buffers_now, modes_now
+
 __all__ = ["lent_buffers", "undisturbed"]
 
 
@@ -22,13 +24,7 @@ def undisturbed(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     spares their copies, for forward passes alone.
     """
     lent = [(p, p.detach().clone(), p.grad) for p in model.parameters()] if parameters else []
-    # By name, since a forward pass may assign a buffer anew: `self.n = self.n + 1`.
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    modes = [(module, module.training) for module in model.modules()]
+    buffers_back, modes_back = buffers_now(model), modes_now(model)
     random_state = torch.get_rng_state()
     for parameter, _, _ in lent:
         parameter.grad = None  # a backward inside must not add to the trainer's gradient
@@ -40,12 +36,8 @@ def undisturbed(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
                 if not torch.equal(parameter, value):  # a write would spoil graphs that hold it
                     parameter.copy_(value)
                 parameter.grad = gradient
-            for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-        for module, training in modes:
-            module.training = training
+        buffers_back()
+        modes_back()
         torch.set_rng_state(random_state)
 
 

@@ -1,14 +1,16 @@
-"""What a layer is given, read at its door."""
+"""What layers are given and give, read at their doors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["channels_first", "heard", "heard_calls", "input_of"]
+__all__ = ["channels_first", "heard", "heard_calls", "heard_outputs", "input_of", "removing"]
 
 HearCall = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
 
@@ -58,6 +60,32 @@ def heard_calls(modules: Mapping[str, nn.Module], hear: HearCall) -> Iterator[No
             module.forward = of(path, module)
             back.callback(_put_back, module, had)
         yield
+
+
+@contextmanager
+def heard_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Gives copies of the tensors that the modules give within it, in the order they are done."""
+    found: dict[str, list[Tensor]] = {}
+
+    def of(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            found.setdefault(name, []).extend(tensors)
+
+        return hook
+
+    with removing([module.register_forward_hook(of(name)) for name, module in modules.items()]):
+        yield found
+
+
+@contextmanager
+def removing(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within it the hooks of these handles are called, after it no more."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _put_back(module: nn.Module, had: Any) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Attributes", "choices", "kept", "own", "put_back"]
+from spiritlevel.lent.state import buffers_now, modes_now, random_states, set_random_states
+
+__all__ = ["Attributes", "kept", "own_values"]
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 
@@ -21,30 +21,21 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 def kept(model: nn.Module) -> Iterator[None]:
     """Run the model within as you like: modes, buffers, attributes, random states are put back."""
     attributes = [Attributes(module) for module in model.modules()]
-    contents = [_restoring(held) for module in model.modules() for held in own(module)]
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    states = choices()
+    contents = [_restoring(held) for module in model.modules() for held in own_values(module)]
+    buffers_back, modes_back = buffers_now(model), modes_now(model)
+    states = random_states()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(sorted(d for d in devices if d is not None)), torch.no_grad():
         try:
             yield
         finally:
-            put_back(states)
+            set_random_states(states)
             for each in attributes:
                 each.put_back()
             for restore in contents:
                 restore()
-            for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-            for module, training in modes:
-                module.training = training
+            buffers_back()
+            modes_back()
 
 
 def _restoring(value: Any, around: tuple[int, ...] = ()) -> Callable[[], object]:
@@ -94,20 +85,6 @@ class Attributes:
         return changed
 
 
-def choices() -> tuple[Any, Any]:
-    """The states of Python's and NumPy's generators, with which models choose what they run."""
-    return random.getstate(), np.random.get_state()
-
-
-def put_back(states: tuple[Any, Any]) -> bool:
-    """Whether they had changed."""
-    (python, (_, keys, *rest)), (before, numpy) = choices(), states
-    _, keys_before, *rest_before = numpy
-    random.setstate(before)
-    np.random.set_state(numpy)
-    return python != before or rest != rest_before or not np.array_equal(keys, keys_before)
-
-
 def _contents(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else list(value)
 
@@ -118,6 +95,6 @@ def _same(before: Any, after: Any) -> bool:
     return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
 
 
-def own(module: nn.Module) -> list[Any]:
-    """The values of its own attributes, without those that every module has."""
+def own_values(module: nn.Module) -> list[Any]:
+    """Of all attributes but those that every module has."""
     return [value for name, value in vars(module).items() if name not in _OF_TORCH]

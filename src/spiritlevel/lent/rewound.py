@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spiritlevel.lent.kept import choices, put_back
+from spiritlevel.lent.state import random_states, set_random_states
 
 __all__ = ["rewound"]
 
@@ -21,11 +21,11 @@ _PARTS = ("dataset", "sampler", "batch_sampler")
 def rewound(batches: Any) -> Iterator[Callable[[], None]]:
     """Gives what puts the random states back, as is done after it: those of Python, NumPy and
     torch's CPU, and of the generators that the loader, its data and its samplers hold."""
-    states, cpu = choices(), torch.get_rng_state()
+    states, cpu = random_states(), torch.get_rng_state()
     own = [_restoring(value) for value in _held(batches, set())]
 
     def back() -> None:
-        put_back(states)
+        set_random_states(states)
         torch.set_rng_state(cpu)
         for restore in own:
             restore()

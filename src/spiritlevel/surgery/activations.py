@@ -9,9 +9,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from spiritlevel.kernels.activations import Activation, of_module, with_options
-from spiritlevel.surgery.tracer import hooked
 
-__all__ = ["of_node", "why_not"]
+__all__ = ["of_node"]
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
@@ -34,13 +33,6 @@ _ARGUMENTS = {
     "hardtanh": ("input", "min_val", "max_val", "inplace"),
 }
 """Of torch's function, where they are not just an input and `inplace`."""
-
-
-def why_not(module: nn.Module) -> str | None:
-    """Why an activation module has to stay a call of its own; None where it has not to."""
-    if hooked(module):
-        return "is hooked"
-    return "has its forward replaced on the instance" if "forward" in vars(module) else None
 
 
 def of_node(node: fx.Node, root: nn.Module) -> tuple[fx.Node, Activation] | None:

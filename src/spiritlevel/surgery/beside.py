@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.kernels import backend
+from spiritlevel.lent.heard import heard_outputs
 from spiritlevel.lent.kept import kept
 from spiritlevel.surgery.verify import run
 
@@ -27,21 +28,10 @@ TIMES = 8.0
 
 def given(model: nn.Module, example: Any, paths: Iterable[str] = ()) -> Given:
     """On torch's kernels; the model and the random states are as they were."""
-    found: Given = {}
-
-    def hear(path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found.setdefault(path, []).extend(_tensors(output))
-
-        return hook
-
-    handles = [model.get_submodule(path).register_forward_hook(hear(path)) for path in paths]
-    try:
-        with kept(model), backend.use("aten"):
-            found[OUTPUT] = _tensors(run(model, example))
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = {path: model.get_submodule(path) for path in paths}
+    with kept(model), backend.use("aten"), heard_outputs(modules) as found:
+        leaves = tree_leaves(run(model, example))
+        found[OUTPUT] = [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)]
     return found
 
 
@@ -62,10 +52,6 @@ def first_apart(
     if _apart(OUTPUT, before, after, truth):
         return next(name for name in after if _apart(name, before, after, truth))
     return None
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _apart(

@@ -8,18 +8,16 @@ shows as a number that no channel has, or that is not the same at all positions.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from spiritlevel.surgery.flow import Flow, Shape
-from spiritlevel.surgery.patterns import bases, written
-from spiritlevel.surgery.tracer import hooked
+from spiritlevel.surgery.memory import bases, writes_into
+from spiritlevel.surgery.moving import Moving, only_looks
 
 __all__ = ["LAYERS", "Tracks", "residual_of"]
 
@@ -29,53 +27,18 @@ LAYERS = (
     nn.Linear,
 )
 """What a batch norm can be merged into."""
-
-_FUNCTIONS: frozenset[Any] = frozenset(
-    (
-        *(operator.getitem, torch.cat, torch.concat, torch.concatenate, torch.stack),
-        *(torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze),
-        *(torch.transpose, torch.swapaxes, torch.permute, torch.movedim, torch.moveaxis),
-        *(torch.chunk, torch.split, torch.narrow, torch.flip, torch.roll, torch.clone),
-        *(F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, F.pad, F.interpolate),
-        *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout),
-        *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean),
-        *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    )
-)
-_AS = ("reshape_as", "view_as")
-_METHODS = frozenset(
-    (
-        *("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze"),
-        *("transpose", "swapaxes", "permute", "movedim", "moveaxis", "t"),
-        *_AS,
-        *("chunk", "split", "narrow", "flip", "roll", "contiguous", "clone", "detach", "mean"),
-    )
-)
-_MODULES = (
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
-    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-)
-"""Each gives of a * x + b what it gives of x, times a, plus b: it moves or averages values."""
-
-_LOOKS: frozenset[Any] = frozenset(
-    ("size", "dim", "ndimension", "numel", "nelement", "stride", len, torch.numel)
-)
+_SAME = 1e-7
+"""How far apart the codes of one channel may be; those of two differ by more than 0.5."""
 
 
 class Tracks:
-    """`values` is one of the flow's; `gone` tells which modules have been merged away: they let
-    through what they are given."""
+    """`values` and `gone` are as `Moving` has them."""
 
     def __init__(
         self, flow: Flow, values: dict[fx.Node, Any], gone: Callable[[nn.Module], bool]
     ) -> None:
-        self.flow, self.values, self.gone = flow, values, gone
+        self.flow, self.values = flow, values
+        self.moving = Moving(flow, values, gone)
 
     def back(self, norm: fx.Node) -> dict[fx.Node, Tensor] | str:
         """The layers whose outputs, and nothing else, the batch norm is given; or why not.
@@ -120,7 +83,7 @@ class Tracks:
             (reader,) = readers
             if self._is_layer(reader):
                 break
-            if not self._moves(reader):
+            if not self.moving.only_moves(reader):
                 return f"{_called(reader)} follows it"
             node = reader
         if _input_of(reader) is not node or len(reader.args) + len(reader.kwargs) != 1:
@@ -148,7 +111,7 @@ class Tracks:
         held = bases(norm.all_input_nodes[0], self.flow.root)
         node = norm.next
         while node is not reader:
-            if any(bases(into, self.flow.root) & held for into in written(node, self.flow.root)):
+            if writes_into(node, held, self.flow.root):
                 return True
             node = node.next
         return False
@@ -164,9 +127,9 @@ class Tracks:
             if node not in layers:
                 layers[node] = _codes(shape.of[self._axis(node)], sum(map(len, layers.values())))
             return None
-        if not self._moves(node):
+        if not self.moving.only_moves(node):
             return f"{_called(node)} comes before it, which is no convolution and no linear layer"
-        whys = (self._collect(each, node, layers) for each in self._moved(node))
+        whys = (self._collect(each, node, layers) for each in self.moving.moved(node))
         return next((why for why in whys if why), None)
 
     def _axis(self, node: fx.Node) -> int:
@@ -175,58 +138,12 @@ class Tracks:
         assert module is not None
         return _channel_axis(module, len(shape.of))
 
-    def _holds_tensor(self, node: fx.Node) -> bool:
-        value = self.values.get(node)
-        return isinstance(value, Shape) or (
-            isinstance(value, tuple | list) and any(isinstance(each, Shape) for each in value)
-        )
-
     def _readers(self, node: fx.Node) -> list[fx.Node]:
         """Without those that only ask for its shape."""
-        return [user for user in node.users if not _only_looks(user, node)]
+        return [user for user in node.users if not only_looks(user, node)]
 
     def _is_layer(self, node: fx.Node) -> bool:
         return isinstance(self.flow.module(node), LAYERS)
-
-    def _moves(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            module = self.flow.module(node)
-            assert module is not None
-            return self.gone(module) or (type(module) in _MODULES and _as_it_was_made(module))
-        if not all(map(self._of_shapes, self._numbers(node))):
-            return False
-        if node.op == "call_function":
-            return node.target in _FUNCTIONS and not self._trains(node)
-        return node.op == "call_method" and node.target in _METHODS
-
-    def _numbers(self, node: fx.Node) -> list[fx.Node]:
-        """What an operation is given that is no tensor."""
-        return [each for each in node.all_input_nodes if not self._holds_tensor(each)]
-
-    def _of_shapes(self, node: fx.Node) -> bool:
-        """Whether a number is one of a tensor's sizes, or is computed of such alone."""
-        if _only_looks(node, node):
-            return True
-        inputs = node.all_input_nodes
-        return (
-            bool(inputs)
-            and not any(map(self._holds_tensor, inputs))
-            and all(map(self._of_shapes, inputs))
-        )
-
-    def _trains(self, node: fx.Node) -> bool:
-        """A dropout that is on in eval, too: its default."""
-        name = getattr(node.target, "__name__", "")
-        if "dropout" not in name:
-            return False
-        given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
-        return bool(given.get("training", True))
-
-    def _moved(self, node: fx.Node) -> list[fx.Node]:
-        """The tensors whose values an operation moves; of a `reshape_as` not what lends a shape."""
-        if node.target in _AS:
-            return [each for each in node.args[:1] if isinstance(each, fx.Node)]
-        return [each for each in node.all_input_nodes if self._holds_tensor(each)]
 
     def _value(
         self, node: fx.Node, codes: dict[fx.Node, Tensor], axis: int | None = None
@@ -238,7 +155,9 @@ class Tracks:
         made: dict[fx.Node, Any] = {}
 
         def leads(each: fx.Node) -> bool:
-            return each in codes or (self._moves(each) and any(map(leads, self._moved(each))))
+            return each in codes or (
+                self.moving.only_moves(each) and any(map(leads, self.moving.moved(each)))
+            )
 
         def given(each: fx.Node) -> Any:
             if each not in made:
@@ -252,7 +171,7 @@ class Tracks:
                 place = self._axis(each) if axis is None else axis
                 return _spread(codes[each], value.of, place)
             if leads(each):
-                return self._run(each, given)
+                return self.moving.run(each, given)
             if isinstance(value, Shape):
                 return torch.zeros(value.of, dtype=torch.float64)
             return value
@@ -260,18 +179,6 @@ class Tracks:
         result = given(node)
         assert isinstance(result, Tensor)
         return result
-
-    def _run(self, node: fx.Node, given: Callable[[fx.Node], Any]) -> Any:
-        args = fx.node.map_arg(node.args, given)
-        kwargs: Any = fx.node.map_arg(dict(node.kwargs), given)
-        if node.op == "call_module":
-            module = self.flow.module(node)
-            assert module is not None
-            return args[0] if self.gone(module) else module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
 
     def _rows(self, arrived: Tensor, axis: int) -> Tensor | str:
         """The code of each channel along an axis, if it is the same at all positions."""
@@ -283,13 +190,9 @@ class Tracks:
         return rows[:, 0].contiguous()
 
 
-_SAME = 1e-7
-_GENERATOR_SEED = 0
-
-
 def _codes(channels: int, start: int) -> Tensor:
     """Increasing numbers, no mean of which is another one but by chance; never 0."""
-    generator = torch.Generator().manual_seed(_GENERATOR_SEED + start)
+    generator = torch.Generator().manual_seed(start)
     jitter = torch.rand(channels, generator=generator, dtype=torch.float64)
     return torch.arange(1, channels + 1, dtype=torch.float64) + start + jitter / 2
 
@@ -323,20 +226,6 @@ def _input_of(node: fx.Node) -> Any:
 def residual_of(node: fx.Node) -> Any:
     """What a call of a fused batch norm adds; None without one."""
     return node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
-
-
-def _as_it_was_made(module: nn.Module) -> bool:
-    """Nobody has changed what it does, nor what it divides by."""
-    plain = not hooked(module) and "forward" not in vars(module)
-    return plain and getattr(module, "divisor_override", None) is None
-
-
-def _only_looks(node: fx.Node, at: fx.Node) -> bool:
-    if node.target in _AS:
-        return node.args[0] is not at
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda")
-    return node.op in ("call_method", "call_function") and node.target in _LOOKS
 
 
 def _called(node: fx.Node) -> str:

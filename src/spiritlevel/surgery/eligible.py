@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from spiritlevel.nn import SyncBatchNorm, batch
-from spiritlevel.surgery.tracer import Slot, hooked
+from spiritlevel.surgery.tracer import Slot, touched
 
 __all__ = ["FUSED", "PLAIN", "adds", "ends_in_more", "places", "why_left"]
 
@@ -81,10 +81,8 @@ def _why(
         return f"is a {type(norm).__name__}, not one of torch's own BatchNorm1d, 2d and 3d"
     if times > 1:
         return f"is shared: it has {times} names"
-    if hooked(norm):
-        return "is hooked"
-    if "forward" in vars(norm):
-        return "has its forward replaced on the instance"
+    if why := touched(norm):
+        return why
     if any(owners[p] > 1 for p in parameters):
         return "shares its parameters with another module"
     if training and not norm.training:

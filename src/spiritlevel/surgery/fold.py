@@ -1,8 +1,9 @@
 """Batch norms merged into the layers beside them, in a copy for eval(), which is then compared.
 
-Graphs of the model (`flow`) show what each batch norm is fed and what reads it; codes sent through
-them (`carried`) say which channels these are. What follows (`plan`) is carried out in float64 and
-in the model's own types (`merging`), and each outcome is run beside the original (`beside`).
+Graphs of the model (`watched`) show what each batch norm is fed and what reads it; codes sent
+through them (`carried`) say which channels these are. What follows (`plan`) is carried out in
+float64 and in the model's own types (`merging`), and each outcome is run beside the original
+(`beside`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from spiritlevel.models import create_model
 from spiritlevel.models.reparam import deploy_
 from spiritlevel.surgery.beside import OUTPUT, Given, first_apart, given, widened
 from spiritlevel.surgery.eligible import ends_in_more, places
-from spiritlevel.surgery.flow import flows
 from spiritlevel.surgery.in_eval import OfRank, is_norm
 from spiritlevel.surgery.log import Entry, note
 from spiritlevel.surgery.merging import is_layer, merge_after, merge_before
 from spiritlevel.surgery.plan import Plan, plan
+from spiritlevel.surgery.watched import flows
 from spiritlevel.surgery.work import wraps
 
 __all__ = ["fold"]

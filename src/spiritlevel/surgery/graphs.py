@@ -31,7 +31,7 @@ def by_graphs(work: Work, root: nn.Module) -> None:
         times = len(called.get(part, ()))
         for norm in work.open.intersection(part.modules()) if times > 1 else ():
             work.leave(norm, f"is called {times} times in a pass")
-        if traced is None and not wraps(root) and work.kept.intersection(part.modules()):
+        if traced is None and not wraps(root) and work.hidden.intersection(part.modules()):
             seen.setdefault(part, "another module keeps a part of it")
         if part in seen:
             work.seen.update({norm: seen[part] for norm in part.modules() if norm in work.open})

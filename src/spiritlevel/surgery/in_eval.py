@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import Activation, module_of
 from spiritlevel.nn.affine import factor_and_shift
-from spiritlevel.surgery.tracer import hooked, layer, traced_in
+from spiritlevel.surgery.tracer import layer, touched, traced_in
 
 __all__ = ["InEval", "OfRank", "Rest", "in_eval", "is_norm"]
 
@@ -95,10 +95,8 @@ def _why_not(norm: nn.Module) -> str | None:
         return "is lazy; run the model once before"
     if parametrize.is_parametrized(norm):
         return "is parametrized"
-    if hooked(norm):
-        return "is hooked"
-    if "forward" in vars(norm):
-        return "has its forward replaced on the instance"
+    if why := touched(norm):
+        return why
     if type(norm).__call__ is not nn.Module.__call__:
         return f"is a {type(norm).__name__}, which is called in a way of its own"
     if getattr(norm, "running_mean", None) is None or getattr(norm, "running_var", None) is None:

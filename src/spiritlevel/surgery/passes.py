@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spiritlevel.errors import UsageError
-from spiritlevel.lent.as_used import chances_apart
+from spiritlevel.lent.as_used import seeded_within
 from spiritlevel.lent.feeding import Forward, drawn, run_batch, targets
 from spiritlevel.lent.heard import channels_first, heard_calls, input_of
 from spiritlevel.lent.pooled import Pooled, by_sample
@@ -56,19 +56,19 @@ class Passes:
         self,
         model: nn.Module,
         norms: Mapping[str, Any],
-        own: set[str],
+        unusual: set[str],
         batches: Iterable[Any],
         forward: Forward | None,
         buffers_back: Callable[[], None],
         rewind: Callable[[], None],
     ) -> None:
-        """`own`: norms that are tried first; `rewind` puts back what the loader draws from."""
+        """`unusual`: norms that are tried first; `rewind` puts back what the loader draws from."""
         self.model, self.forward = model, forward
         self.norms: dict[str, Any] = dict(norms)
         self.batches = batches
-        self.own, self.buffers_back, self.rewind = own, buffers_back, rewind
+        self.unusual, self.buffers_back, self.rewind = unusual, buffers_back, rewind
         self.unlike: set[str] = set()
-        """Those in `own` that do not take the statistics of what they are given; not measured."""
+        """Those of them that do not take the statistics of what they are given; not measured."""
         self.count = 0
         """Batches of the last pass."""
         self.same = True
@@ -147,7 +147,7 @@ class Passes:
 
         def hear_call(path: str, norm: nn.Module, given: Any, named: Any) -> None:
             x = input_of(given, named)
-            if x is not None and (path not in self.own or self._takes(path, given, named, x)):
+            if x is not None and (path not in self.unusual or self._takes(path, given, named, x)):
                 hear(path, norm, x)
 
         self.rewind()
@@ -155,7 +155,7 @@ class Passes:
         for batch in drawn(self.batches):
             self._last.add(batch)
             result = None
-            with chances_apart(self.model), heard_calls(self.norms, hear_call), suppress(_Enough):
+            with seeded_within(self.model), heard_calls(self.norms, hear_call), suppress(_Enough):
                 result = run_batch(self.model, batch, self.forward)
             self.buffers_back()
             self.count += 1

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
-from spiritlevel.kernels.activations import Activation, of_module
+from spiritlevel.kernels.activations import Activation
 from spiritlevel.surgery import activations
-from spiritlevel.surgery.in_place import WRITING, iadd
-from spiritlevel.surgery.tracer import layer
+from spiritlevel.surgery.in_place import iadd
+from spiritlevel.surgery.memory import bases, writes_into, written
+from spiritlevel.surgery.tracer import touched
 
-__all__ = ["Pattern", "bases", "match", "merge", "written"]
+__all__ = ["Pattern", "match", "merge"]
 
 IsNorm = Callable[[nn.Module], bool]
 
@@ -93,7 +93,7 @@ def _activation(x: fx.Node, node: fx.Node, root: nn.Module) -> Activation | str 
     if found is None or found[0] is not x:
         return None
     if node.op == "call_module":
-        why = activations.why_not(root.get_submodule(str(node.target)))
+        why = touched(root.get_submodule(str(node.target)))
         if why is not None:
             return f"{node.target}, which follows, {why}"
     return found[1]
@@ -168,7 +168,7 @@ def _why_not_summed(norm: fx.Node, add: fx.Node, other: fx.Node, root: nn.Module
     read = bases(x, root)
     node = norm.next
     while node is not add:
-        if any(bases(into, root) & read for into in written(node, root)):
+        if writes_into(node, read, root):
             return "its input may be written before the sum"
         if any(_of_norm(base, norm) for x in node.all_input_nodes for base in bases(x, root)):
             return "what it holds is used before the sum"
@@ -187,79 +187,10 @@ def _rewritten_later(act: Activation, other: fx.Node, add: fx.Node, root: nn.Mod
         return False
     kept, node = bases(other, root), add.next
     while node.op != "output":
-        if any(bases(into, root) & kept for into in written(node, root)):
+        if writes_into(node, kept, root):
             return True
         node = node.next
     return False
-
-
-def written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
-    """Nodes whose memory the node may write."""
-    inputs = node.all_input_nodes
-    if node.op not in ("call_module", "call_method", "call_function") or not inputs:
-        return []
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        if not layer(module):
-            return inputs
-        return inputs[:1] if getattr(module, "inplace", False) else []
-    if node.target in WRITING:
-        return inputs[:1]
-    if "out" in node.kwargs:
-        return inputs
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    flagged = node.kwargs.get("inplace") or True in [a for a in node.args if type(a) is bool]
-    home = getattr(node.target, "__module__", None) or "torch"
-    if node.op == "call_function" and not home.startswith(("torch", "_operator", "math")):
-        return [] if home == "builtins" else inputs
-    writes = name.endswith("_") and not name.endswith("__")
-    return inputs[:1] if flagged or writes or name.startswith(("__i", "__set")) else []
-
-
-_FRESH_MODULES = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.Linear,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._MaxPoolNd,
-)
-_FRESH_FUNCTIONS = (
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.truediv,
-    torch.add,
-    torch.cat,
-    torch.mul,
-    torch.sigmoid,
-    F.relu,
-    F.silu,
-    F.gelu,
-    F.conv2d,
-    F.linear,
-)
-
-
-def bases(node: fx.Node, root: nn.Module) -> set[fx.Node]:
-    """Nodes whose memory the node's output may be; itself alone, where it is new for sure."""
-    found, queue = set(), [node]
-    while queue:
-        node = queue.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if not _fresh(node, root):
-            queue += node.all_input_nodes
-    return found
-
-
-def _fresh(node: fx.Node, root: nn.Module) -> bool:
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        if of_module(module) is not None:
-            return not getattr(module, "inplace", False)
-        return isinstance(module, _FRESH_MODULES)
-    return node.target in _FRESH_FUNCTIONS and not written(node, root)
 
 
 def _is_call(node: fx.Node, root: nn.Module, of: IsNorm) -> bool:

@@ -16,11 +16,12 @@ from torch import Tensor, fx, nn
 
 from spiritlevel.surgery.carried import LAYERS, Tracks, residual_of
 from spiritlevel.surgery.eligible import adds, places
-from spiritlevel.surgery.flow import Flow, Flows, Shape
+from spiritlevel.surgery.flow import Flow, Shape
+from spiritlevel.surgery.hidden import hidden_in, modules_in
 from spiritlevel.surgery.in_eval import InEval, in_eval, is_norm
-from spiritlevel.surgery.kept import kept, kept_by
 from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.merging import why_not, why_not_before
+from spiritlevel.surgery.watched import Flows
 
 __all__ = ["Merge", "Part", "Plan", "plan"]
 
@@ -93,10 +94,10 @@ class _Planner:
                     self.calls.setdefault(module, []).append((flow, node))
         opened = {module for flow in seen.found for module in flow.opened}
         closed = [module for module in model.modules() if module not in opened]
-        self.kept = {inner for module in closed for inner in kept_by(module)}
+        self.hidden = {inner for module in closed for inner in hidden_in(module)}
         for module in model.modules():
-            for inner in kept([module._forward_hooks, module._forward_pre_hooks]):
-                self.kept.update(inner.modules())
+            for inner in modules_in([module._forward_hooks, module._forward_pre_hooks]):
+                self.hidden.update(inner.modules())
         self.hooked = {
             inner: path or "the model itself"
             for path, module in model.named_modules()
@@ -225,7 +226,7 @@ class _Planner:
         (flow,) = flows.values()
         if module in self.hooked:
             return f"is inside of {self.hooked[module]}, which is hooked; remove the hook before"
-        if module in self.kept:
+        if module in self.hidden:
             return "is kept by a hook, or by another module, which is no graph"
         if flow.root is not self.model and len(self.places[module]) > 1:
             return f"is shared: it has {len(self.places[module])} names"

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spiritlevel.models.convolved import chained, convolved
 from spiritlevel.models.normed import normed
-from spiritlevel.surgery.kept import kept_by
+from spiritlevel.surgery.hidden import hidden_in
 from spiritlevel.surgery.source import (
     EVERY,
     HARMLESS,
@@ -75,7 +75,7 @@ class _Reader:
         }
         self.names: set[str] = set()
         self.module, self.kind = module, type(module)
-        self.all = any(kept_by(module)) or hooked(module) or not runs_as_written(module)
+        self.all = any(hidden_in(module)) or hooked(module) or not runs_as_written(module)
         self.methods = methods_of(self.kind)
         if "forward" not in self.methods:
             raise TypeError

@@ -21,15 +21,14 @@ from spiritlevel.lent.as_used import borrowed, frozen_norms, refuse_lazy
 from spiritlevel.lent.feeding import MOST_BYTES, Forward, take
 from spiritlevel.lent.guard import lent_buffers
 from spiritlevel.lent.norms import batch_norms
-from spiritlevel.lent.pooled import Pooled
 from spiritlevel.lent.rewound import rewound
-from spiritlevel.lent.score import Metric
 from spiritlevel.lent.together import ranks, together
 from spiritlevel.surgery.log import note
-from spiritlevel.surgery.passes import Fed, Passes, Score
-from spiritlevel.surgery.recalibration import left, many, told, whole
+from spiritlevel.surgery.on_ranks import fed_on_ranks, scored_on_ranks
+from spiritlevel.surgery.passes import Fed, Passes
+from spiritlevel.surgery.recalibration import layer_entries, left_entries, many, summary
 from spiritlevel.surgery.statistics import fit, set_statistics, tracks
-from spiritlevel.surgery.trial import OWN, apart, unusual
+from spiritlevel.surgery.trial import OWN_FORWARD, unusual_norms, why_unmeasured
 
 __all__ = ["recalibrate"]
 
@@ -62,33 +61,34 @@ def recalibrate(
     not end, are not finite, or are others when `sequential` reads them again, for fewer than two
     values a channel, and for lazy layers.
     """
-    if not _any(model, forward, sequential, accuracy):
-        note(model, left(model, {}, {}, set(), {}))
+    if not _any_tracks(model, forward, sequential, accuracy):
+        note(model, left_entries(model, {}, {}, set(), {}))
         return model
-    own = unusual(model)
-    others = apart(model, own, alone=ranks() == 1)
+    unusual = unusual_norms(model)
+    unmeasured = why_unmeasured(model, unusual, alone=ranks() == 1)
     with lent_buffers(model), borrowed(model) as buffers_back, rewound(batches) as rewind:
-        passes = Passes(model, {}, own, batches, forward, buffers_back, rewind)
+        passes = Passes(model, {}, unusual, batches, forward, buffers_back, rewind)
         frozen: set[str] = set()
-        again = _agreed(passes, frozen, others, sequential, accuracy)
+        again = _set_up(passes, frozen, unmeasured, sequential, accuracy)
         norms = passes.norms
         fed, count = _measured(passes)
         if sequential:
             fed = _in_order(passes, fed)
-        _refuse(norms, fed)
+        _refuse_unfit(norms, fed)
         pooled = {path: each.pooled for path, each in fed.items()}
-        before = _scored(passes, {}) if again and accuracy and fed else None
-        after = None if before is None else _scored(passes, pooled)
+        before = scored_on_ranks(passes, {}) if again and accuracy and fed else None
+        after = None if before is None else scored_on_ranks(passes, pooled)
     once = accuracy and not (again and passes.same)
-    summary = whole(sequential, count, before, after, once=once)
-    others |= dict.fromkeys(passes.unlike, OWN)
-    entries = [*told(norms, fed), *left(model, norms, fed, frozen, others)]
+    unmeasured |= dict.fromkeys(passes.unlike, OWN_FORWARD)
+    entries = [*layer_entries(norms, fed), *left_entries(model, norms, fed, frozen, unmeasured)]
+    if fed:
+        entries.insert(0, summary(sequential, count, before, after, once=once))
     _write(norms, fed)
-    note(model, [summary, *entries] if fed else entries)
+    note(model, entries)
     return model
 
 
-def _any(model: Any, forward: Any, sequential: Any, accuracy: Any) -> bool:
+def _any_tracks(model: Any, forward: Any, sequential: Any, accuracy: Any) -> bool:
     """Whether a rank has a norm with running statistics. Raises UsageError for wrong types."""
 
     def work() -> Tensor:
@@ -105,8 +105,12 @@ def _any(model: Any, forward: Any, sequential: Any, accuracy: Any) -> bool:
     return bool(together(work, 1).any())
 
 
-def _agreed(
-    passes: Passes, frozen: set[str], others: Mapping[str, str], sequential: bool, accuracy: bool
+def _set_up(
+    passes: Passes,
+    frozen: set[str],
+    unmeasured: Mapping[str, str],
+    sequential: bool,
+    accuracy: bool,
 ) -> bool:
     """Puts the model in eval(), its norms into `passes`, and those that are frozen into `frozen`.
 
@@ -116,7 +120,7 @@ def _agreed(
 
     def work() -> Tensor:
         frozen.update(frozen_norms(passes.model))
-        kept = frozen | others.keys()
+        kept = frozen | unmeasured.keys()
         norms = batch_norms(passes.model).items()
         passes.norms = {path: norm for path, norm in norms if tracks(norm) and path not in kept}
         passes.model.eval()
@@ -147,15 +151,12 @@ def _held(batches: Iterable[Any]) -> Iterable[Any]:
     return held.batches
 
 
-# ---- measured, and the same on all ranks ---------------------------------------------------------
-
-
 def _measured(passes: Passes) -> tuple[dict[str, Fed], int]:
-    """All layers in one pass, as `_shared` has them, and the number of batches on all ranks."""
+    """All layers in one pass, as `fed_on_ranks` has them, and the batches on all ranks."""
     norms = passes.norms
     if not norms:
         return {}, 0
-    fed, count = _shared(passes, {}, list(norms))
+    fed, count = fed_on_ranks(passes, {}, list(norms))
     if count == 0:
         raise UsageError("got no batches; wanted an iterable of at least one")
     if not fed and not passes.unlike:
@@ -171,7 +172,7 @@ def _in_order(passes: Passes, fed: Mapping[str, Fed]) -> dict[str, Fed]:
     found: dict[str, Fed] = {}
     for path, before in fed.items():
         done = {path: each.pooled for path, each in found.items()}
-        anew, _ = _shared(passes, done, [path], path if before.most == 1 else None)
+        anew, _ = fed_on_ranks(passes, done, [path], path if before.most == 1 else None)
         if path not in anew or anew[path].pooled.count != before.pooled.count:
             raise UsageError(
                 f"got another number of values for {path!r} when the same batches were read again; "
@@ -181,7 +182,8 @@ def _in_order(passes: Passes, fed: Mapping[str, Fed]) -> dict[str, Fed]:
     return found
 
 
-def _refuse(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:
+def _refuse_unfit(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:
+    """Raises UsageError for statistics that are none, or that a layer cannot hold."""
     for path, each in fed.items():
         if each.pooled.count < 2:
             raise UsageError(
@@ -194,73 +196,6 @@ def _refuse(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:
                 f"got statistics for {path!r} that {kind} cannot hold; wanted its running "
                 "statistics in float32"
             )
-
-
-def _shared(
-    passes: Passes, done: Mapping[str, Pooled], paths: list[str], only: str | None = None
-) -> tuple[dict[str, Fed], int]:
-    """What the layers at `paths` are fed on all ranks, merged in the order of the ranks; batches.
-
-    By path, in the order of their first call on the first rank that has it.
-    """
-    sizes = [4 + 2 * passes.norms[path].running_mean.numel() for path in paths]
-
-    def work() -> Tensor:
-        found = passes.fed(done, only)
-        order = {path: place for place, path in enumerate(found, 1)}
-        parts = [
-            _packed(found[path], order[path]) if path in found else torch.zeros(size)
-            for path, size in zip(paths, sizes, strict=True)
-        ]
-        return torch.cat([torch.tensor([passes.count], dtype=torch.float64), *parts])
-
-    rows = together(work, 1 + sum(sizes))
-    order: list[tuple[int, float, str]] = []
-    merged: dict[str, Fed] = {}
-    for rank, row in enumerate(rows):
-        for path, part in zip(paths, row[1:].split(sizes), strict=True):
-            place, count, calls, most = part[:4].tolist()
-            if place:
-                fed = Fed(Pooled(int(count), *part[4:].chunk(2)), int(calls), int(most))
-                if path not in merged:
-                    order.append((rank, place, path))
-                merged[path] = _both(merged[path], fed) if path in merged else fed
-    return {path: merged[path] for _, _, path in sorted(order)}, int(rows[:, 0].sum())
-
-
-def _packed(fed: Fed, place: int) -> Tensor:
-    """(4 + 2C,): place in the order, from 1; values; calls; most calls; mean; variance."""
-    head = [float(each) for each in (place, fed.pooled.count, fed.calls, fed.most)]
-    return torch.cat([torch.tensor(head, dtype=torch.float64), fed.pooled.mean, fed.pooled.var])
-
-
-def _both(one: Fed, other: Fed) -> Fed:
-    pooled = one.pooled.merged(other.pooled)
-    return Fed(pooled, one.calls + other.calls, max(one.most, other.most))
-
-
-_METRICS: tuple[Metric, ...] = ("accuracy", "mean squared error")
-
-
-def _scored(passes: Passes, done: Mapping[str, Pooled]) -> Score | None:
-    """Of all ranks; None where one has batches whose targets do not fit, or which are others."""
-
-    def work() -> Tensor:
-        found = passes.scored(done)
-        if found is None:
-            kind = -1.0 if passes.count else 0.0  # a rank without batches asks for nothing
-            return torch.tensor([kind, 0, 0, passes.same], dtype=torch.float64)
-        kind = 1.0 + _METRICS.index(found.metric)
-        row = [kind, found.total, found.samples, passes.same]
-        return torch.tensor(row, dtype=torch.float64)
-
-    rows = together(work, 4)
-    passes.same = bool(rows[:, 3].all())
-    kinds = {int(kind) for kind in rows[:, 0].tolist() if kind}
-    samples = int(rows[:, 2].sum())
-    if len(kinds) != 1 or -1 in kinds or not samples or not passes.same:
-        return None
-    return Score(_METRICS[kinds.pop() - 1], float(rows[:, 1].sum()), samples)
 
 
 def _write(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:

@@ -15,7 +15,14 @@ from spiritlevel.surgery.log import Entry
 from spiritlevel.surgery.passes import Fed, Score
 from spiritlevel.surgery.statistics import moved, tracks
 
-__all__ = ["Recalibrated", "Recalibration", "left", "many", "told", "whole"]
+__all__ = [
+    "Recalibrated",
+    "Recalibration",
+    "layer_entries",
+    "left_entries",
+    "many",
+    "summary",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Recalibration(Entry):
     samples: int = 0
 
 
-def told(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> Iterator[Entry]:
+def layer_entries(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> Iterator[Entry]:
     for path, each in fed.items():
         shift, least, largest = moved(norms[path], each.pooled)
         why = (
@@ -56,29 +63,33 @@ def told(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> Iterator[Entry]:
         yield Recalibrated("recalibrated", (path,), why, shift, factor, count, each.calls)
 
 
-def left(
+def left_entries(
     model: nn.Module,
     norms: Mapping[str, Any],
     fed: Mapping[str, Fed],
     frozen: set[str],
-    apart: Mapping[str, str],
+    unmeasured: Mapping[str, str],
 ) -> Iterator[Entry]:
-    """What keeps the statistics that it has, by reason; `apart`: reasons by path."""
-    others = batch_norms(model)
+    """What keeps the statistics that it has, by reason; `unmeasured`: other reasons by path."""
+    all_norms = batch_norms(model)
     reasons = {
-        "no batch reached it": [path for path in norms if path not in fed and path not in apart],
+        "no batch reached it": [
+            path for path in norms if path not in fed and path not in unmeasured
+        ],
         "frozen: kept in eval(), or not trained where others are": [
-            path for path in others if path in frozen
+            path for path in all_norms if path in frozen
         ],
         **{
-            reason: [path for path in others if apart.get(path) == reason and path not in frozen]
-            for reason in dict.fromkeys(apart.values())
+            reason: [
+                path for path in all_norms if unmeasured.get(path) == reason and path not in frozen
+            ]
+            for reason in dict.fromkeys(unmeasured.values())
         },
         "it has no running statistics": [
-            path for path, norm in others.items() if not tracks(norm) and path not in frozen
+            path for path, norm in all_norms.items() if not tracks(norm) and path not in frozen
         ],
         "of a frozen or scripted kind, or one that normalizes single samples": [
-            path for path, m in model.named_modules() if tracks(m) and path not in others
+            path for path, m in model.named_modules() if tracks(m) and path not in all_norms
         ],
     }
     for why, paths in reasons.items():
@@ -88,7 +99,7 @@ def left(
         yield Entry("left", ("",), "it has no batch norm")
 
 
-def whole(
+def summary(
     sequential: bool, batches: int, before: Score | None, after: Score | None, *, once: bool
 ) -> Recalibration:
     """`once`: accuracy was wanted of batches that do not come again."""
@@ -97,8 +108,8 @@ def whole(
         if sequential
         else "all layers at once, each by the batch's statistics meanwhile"
     )
-    others = f" on {ranks()} ranks" if ranks() > 1 else ""
-    why = f"{how}; {many(batches, 'batch')}{others}"
+    where = f" on {ranks()} ranks" if ranks() > 1 else ""
+    why = f"{how}; {many(batches, 'batch')}{where}"
     if once:
         why += "; accuracy needs batches that can be read again"
     if before is None or after is None:

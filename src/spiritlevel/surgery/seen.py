@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spiritlevel.kernels.activations import of_module
+from spiritlevel.lent.heard import removing
 from spiritlevel.lent.kept import kept
-from spiritlevel.surgery import activations
+from spiritlevel.surgery.tracer import touched
 from spiritlevel.surgery.verify import run
 
 __all__ = ["pairs"]
@@ -43,17 +44,13 @@ def _watch(
     model: nn.Module, example: Any, norms: Collection[nn.Module]
 ) -> list[tuple[nn.Module, nn.Module]]:
     watch = _Watch()
-    handles = [norm.register_forward_hook(watch.made) for norm in norms]
+    hooks = [norm.register_forward_hook(watch.made) for norm in norms]
     for module in model.modules():
-        if of_module(module) is not None and activations.why_not(module) is None:
-            handles.append(module.register_forward_pre_hook(watch.begun))
-            handles.append(module.register_forward_hook(watch.ended))
-    try:
-        with watch:
-            output = run(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+        if of_module(module) is not None and touched(module) is None:
+            hooks.append(module.register_forward_pre_hook(watch.begun))
+            hooks.append(module.register_forward_hook(watch.ended))
+    with removing(hooks), watch:
+        output = run(model, example)
     kept_on = {watch.makers[tensor] for tensor in list(watch.makers.keys())}
     del output
     return [

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from spiritlevel.surgery.kept import kept
+from spiritlevel.surgery.hidden import modules_in
 
 __all__ = [
     "EVERY",
@@ -54,7 +54,7 @@ def keeps_to_itself(child: nn.Module, name: str) -> bool:
     if name in child._modules or name in EVERY:
         return False
     if name in vars(child):
-        return not any(kept(vars(child)[name]))
+        return not any(modules_in(vars(child)[name]))
     value = inspect.getattr_static(type(child), name, None)
     function = function_of(value)
     if function is None:
@@ -82,7 +82,7 @@ def _only_data(child: nn.Module, up: ast.AST, me: ast.AST) -> bool:
     if not isinstance(up, ast.Attribute) or up.attr in child._modules or up.attr in EVERY:
         return False
     if up.attr in vars(child):
-        return not any(kept(vars(child)[up.attr]))
+        return not any(modules_in(vars(child)[up.attr]))
     if is_torchs(type(child), up.attr):
         return up.attr in HARMLESS
     return is_data(inspect.getattr_static(type(child), up.attr, None))

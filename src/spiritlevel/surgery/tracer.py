@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spiritlevel.lent.kept import Attributes, choices, put_back
+from spiritlevel.lent.kept import Attributes
+from spiritlevel.lent.state import modes_now, random_states, set_random_states
 from spiritlevel.surgery.in_place import Proxy
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "closed_parts",
     "hooked",
     "layer",
+    "touched",
     "traced_in",
 ]
 
@@ -63,6 +65,13 @@ def hooked(module: nn.Module) -> bool:
             "_backward_pre_hooks",
         )
     )
+
+
+def touched(module: nn.Module) -> str | None:
+    """What somebody has done to this one module that its class does not tell; None for nothing."""
+    if hooked(module):
+        return "is hooked"
+    return "has its forward replaced on the instance" if "forward" in vars(module) else None
 
 
 def layer(module: nn.Module) -> bool:
@@ -104,9 +113,9 @@ def traced_in(
     Raises Untraceable.
     """
     tracer = Tracer(leaf)
-    modes = [(module, module.training) for module in root.modules()]
+    modes_back = modes_now(root)
     try:
-        for module, _ in modes:
+        for module in root.modules():
             mode = Mode(training)
             mode.owner = module
             module.training = mode  # type: ignore[assignment]
@@ -117,8 +126,7 @@ def traced_in(
     except Exception as error:
         raise Untraceable(_told(error)) from error
     finally:
-        for module, before in modes:
-            module.training = before
+        modes_back()
     return tracer
 
 
@@ -237,11 +245,11 @@ def _state() -> tuple[Any, ...]:
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Puts back what a pass changed in the module, and raises Untraceable if it did."""
-    attributes, before = Attributes(module), choices()
+    attributes, before = Attributes(module), random_states()
     try:
         yield
     finally:
-        drew = put_back(before)
+        drew = set_random_states(before)
         changed = attributes.put_back()
     if drew or changed:
         raise Untraceable(changed or "it draws random numbers to choose what it runs")

@@ -15,12 +15,12 @@ from spiritlevel.lent.norms import batch_norms
 from spiritlevel.lent.pooled import Pooled
 from spiritlevel.surgery.statistics import tracks
 
-__all__ = ["OWN", "apart", "takes", "unusual"]
+__all__ = ["OWN_FORWARD", "takes", "unusual_norms", "why_unmeasured"]
 
-OWN = "its own forward does not take the statistics of what it is given"
+OWN_FORWARD = "its own forward does not take the statistics of what it is given"
 
 
-def unusual(model: nn.Module) -> set[str]:
+def unusual_norms(model: nn.Module) -> set[str]:
     """Batch norms with a forward that is neither torch's nor one of ours."""
     return {path for path, norm in batch_norms(model).items() if not _usual(norm)}
 
@@ -31,8 +31,8 @@ def _usual(norm: nn.Module) -> bool:
     return known and "forward" not in vars(norm)
 
 
-def apart(model: nn.Module, own: set[str], *, alone: bool) -> dict[str, str]:
-    """Why a batch norm cannot be measured, by path; `own`: those that are `unusual`.
+def why_unmeasured(model: nn.Module, unusual: set[str], *, alone: bool) -> dict[str, str]:
+    """By path, why a batch norm cannot be measured; `unusual` are those of `unusual_norms`.
 
     `alone`: there is no other process, which a trial of a forward might wait for.
     """
@@ -43,7 +43,7 @@ def apart(model: nn.Module, own: set[str], *, alone: bool) -> dict[str, str]:
                 homes[each.data_ptr()].add(path)
     shared = {path for at, paths in homes.items() if at and len(paths) > 1 for path in paths}
     found = dict.fromkeys(shared, "it shares its running statistics with another layer")
-    for path in own:
+    for path in unusual:
         if "forward" in vars(model.get_submodule(path)):
             found[path] = "its forward was replaced, so it cannot be tried on a copy"
         elif not alone:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
+from spiritlevel.lent.heard import heard_outputs, removing
 from spiritlevel.lent.kept import kept
 from spiritlevel.surgery.eligible import FUSED
 
@@ -48,12 +49,10 @@ def numbers(model: nn.Module, example: Any, *, layers: bool = False) -> Numbers:
             for module in model.modules():
                 module.training = training
             mode = "train" if training else "eval"
-            handles = _listen(model, f" in {mode}()", found) if layers else []
-            try:
+            listened = {path: m for path, m in model.named_modules() if path} if layers else {}
+            with heard_outputs(listened) as heard:
                 outputs = tree_leaves(run(model, example))
-            finally:
-                for handle in handles:
-                    handle.remove()
+            found |= {f"{path} in {mode}()": tensors for path, tensors in heard.items()}
             found[f"the output in {mode}()"] = [t for t in outputs if isinstance(t, Tensor)]
             for name, buffer in model.named_buffers():
                 found[f"the buffer {name} after {mode}()"] = [buffer.clone()]
@@ -69,13 +68,9 @@ def unlike(model: nn.Module, example: Any) -> set[nn.Module]:
             found.add(module)
 
     fused = [module for module in model.modules() if type(module) in FUSED.values()]
-    handles = [module.register_forward_pre_hook(look) for module in fused]
-    try:
-        with kept(model), backend.use("aten"):
-            run(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [module.register_forward_pre_hook(look) for module in fused]
+    with removing(hooks), kept(model), backend.use("aten"):
+        run(model, example)
     return found
 
 
@@ -100,16 +95,3 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     scale = max(b.nan_to_num(0.0, 0.0, 0.0).abs().amax().item(), 1e-3)
     tolerance = TOLERANCE.get(a.dtype, 1e-2) * scale
     return torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
-
-
-def _listen(model: nn.Module, mode: str, found: Numbers) -> list[Any]:
-    def hear(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensors = [t.clone() for t in tree_leaves(output) if isinstance(t, Tensor)]
-            found.setdefault(name + mode, []).extend(tensors)
-
-        return hook
-
-    return [
-        module.register_forward_hook(hear(name)) for name, module in model.named_modules() if name
-    ]

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.surgery import eligible
-from spiritlevel.surgery.kept import kept_by
+from spiritlevel.surgery.hidden import hidden_in
 from spiritlevel.surgery.log import Entry, Journal
 from spiritlevel.surgery.tracer import Slot, hooked, layer
 
@@ -35,7 +35,7 @@ class Work:
         """Modules whose own code is no graph, and why."""
         self.fixed: dict[nn.Module, str] = {}
         """Modules whose forward stays, and why."""
-        self.kept = {kept for module in model.modules() for kept in kept_by(module)}
+        self.hidden = {inner for module in model.modules() for inner in hidden_in(module)}
         """Modules that others keep beside their children."""
         self.seen: dict[nn.Module, str] = {}
         """Batch norms in modules that may be looked into from outside, and by what."""

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from spiritlevel.lent.kept import choices, put_back
+from spiritlevel.lent.state import random_states, set_random_states
 
 __all__ = ["chance", "set_chance"]
 
 
 def chance(device: torch.device) -> dict[str, Any]:
     """Those of Python, NumPy and torch, on the CPU and on `device`."""
-    python, numpy = choices()
+    python, numpy = random_states()
     kind, keys, *rest = numpy
     return {
         "python": python,
@@ -28,7 +28,7 @@ def set_chance(state: dict[str, Any], device: torch.device) -> None:
     version, words, gauss = state["python"]
     kind, keys, *rest = state["numpy"]
     numpy = kind, keys.numpy().astype("uint32"), *rest
-    put_back(((version, tuple(words), gauss), numpy))
+    set_random_states(((version, tuple(words), gauss), numpy))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.lent.guard import undisturbed
+from spiritlevel.lent.heard import removing
 
 __all__ = ["first_not_finite", "parameter_not_finite"]
 
@@ -29,16 +30,12 @@ def first_not_finite(model: nn.Module, run: Callable[[], object]) -> str | None:
 
         return look
 
-    handles = [
+    hooks = [
         module.register_forward_hook(ends(name), prepend=True)
         for name, module in model.named_modules()
     ]
-    try:
-        with undisturbed(model), torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with removing(hooks), undisturbed(model), torch.no_grad():
+        run()
     return found[0] if found else None
 
 

@@ -21,8 +21,9 @@ from spiritlevel.train.checkpoint import Checkpoints
 from spiritlevel.train.config import Config, parse_toml
 from spiritlevel.train.group import Group, joined, place
 from spiritlevel.train.journal import EVENTS, METRICS
+from spiritlevel.train.prepared import Build
 from spiritlevel.train.progress import Progress
-from spiritlevel.train.training import CONFIG, RESULT, Build, Training
+from spiritlevel.train.training import CONFIG, RESULT, Training
 
 __all__ = ["CHECK", "Outcome", "read_config", "run"]
 

@@ -23,32 +23,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.data import Images
 from spiritlevel.errors import RecordsError, TrainingError, UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.kernels import tune_allocator
 from spiritlevel.probe.watch import Probe
 from spiritlevel.train.agree import share_statistics_
-from spiritlevel.train.build import init_
-from spiritlevel.train.build import model as build_ours
 from spiritlevel.train.chance import chance, set_chance
 from spiritlevel.train.checkpoint import Checkpoints
 from spiritlevel.train.config import Config
+from spiritlevel.train.culprit import culprit
 from spiritlevel.train.evaluation import Evaluation, evaluate
-from spiritlevel.train.feed import Feed
 from spiritlevel.train.group import Group, ToldError
 from spiritlevel.train.journal import Journal
 from spiritlevel.train.learner import Learner
-from spiritlevel.train.nonfinite import first_not_finite, parameter_not_finite
+from spiritlevel.train.prepared import Build, prepared
 from spiritlevel.train.progress import Progress, Stopped
-from spiritlevel.train.sets import Sets
 from spiritlevel.train.weight_files import WeightFiles, digest
 
-__all__ = ["CONFIG", "RESULT", "Build", "Training"]
+__all__ = ["CONFIG", "RESULT", "Training"]
 
 CONFIG, RESULT = "config.toml", "result.json"
 
-Build = Callable[[Config, Images], nn.Module]
 _DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,9 +84,9 @@ class Training:
         self.config, self.folder, self.group = config, folder, group
         self._tell, self._stop = tell, stop
         recipe = config.recipe
-        self.sets, self.feed, self.model = group.agreed(lambda: _prepared(config, group, build))
-        self._fingerprint = self.sets.images.fingerprint
-        self._refuse_unlike()
+        start = prepared(config, group, build)
+        self.sets, self.feed, self.model = start.sets, start.feed, start.model
+        self._fingerprint = start.fingerprint
         if config.compile:
             self.model.compile()
         self.learner = Learner(
@@ -110,26 +105,15 @@ class Training:
         self._saved, self._last_saved = time.monotonic(), (0, 0)
         self.began = 0
         """Updates that were done before this process."""
+        self.probe: Probe | None = None
+        """What watches the run, from `run` on, on the leader and if it is asked for."""
+        self._journal: Journal | None = None
         self.feed.seed_process(0)
 
-    def _refuse_unlike(self) -> None:
-        """Raises UsageError on all where one process has other options or images."""
-        told = self.group.objects((self.config.to_dict(), self._fingerprint))
-
-        def alike() -> None:
-            for rank, (config, images) in enumerate(told):
-                if other := Config.from_dict(told[0][0]).differs(config):
-                    raise UsageError(
-                        f"got other options on rank {rank} ({'; '.join(other)}); wanted the same "
-                        "on all. Start all by one command"
-                    )
-                if images != told[0][1]:
-                    raise UsageError(
-                        f"got other images on rank {rank} from {self.config.data}; wanted the "
-                        "same on all"
-                    )
-
-        self.group.agreed(alike)
+    @property
+    def done(self) -> int:
+        """Updates, with those of processes before this one."""
+        return self._at.step
 
     def resume(self) -> int:
         """Go on from the newest checkpoint, if there is one; the number of updates done before."""
@@ -154,27 +138,6 @@ class Training:
             self.checkpoints.newest(use, self._note)
         return held[0] if held else None
 
-    def _mend_weights(self) -> None:
-        """The files of weights, where a process was killed between them and the checkpoint."""
-        at = self._at
-        ends = at.step == at.validated * self.feed.steps_per_epoch
-        if ends:
-            self._write("last")
-        if not at.best:
-            return
-        if ends and at.best["epoch"] == at.validated:
-            self._write("best")
-        same = self.group.leads and self.weights.holds("best", at.best.get("digest"))
-        if not self.group.first(same):
-            path, epoch = self.weights.path("best"), at.best["epoch"]
-            self._note(f"{path} is not of epoch {epoch}: the best is chosen anew")
-            at.best = {}
-
-    @property
-    def done(self) -> int:
-        """Updates, with those of processes before this one."""
-        return self._at.step
-
     def _refuse_foreign(self, state: dict[str, Any]) -> None:
         """Raises UsageError for the checkpoint of another run."""
         theirs = state["config"]
@@ -196,6 +159,22 @@ class Training:
             return
         set_chance(states[self.group.rank], self.group.device)
 
+    def _mend_weights(self) -> None:
+        """The files of weights, where a process was killed between them and the checkpoint."""
+        at = self._at
+        ends = at.step == at.validated * self.feed.steps_per_epoch
+        if ends:
+            self._write("last")
+        if not at.best:
+            return
+        if ends and at.best["epoch"] == at.validated:
+            self._write("best")
+        same = self.group.leads and self.weights.holds("best", at.best.get("digest"))
+        if not self.group.first(same):
+            path, epoch = self.weights.path("best"), at.best["epoch"]
+            self._note(f"{path} is not of epoch {epoch}: the best is chosen anew")
+            at.best = {}
+
     def run(self) -> dict[str, Any]:
         """Train to the end; what the test images say, as it is written to RUN/result.json.
 
@@ -203,7 +182,6 @@ class Training:
         longer finite.
         """
         with ExitStack() as stack:
-            self._journal = None
             if self.group.leads:
                 self._journal = Journal(self.folder, step=self._at.step, epochs=self._at.validated)
                 stack.callback(self._journal.close)
@@ -240,8 +218,7 @@ class Training:
         rows = self.group.rows([loss, hits, self._stop(), late])
         loss, hits = rows[:, 0].sum().item(), int(rows[:, 1].sum())
         if not math.isfinite(loss) or not (learner.scaled or norm.isfinite()):
-            error = self._not_finite(loss, float(norm))
-            raise error if self.group.leads else ToldError(str(error))
+            raise self._diverged(loss, float(norm))
         learner.update(norm)
         at.step += 1
         took = time.perf_counter() - start
@@ -269,28 +246,19 @@ class Training:
                 "or --norm sync or group:8"
             ) from error
 
-    def _not_finite(self, loss: float, norm: float) -> TrainingError:
+    def _diverged(self, loss: float, norm: float) -> TrainingError:
         """All processes come here together."""
-        at, parts = self._at, self.feed.parts(self._at.step)
+        step, folder = self._at.step, self.checkpoints.folder
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
-        own = first_not_finite(
-            self.model, lambda: [self.learner.passed(part, model=self.model) for part in parts]
-        )
-        if own is None and math.isfinite(loss):
-            name = parameter_not_finite(self.model, gradients=True)
-            own = f"the gradient of {name}" if name else None
-        found = [(rank, each) for rank, each in enumerate(self.group.objects(own)) if each]
-        on = f", on rank {found[0][0]}" if found and self.group.size > 1 else ""
-        layer = f"{found[0][1]}{on}" if found else "the loss itself"
-        kept = ""
-        if self.checkpoints.folder.is_dir():
-            kept = f". The last checkpoint in {self.checkpoints.folder} is of before"
-        return TrainingError(
-            f"got {what} in step {at.step + 1} (epoch {at.step // self.feed.steps_per_epoch + 1}); "
+        layer = culprit(self.learner, self.feed.parts(step), self.group, math.isfinite(loss))
+        kept = f". The last checkpoint in {folder} is of before" if folder.is_dir() else ""
+        told = (
+            f"got {what} in step {step + 1} (epoch {step // self.feed.steps_per_epoch + 1}); "
             f"the first that is not finite is {layer}. Wanted finite numbers: take a smaller --lr "
             f"(now {self.learner.learning_rate:.3g}), --clip-norm, a longer --warmup-epochs, or "
             f"--amp none{kept}"
         )
+        return TrainingError(told) if self.group.leads else ToldError(told)
 
     def _end_epoch(self) -> None:
         """See to the end of an epoch, if there is one that was not seen to."""
@@ -426,24 +394,6 @@ class Training:
             feed.recipe.batch_size,
             **told,
         )
-
-
-def _prepared(config: Config, group: Group, build: Build | None) -> tuple[Sets, Feed, nn.Module]:
-    """All that one process can find wrong by itself."""
-    sets = Sets.of(config, group.device)
-    feed = Feed(
-        sets.x,
-        sets.y,
-        sets.rows,
-        config.recipe,
-        seed=config.seed,
-        augment=config.augment,
-        rank=group.rank,
-        ranks=group.size,
-    )
-    torch.manual_seed(config.seed)
-    model = init_((build or build_ours)(config, sets.images), config.recipe)
-    return sets, feed, model.to(group.device)
 
 
 def _told(found: Evaluation) -> dict[str, Any]:

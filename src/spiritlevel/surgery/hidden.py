@@ -1,4 +1,4 @@
-"""What a module holds beside its parameters, buffers and children; modules may be among it."""
+"""Modules that torch does not know of: those that a module holds beside its children."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spiritlevel.lent.kept import own
+from spiritlevel.lent.kept import own_values
 
-__all__ = ["kept", "kept_by"]
+__all__ = ["hidden_in", "modules_in"]
 
 _NOTHING = CellType()
 
 
-def kept_by(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules that it keeps beside its children: in lists, functions, methods and objects."""
-    return kept(own(module))
+def hidden_in(module: nn.Module) -> Iterator[nn.Module]:
+    """Those in its own lists, dicts, functions, methods and objects."""
+    return modules_in(own_values(module))
 
 
-def kept(value: Any) -> Iterator[nn.Module]:
-    """The modules in a value, which may hold itself; not what is inside of them."""
+def modules_in(value: Any) -> Iterator[nn.Module]:
+    """All in a value, which may hold itself; not what is inside of them."""
     seen: set[int] = set()
     queue: list[Any] = [value]
     while queue:
