@@ -2,8 +2,8 @@
 
 A language is one file, `catalogue_<language>.toml`. `[page]`, `[reader]`, `[claims]`, `[examples]`,
 `[networks]`, `[labels]`, `[arms]`, `[probe_page]` and `[diagnosis_page]` go to a page and may carry
-inline HTML; the report escapes what is filled in, never the sentence. `[explain]` and `[terminal]`
-are plain text.
+inline HTML; the report escapes what is filled in, never the sentence. `[explain]`, `[terminal]` and
+`[notebook]` are plain text.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 
@@ -91,9 +92,20 @@ def test_the_gap_is_told_first():
 
 
 def test_a_notebook_gets_no_markup_of_the_users():
-    shown = of(Finding("SL205", "error", "<b>", "x < y", {}, "z"))._repr_html_()
-    assert "&lt;b&gt;" in shown
-    assert "<b>" not in shown
+    attack = "<img src=x>"
+    found = Finding("SL205", "error", attack, f"x < y {attack}", {attack: attack}, attack)
+    shown = Diagnosis(attack, (found,), notes=(attack,))._repr_html_()
+    assert "<img" not in shown
+    assert shown.count("&lt;img src=x&gt;") == 7
+
+
+def test_a_notebook_gets_the_numbers_of_the_gap():
+    found = check(sick(), batches(*blobs()))
+    shown = found._repr_html_()
+    for scored in (found.gap.eval, found.gap.batch):
+        assert f"<b>{100 * scored.value:.1f} %</b>" in shown
+    assert all(html.escape(finding.message) in shown for finding in found.findings)
+    assert html.escape(found.summary()) in shown
 
 
 def test_json_holds_whatever_a_rule_measured():

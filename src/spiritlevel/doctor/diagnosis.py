@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import textwrap
@@ -16,6 +15,7 @@ from spiritlevel.doctor.baseline import fingerprints
 from spiritlevel.doctor.finding import SEVERITIES, Finding, Severity
 from spiritlevel.doctor.rule import RULES
 from spiritlevel.doctor.sarif import sarif
+from spiritlevel.report.diagnosis_cell import diagnosis_html
 from spiritlevel.report.diagnosis_page import render
 
 __all__ = ["Diagnosis", "told"]
@@ -114,7 +114,8 @@ class Diagnosis:
         return f"<Diagnosis of {self.model}: {self.summary()}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        """The gap and the findings, in a notebook."""
+        return diagnosis_html(self.to_dict(), self.summary())
 
     # ---- as files --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A probe's readings and counts as plain data, for the page."""
+"""A probe's readings and counts as plain data, for the page and for a notebook."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 from spiritlevel.probe.counting import OTHER, LayerCounts, Mode
 
 if TYPE_CHECKING:
+    from spiritlevel.probe.overhead import Overhead
+    from spiritlevel.probe.table import Readings
     from spiritlevel.probe.watch import Probe
 
-__all__ = ["record_of"]
+__all__ = ["latest_of", "record_of"]
 
 
 def record_of(probe: Probe) -> dict[str, Any]:
@@ -41,15 +43,62 @@ def record_of(probe: Probe) -> dict[str, Any]:
             "perturbed": counts.perturbed,
         },
         "counters": [{"path": path, **_counters(each)} for path, each in counts.layers.items()],
-        "overhead": {
-            "share": cost.share,
-            "seconds": cost.seconds,
-            "sampled_ms": cost.sampled_ms,
-            "step_ms": cost.step_ms,
-        },
+        "overhead": _cost(cost),
         "unseen": probe.unseen,
         "notes": [],
         "decimated": readings.decimated,
+    }
+
+
+_LATEST = ("z_median", "z_max", "values", "grad_norm", "update_ratio", "dead_share", "non_finite")
+
+
+def latest_of(probe: Probe) -> dict[str, Any]:
+    """What `report.probe_cell` draws: of each norm the last step that read it, and its numbers.
+
+    A step in which a layer took no part has nothing of it but what it has learned.
+    """
+    readings, cost = probe.readings, probe.overhead
+    return {
+        "model": type(probe.model).__name__,
+        "open": probe.is_open,
+        "every": probe.every,
+        "steps": probe.counts.steps,
+        "samples": len(readings.steps),
+        "layers": [
+            {"path": layer.path, "type": layer.type, **_last_reading(readings, index)}
+            for index, layer in enumerate(readings.layers)
+            if layer.kind == "norm"
+        ],
+        "overhead": _cost(cost),
+        "unseen": probe.unseen,
+    }
+
+
+def _last_reading(readings: Readings, index: int) -> dict[str, Any]:
+    values: dict[str, float | None] = dict.fromkeys((*_LATEST, "var_ratio"))
+    for step, row in readings.backwards(index):
+        found = dict(zip(readings.metrics, row, strict=True))
+        if not (math.isfinite(found["values"]) or math.isfinite(found["grad_norm"])):
+            continue
+        values |= {name: _finite(found[name]) for name in _LATEST}
+        log_ratio = _finite(found["log_var_ratio_median"])
+        if log_ratio is not None:
+            values["var_ratio"] = float(np.exp(min(log_ratio, 700.0)))
+        return {"step": step, **values}
+    return {"step": None, **values}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _cost(overhead: Overhead) -> dict[str, float]:
+    return {
+        "share": overhead.share,
+        "seconds": overhead.seconds,
+        "sampled_ms": overhead.sampled_ms,
+        "step_ms": overhead.step_ms,
     }
 
 

@@ -86,6 +86,11 @@ class Readings:
         column = self.metrics.index(metric)
         return [float(values[index, column]) for values in self._values]
 
+    def backwards(self, index: int) -> Iterator[tuple[int, list[float]]]:
+        """The readings of the layer at `index`, the last step first."""
+        for step, values in zip(reversed(self.steps), reversed(self._values), strict=True):
+            yield step, values[index].tolist()
+
     def matrix(self, metric: str) -> list[list[float]]:
         """The same of all layers, (layers, steps)."""
         column = self.metrics.index(metric)

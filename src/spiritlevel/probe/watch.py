@@ -97,6 +97,7 @@ class Probe:
     ) -> None:
         assert self._stack is not None
         self._stack.close()
+        self._stack = None
         self._steps.settle()
         self.overhead.end()
         self._look_for_changes()
@@ -369,6 +370,11 @@ class Probe:
         )
 
     @property
+    def is_open(self) -> bool:
+        """Whether its block runs."""
+        return self._stack is not None
+
+    @property
     def optimizer(self) -> Any:
         """The one that was given, else the last that stepped, else None."""
         return self._steps.optimizer
@@ -407,6 +413,13 @@ class Probe:
         told = f"{type(self.model).__name__}, {len(self._norms)} normalization layers: {steps}"
         gaps = f"; {len(self.unseen)} remarks in .unseen" if self.unseen else ""
         return f"Probe({told}; {self.overhead}{gaps})"
+
+    def _repr_html_(self) -> str:
+        """Each norm layer's last reading, in a notebook."""
+        from spiritlevel.probe.record import latest_of
+        from spiritlevel.report.probe_cell import probe_html
+
+        return probe_html(latest_of(self))
 
 
 def _kind(module: nn.Module, norm: bool) -> str:

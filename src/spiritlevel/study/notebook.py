@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spiritlevel.catalogue import say
+from spiritlevel.report.notebook import DIM, block, cell, lines, table
 from spiritlevel.study.factory import Factory, told_in
 from spiritlevel.study.pace import Pace, clock
 from spiritlevel.study.records import Record
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "study_html", "watch"]
 
 _LATEST = 5
+_WIDE = "min-width:13em"
 _SECONDS = 0.5
 """From one drawing to the next: a notebook keeps up with two a second."""
-_CELL = "padding:2px 18px 2px 0;text-align:left;vertical-align:top"
-_DIM = "opacity:.7;font-size:90%"
 
 
 def watch(factory: Factory | None) -> Watch | None:
@@ -48,7 +48,7 @@ class Watch:
     def __init__(self, factory: Factory | None) -> None:
         self.display: Any = import_module("IPython.display")
         self.notes: list[str] = [] if factory is None else [factory.told()]
-        first = self.display.HTML(_lines(self.notes))
+        first = self.display.HTML(lines(self.notes))
         self.handle: Any = self.display.display(first, display_id=True)
         self.pace = Pace()
         self.latest: deque[Record] = deque(maxlen=_LATEST)
@@ -89,20 +89,20 @@ def progress_html(
         f'<progress value="{progress.share:.4f}" max="1" aria-label="{title}" '
         'style="width:20em;vertical-align:middle"></progress>'
     )
-    rows = "".join(_result_row(record) for record in latest)
-    table = f"<table>{rows}</table>" if rows else ""
-    return f"<div>{_lines(notes)}<div>{title}</div>{bar} {escape(told)}{table}</div>"
+    rows = [_result_row(record) for record in latest]
+    results = table([], rows) if rows else ""
+    return block(f"{lines(notes)}<div>{title}</div>{bar} {escape(told)}{results}")
 
 
-def _result_row(record: Record) -> str:
+def _result_row(record: Record) -> list[str]:
     """A run: its task, what set it apart, what came of it."""
     words = [f"{name} {_short(value)}" for name, value in record.settings.items() if name in _APART]
     if record.error is not None:
         result = escape(say("terminal.failed", cell=record.task, error=record.error[:200]))
     else:
         result = escape(", ".join(_results(record.result or {})))
-    cells = (escape(record.task), escape(", ".join(words)), result, f"{record.seconds:.1f}\u00a0s")
-    return f"<tr>{''.join(_cell(cell, _DIM) for cell in cells)}</tr>"
+    parts = (escape(record.task), escape(", ".join(words)), result, f"{record.seconds:.1f}\u00a0s")
+    return [cell(part, DIM) for part in parts]
 
 
 _APART = ("network", "model", "norm", "lr", "init", "depth", "seed")
@@ -124,8 +124,8 @@ def _short(value: object) -> str:
 
 def study_html(study: Study) -> str:
     """Claim, verdict, figure and interval, and where the page is; network by network beneath."""
-    heads = "".join(f'<th style="{_CELL}">{escape(say(f"terminal.{h}"))}</th>' for h in HEADS)
-    rows = "".join(map(_verdict_row, verdict_rows(study.verdicts)))
+    heads = [say(f"terminal.{name}") for name in HEADS]
+    verdicts = table(heads, map(_verdict_row, verdict_rows(study.verdicts)))
     page = study.folder / "report.html"
     notes = list(study.examples)
     if page.exists():
@@ -137,23 +137,14 @@ def study_html(study: Study) -> str:
         notes.append(say("terminal.missing", folder=study.folder, **values))
     if study.rules_changed:
         notes.append(say("terminal.rules_changed"))
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<div>{table}<div style="{_DIM}">{_lines(notes)}</div></div>'
+    return block(verdicts, lines(notes, DIM))
 
 
-def _verdict_row(row: Row) -> str:
+def _verdict_row(row: Row) -> list[str]:
     title = escape(row.title)
     if row.quantity:
-        first = _cell(f'{title}<div style="{_DIM}">{escape(row.quantity)}</div>')
+        first = cell(f'{title}<div style="{DIM}">{escape(row.quantity)}</div>', _WIDE)
     else:
-        first = _cell(title, "padding-left:2em")
-    status = _cell(f"<b>{escape(f'{row.mark} {row.status}')}</b>")
-    return f"<tr>{first}{status}{_cell(escape(row.figure))}{_cell(escape(row.interval))}</tr>"
-
-
-def _lines(texts: Iterable[str]) -> str:
-    return "".join(f"<div>{escape(text)}</div>" for text in texts)
-
-
-def _cell(html: str, style: str = "") -> str:
-    return f'<td style="{_CELL};{style}">{html}</td>'
+        first = cell(title, f"padding-left:2em;{_WIDE}")
+    status = cell(f"<b>{escape(f'{row.mark} {row.status}')}</b>")
+    return [first, status, cell(escape(row.figure)), cell(escape(row.interval))]
