@@ -40,13 +40,17 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last_map(x))
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """Images -> what the head gets."""
         x, stages = self.stem(self._laid_out(x)), self.stages()
         if isinstance(stages, nn.Module) and not self.checkpointing:
             x = stages(x)  # called as a whole, so that a hook on it sees the pass
         else:
             for stage in stages:
                 x = self._ran(stage, x)
-        return self.head(x)
+        return x
 
     def intermediates(self, x: Tensor) -> list[Tensor]:
         """The last map of each size, the largest first: the input of a detector or a decoder.
