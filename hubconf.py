@@ -1,6 +1,6 @@
 """What `torch.hub` finds here: every model of `spiritlevel.list_models()`, by its name.
 
-    torch.hub.load("PATH/OF/A/CLONE", "ghostnet_100", source="local", num_classes=10)
+torch.hub.load("PATH/OF/A/CLONE", "ghostnet_100", source="local", num_classes=10)
 """
 
 import sys as _sys
@@ -8,7 +8,7 @@ from collections.abc import Callable as _Callable
 from pathlib import Path as _Path
 from typing import Any as _Any
 
-dependencies = ["torch", "numpy", "filelock", "safetensors"]
+dependencies = ["torch", "numpy", "safetensors"]
 
 _SOURCE = str(_Path(__file__).resolve().parent / "src")
 if _SOURCE not in _sys.path:  # for good: most of the package is loaded when it is first asked for

@@ -1,10 +1,10 @@
 """spiritlevel in timm: its norm with activation in timm's models, and GhostNets by timm's registry.
 
-    from spiritlevel.integrations.timm import register
+from spiritlevel.integrations.timm import register
 
-    register()
-    timm.create_model("spiritlevel_ghostnet_100", num_classes=10)
-    timm.create_model("efficientnet_b0", norm_layer=spiritlevel.nn.BatchNormAct2d)
+register()
+timm.create_model("spiritlevel_ghostnet_100", num_classes=10)
+timm.create_model("efficientnet_b0", norm_layer=spiritlevel.nn.BatchNormAct2d)
 """
 
 from __future__ import annotations
@@ -160,18 +160,24 @@ class TimmGhostNet(GhostNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map, and the maps of these indices; `norm` and `stop_early` change nothing."""
+        """The last map, and the maps of these indices, or of the last so many.
+
+        With `intermediates_only` no more is computed than they take. `norm` and `stop_early` change
+        nothing: no norm comes after the last map.
+        """
         if output_fmt != "NCHW":
             raise UsageError(f"got {output_fmt=}; wanted 'NCHW', as maps are here. Leave it out")
-        maps = self.intermediates(x)
-        most = len(maps)
+        most = len(self.halvings()) + 1
         if isinstance(indices, int):
             indices = range(most - indices, most)
         wanted = range(most) if indices is None else list(indices)
         if any(not -most <= i < most for i in wanted):
             raise UsageError(f"got indices {indices}; wanted each from {-most} to {most - 1}")
-        taken = [maps[i] for i in wanted]
-        return taken if intermediates_only else (maps[-1], taken)
+        taken = [i % most for i in wanted]
+        count = max(taken, default=0) + 1 if intermediates_only else most
+        maps = self.intermediates(x, count)
+        chosen = [maps[i] for i in taken]
+        return chosen if intermediates_only else (maps[-1], chosen)
 
     def maps_info(self) -> list[dict[str, Any]]:
         """Of each of `intermediates` the channels, how many times smaller it is, and its stage."""

@@ -52,16 +52,19 @@ class Staged(nn.Module):
                 x = self._ran(stage, x)
         return x
 
-    def intermediates(self, x: Tensor) -> list[Tensor]:
+    def intermediates(self, x: Tensor, count: int | None = None) -> list[Tensor]:
         """The last map of each size, the largest first: the input of a detector or a decoder.
 
         One before each stage that halves, and one after all stages, which is what the head gets.
+        Of the first `count` alone, no more is computed than they take.
         """
         maps, halvings = [], self.halvings()
         x = self.stem(self._laid_out(x))
         for i, stage in enumerate(self.stages()):
             if i in halvings:
                 maps.append(x)
+                if len(maps) == count:
+                    return maps
             x = self._ran(stage, x)
         return [*maps, x]
 
