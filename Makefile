@@ -19,6 +19,12 @@ help:
 	@tools/setup.sh dev
 	@touch .venv/.study $@
 
+# timm wants torchvision, whose operators a torch for CPUs has not and which others would import: apart
+# from them, for the tests that put it on their path. Those skip where it cannot be had.
+.venv/.timm: .venv/.dev
+	@$(BIN)/python -m pip install --quiet --retries 1 --no-deps --upgrade --target .venv/timm -c constraints.txt timm torchvision \
+	  >.venv/timm.log 2>&1 && touch $@ || echo "set-up: timm cannot be had, and tests beside it skip (.venv/timm.log says why)"
+
 setup: .venv/.dev
 
 study: .venv/.study
@@ -37,11 +43,11 @@ format: .venv/.dev
 browser: .venv/.dev
 	@tools/chromium.sh
 
-test: .venv/.dev browser
+test: .venv/.dev .venv/.timm browser
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
 # In the order of the folders: files of one long test, which xdist would keep for last, come early.
-slow: .venv/.dev browser
+slow: .venv/.dev .venv/.timm browser
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # With the python and the torch that are there: nothing is installed.

@@ -40,24 +40,31 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last_map(x))
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """Images -> what the head gets."""
         x, stages = self.stem(self._laid_out(x)), self.stages()
         if isinstance(stages, nn.Module) and not self.checkpointing:
             x = stages(x)  # called as a whole, so that a hook on it sees the pass
         else:
             for stage in stages:
                 x = self._ran(stage, x)
-        return self.head(x)
+        return x
 
-    def intermediates(self, x: Tensor) -> list[Tensor]:
+    def intermediates(self, x: Tensor, count: int | None = None) -> list[Tensor]:
         """The last map of each size, the largest first: the input of a detector or a decoder.
 
         One before each stage that halves, and one after all stages, which is what the head gets.
+        Of the first `count` alone, no more is computed than they take.
         """
         maps, halvings = [], self.halvings()
         x = self.stem(self._laid_out(x))
         for i, stage in enumerate(self.stages()):
             if i in halvings:
                 maps.append(x)
+                if len(maps) == count:
+                    return maps
             x = self._ran(stage, x)
         return [*maps, x]
 

@@ -17,7 +17,7 @@ torch.jit.trace) the layers are torch's own operations.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
-from spiritlevel.kernels.activations import Activation, activation
+from spiritlevel.kernels.activations import Activation
+from spiritlevel.nn.as_timm import TimmsWords, read
 from spiritlevel.nn.observe import Statistics, tell
 
 __all__ = [
@@ -175,6 +176,8 @@ class LazyBatchNorm3d(_Fused, nn.LazyBatchNorm3d):
 
 
 class _FusedAct(_Fused):
+    """`timms_words` are those of timm's class of this name, as timm's models call it."""
+
     def __init__(
         self,
         num_features: int,
@@ -187,11 +190,13 @@ class _FusedAct(_Fused):
         dtype: Any = None,
         *,
         bias: bool = True,
+        **timms_words: Unpack[TimmsWords],
     ) -> None:
+        act = read(type(self).__name__, act, timms_words)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
-        self.act = activation(act)
+        self.act = act
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._normalized(input, residual)
