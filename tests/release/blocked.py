@@ -93,7 +93,10 @@ def features(folder):
     yield "onnx", lambda: sl.export(model, folder / "net.onnx", image, to="int8", batches=[image])
     yield "openvino", lambda: sl.export(model, folder / "net.xml", image)
     yield "dask", lambda: sl.study(data="digits", **on_dask, **quick)
-    yield "train", lambda: Config("small_resnet", "digits", published_recipe("resnet-cifar")).to_toml()
+    yield (
+        "train",
+        lambda: Config("small_resnet", "digits", published_recipe("resnet-cifar")).to_toml(),
+    )
     yield "cpu", lambda: sl.kernels.use("cpu").__enter__()
     yield "triton", lambda: sl.kernels.use("gpu").__enter__()
 

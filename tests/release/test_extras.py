@@ -115,5 +115,7 @@ def test_every_verb_but_the_study_works_without_extras():
 @pytest.mark.slow
 def test_what_needs_an_extra_says_which():
     told = without("needs", *OF_USERS)
-    assert [(extra, text) for extra, text in told if f"'spiritlevel[{extra}]'" not in str(text)] == []
+    assert [
+        (extra, text) for extra, text in told if f"'spiritlevel[{extra}]'" not in str(text)
+    ] == []
     assert {extra for extra, _ in told} == set(OF_USERS) - FOR_OTHERS
