@@ -1,13 +1,13 @@
 # From a bare clone with nothing but Python 3.11+, each target does all of its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help setup study test slow gpu check format browser clean
+.PHONY: help setup study test slow gpu check audit format browser clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 help:
 	@echo "make study   train with and without batch normalization on real images, write report.html"
-	@echo "make test    the tests (make slow: those that take minutes; make check: style and types)"
+	@echo "make test    the tests (make slow: those that take minutes; make check: style, types, spelling)"
 	@echo "make gpu     the tests that want a GPU, and what it gains, with the python there is"
 	@echo "make setup   only the virtual environment in .venv; make clean removes it and all caches"
 
@@ -35,6 +35,12 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+	$(BIN)/vulture
+
+# Not part of the check: what it says depends on a database that may not answer.
+audit: .venv/.dev
+	@$(BIN)/python tools/audit.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

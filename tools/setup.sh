@@ -15,8 +15,6 @@ find_python() {
   return 1
 }
 
-pip_setting() { .venv/bin/python -m pip config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | head -n 1 | sed 's/\\n/ /g'; }
-
 if [ ! -x .venv/bin/python ]; then
   python=$(find_python)
   echo "set-up: a virtual environment in .venv ($("$python" --version))"
@@ -24,15 +22,10 @@ if [ ! -x .venv/bin/python ]; then
 fi
 
 echo "set-up: installing spiritlevel[$1] with the versions of constraints.txt"
-# uv does not read pip's configuration, so what pip was told of wheels and index is passed on.
-find_links=$(pip_setting find-links); index=$(pip_setting index-url); cert=$(pip_setting cert)
-[ -z "$find_links" ] || export UV_FIND_LINKS=${UV_FIND_LINKS:-${find_links// /,}}
-[ -z "$index" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
-[ -z "$cert" ] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$cert}
 # Where Python may not keep what it compiles, each process of a study and of the tests would compile torch anew.
 [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
-if .venv/bin/python -m pip install --quiet uv >/dev/null 2>&1 \
-   && .venv/bin/python -m uv pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[$1]"; then
+if .venv/bin/python -m pip install --quiet -c constraints.txt uv >/dev/null 2>&1 \
+   && PYTHON=.venv/bin/python tools/uv.sh pip install --quiet --python .venv/bin/python -c constraints.txt -e ".[$1]"; then
   exit 0
 fi
 echo "set-up: uv could not do it, pip takes over (about a minute)"

@@ -125,3 +125,11 @@ def test_an_array_whose_bytes_do_not_fit_its_shape(old, new):
     assert (
         refusal(content.replace(old, new)) == "it holds an array whose bytes do not fit its shape"
     )
+
+
+def test_keys_that_take_for_ever_to_hash():
+    """Tuples of the tuple before, twice: 2^60 steps for the hash of the last one."""
+    pairs = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    why = "it holds a dict whose keys are not all text"
+    assert refusal(b"\x80\x02)q\0" + pairs + b"}h\x3cK\x01s.") == why
+    assert refusal(b"\x80\x02)q\0" + pairs + b"(h\x3cK\x01d.") == why

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spiritlevel.catalogue import say
+from spiritlevel.cli.lines import printable
 
 if TYPE_CHECKING:
     from spiritlevel.study import Progress
@@ -55,7 +56,7 @@ class Bar:
     def say(self, text: str) -> None:
         """A line above the bar, never broken or coloured."""
         wrap = not self.console.is_terminal
-        self.console.print(text, markup=False, highlight=False, soft_wrap=wrap)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=wrap)
 
     def _told(self, progress: Progress) -> str:
         from spiritlevel.study.pace import clock
@@ -118,7 +119,7 @@ class Share:
 
     def say(self, text: str) -> None:
         """A line above the bar, never broken or coloured."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, share: float | None, what: str) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -173,7 +174,7 @@ class Steps:
 
     def say(self, text: str) -> None:
         """A line above the bar, never broken or coloured."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _follow(self, at: Trained) -> None:
         self.seen += 1

@@ -14,6 +14,7 @@ import typer
 from spiritlevel.catalogue import say
 from spiritlevel.cli import ended, image_options, last_words
 from spiritlevel.cli.aside import told_aside
+from spiritlevel.cli.lines import tell as tell_user
 from spiritlevel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def report(
 
     found = Study.load(run)
     if found.torn is not None:
-        print(say("terminal.torn", line=found.torn[:60]), file=sys.stderr)
+        tell_user(say("terminal.torn", line=found.torn[:60]))
     return _finish(found, _draw(found, out), as_json)
 
 
@@ -201,5 +202,5 @@ def _finish(found: Study, page: Path, as_json: bool) -> int:
         print_verdicts(found)
         print(say("terminal.page", path=page))
     for record in failed:
-        print(say("terminal.failed", cell=record.key, error=record.error), file=sys.stderr)
+        tell_user(say("terminal.failed", cell=record.key, error=record.error))
     return 1 if failed else 0

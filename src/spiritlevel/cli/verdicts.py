@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spiritlevel.catalogue import say
+from spiritlevel.cli.lines import printable
 
 if TYPE_CHECKING:
     from spiritlevel.study import Study
@@ -30,7 +31,7 @@ def print_verdicts(found: Study) -> None:
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         title = Text.assemble(row.title, (f"\n{row.quantity}", "dim"))
         if not row.quantity:
-            title = Text(f"  {row.title}")
+            title = Text(printable(f"  {row.title}"))
         status = Text(f"{row.mark} {row.status}", _COLOURS[row.status])
         table.add_row(title, status, row.figure, row.interval)
         if after is None or after.quantity:
@@ -41,7 +42,7 @@ def print_verdicts(found: Study) -> None:
     console.print()
     console.print(table)
     for line in found.examples:
-        console.print(line)
+        console.print(printable(line), markup=False)
     console.print()
 
 

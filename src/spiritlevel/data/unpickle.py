@@ -124,13 +124,13 @@ class _Machine:
             stack.append(self._to_mark())
         elif code == "DICT":
             items = self._to_mark()
-            stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            stack.append(_keyed(items))
         elif code in ("APPEND", "APPENDS"):
             items = self._to_mark() if code == "APPENDS" else [stack.pop()]
             list.extend(stack[-1], items)
         elif code in ("SETITEM", "SETITEMS"):
             items = self._to_mark() if code == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            dict.update(stack[-1], zip(items[::2], items[1::2], strict=True))
+            dict.update(stack[-1], _keyed(items))
         else:
             raise Refused(f"it uses the instruction {code}")
 
@@ -140,6 +140,14 @@ class _Machine:
         items = self.stack[place + 1 :]
         del self.stack[place:]
         return items
+
+
+def _keyed(items: list[Any]) -> dict[str | bytes, Any]:
+    """Keys and values in turn. Of tuples within tuples, hashing a key could take for ever."""
+    pairs = list(zip(items[::2], items[1::2], strict=True))
+    if not all(isinstance(key, str | bytes) for key, _ in pairs):
+        raise Refused("it holds a dict whose keys are not all text")
+    return dict(pairs)
 
 
 def _called(what: Any, arguments: tuple[Any, ...]) -> Any:

@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, list[dict[str, str]]]:
             f"got {error.strerror or error} while reading baseline {path}; wanted a file that "
             "--write-baseline wrote. Write one first, or check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_baseline(path, f"which is no JSON ({error})") from error
     if not isinstance(told, dict) or told.get("version") != _VERSION:
         raise _no_baseline(path, f"without version {_VERSION}")

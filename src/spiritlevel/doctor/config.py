@@ -43,7 +43,7 @@ def settings(folder: Path) -> Settings:
 def _table(file: Path) -> Any:
     try:
         told = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"got {file}, which cannot be read ({error}); wanted TOML. Put that right"
         ) from error

@@ -12,6 +12,9 @@ from spiritlevel.export.metadata import PREFIX, Metadata
 
 __all__ = ["read_metadata"]
 
+_MOST = 16 * 1024**2
+"""Bytes of one text beside a program: the names of a million classes."""
+
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     """Class names, normalization, recipe and versions of an .onnx, .pt2 or .xml file.
@@ -47,9 +50,18 @@ def _of_program(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if f"/extra/{PREFIX}" in name]
         return {
-            name.rpartition("/")[2].removesuffix(".txt"): archive.read(name).decode("utf-8")
+            name.rpartition("/")[2].removesuffix(".txt"): _unpacked(archive, name).decode("utf-8")
             for name in names
         }
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    """No more than the bound is unpacked, however little it is packed into."""
+    with archive.open(name) as file:
+        content = file.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise ValueError(f"{name} unpacks to more than {_MOST:,} bytes")
+    return content
 
 
 def _of_openvino(path: Path) -> dict[str, str]:

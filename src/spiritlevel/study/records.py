@@ -223,7 +223,7 @@ def _lock(handle: FileIO, path: Path) -> None:
 def _parse(line: bytes) -> Record | None:
     try:
         record = Record(**json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     sound = isinstance(record.key, str) and isinstance(record.settings, dict)
     return record if sound and isinstance(record.result, dict | None) else None
@@ -265,7 +265,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"got {error.strerror or error} at {path}; "
             "wanted a file that can be read: check its rights"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordsError(
             f"got {path}, which is not JSON ({error}); wanted what the run wrote: restore it"
         ) from error

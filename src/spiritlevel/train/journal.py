@@ -105,7 +105,7 @@ def _is_before(line: str, step: int, epochs: int) -> bool:
         told = json.loads(line)
         done = {"train": told["step"] <= step, "validation": told.get("epoch", 0) <= epochs}
         return bool(done.get(told["kind"], False))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
