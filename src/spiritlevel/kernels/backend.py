@@ -36,7 +36,6 @@ from spiritlevel.errors import UsageError
 __all__ = [
     "BACKENDS",
     "asked",
-    "batched",
     "by_triton",
     "by_us",
     "choose",
@@ -140,12 +139,6 @@ def by_triton(x: Tensor) -> bool:
 def ours(x: Tensor) -> str:
     """Which of our kernels are those for x, if any are."""
     return "gpu" if x.is_cuda or asked() == "gpu" else "cpu"
-
-
-def batched(grad: Tensor) -> bool:
-    """Whether it stands for many gradients at once, as in a Jacobian, and has no memory to read."""
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
 def missing(kernels: str = "cpu") -> str | None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import Activation, activation
+from spiritlevel.kernels.gradients import differentiable, left_to_torch
 
 __all__ = ["batch_norm_act", "forward", "kernels_of", "laid_out_as"]
 
@@ -202,7 +203,7 @@ def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, 
     nothing, wants = (None,) * 9, ctx.needs_input_grad
     if grad is None:
         return nothing
-    if torch.is_grad_enabled() or backend.batched(grad):
+    if left_to_torch(grad):
         return (*_differentiable(ctx, grad), *nothing[4:])
     x, weight, bias, residual, y, mean, var = ctx.saved_tensors
     grad_x, grad_weight, grad_bias, grad_residual = run(
@@ -219,7 +220,7 @@ def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, 
     )
 
 
-def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same gradients by torch's own operations, so that they have gradients themselves."""
     x, weight, bias, residual, y, mean, var = ctx.saved_tensors
     statistics = None if ctx.training else (mean, var)
@@ -228,17 +229,13 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         if y is not None:
             grad, act, y = grad * (y > 0), Activation("identity"), None
         if bias is None:  # no activation, or one whose slope is in the mask
-            wanted = ctx.needs_input_grad[2]
-            bias = x.new_zeros(x.shape[1], requires_grad=wanted)
+            bias = x.new_zeros(x.shape[1], requires_grad=ctx.needs_input_grad[2])
         z = _grouped(x, weight, bias, ctx.eps, statistics, getattr(ctx, "groups", 1))
         summand = residual
         if summand is None and ctx.added:
             summand = torch.zeros_like(x, requires_grad=ctx.needs_input_grad[3])
         out = act(z if summand is None else z + summand)
-        inputs = (x, weight, bias, summand)
-        wanted = [t for t, want in zip(inputs, ctx.needs_input_grad, strict=False) if want]
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if want else None for want in ctx.needs_input_grad[:4]]
+        return differentiable(out, (x, weight, bias, summand), ctx.needs_input_grad[:4], grad)
 
 
 def _grouped(
