@@ -5,13 +5,14 @@ Torch's are faster for many shapes: who calls these knows for which.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.gradients import laid_out, left_to_torch
 from spiritlevel.kernels.plans import Plan, begin, run
@@ -164,7 +165,7 @@ def slide_back(
     return grad_x, grad_taps
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(
     x: torch.Size,
     kernel: tuple[int, int],

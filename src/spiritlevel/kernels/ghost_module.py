@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from spiritlevel.kernels import reference
 from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.backend import Update
 from spiritlevel.kernels.gradients import differentiable, laid_out, left_to_torch, wanted
 
 __all__ = ["Norm", "ghost_halves"]
@@ -21,8 +22,7 @@ class Norm(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     eps: float
-    running: tuple[Tensor, Tensor, float, float] | None = None
-    """As `cpu.Running`."""
+    running: Update | None = None
 
 
 def ghost_halves(

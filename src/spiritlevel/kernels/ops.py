@@ -143,7 +143,7 @@ def takes_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: 
     """Whether the kernels that run for x normalise so many groups of its samples at once."""
     if torch.compiler.is_compiling() or backend.choose(x, None, weight, bias) != "gpu":
         return False
-    lanes = x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    lanes = x.dim() > 2 and backend.layout(x) == "rows"
     return bool(lanes and groups <= kernels_of("gpu").MOST)
 
 
@@ -282,11 +282,9 @@ def forward(
     running: Any = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = (
-        None
-        if mean is None or var is None
-        else (mean.double().contiguous(), var.double().contiguous())
-    )
+    statistics = None
+    if mean is not None and var is not None:
+        statistics = mean.double().contiguous(), var.double().contiguous()
     if residual is not None:
         residual = laid_out_as(x, residual, kernels)
     given = x, weight, bias, residual, act, slope, eps, statistics, running
@@ -306,11 +304,11 @@ def _backward(
     residual, *others = rest
     residual = None if residual is None else laid_out_as(x, residual, kernels)
     given = laid_out_as(x, grad, kernels), x, weight, bias, residual, *others
-    if groups == 1:
-        found: tuple[Tensor, Tensor, Tensor, Tensor | None] = kernels_of(kernels).backward(*given)
-        return found
-    grad_x, of_weight, of_bias, before = kernels_of(kernels).backward(*given, groups=groups)
-    return grad_x, of_weight.sum(0), of_bias.sum(0), before
+    more = {} if groups == 1 else {"groups": groups}
+    grad_x, of_weight, of_bias, before = kernels_of(kernels).backward(*given, **more)
+    if groups > 1:
+        of_weight, of_bias = of_weight.sum(0), of_bias.sum(0)
+    return grad_x, of_weight, of_bias, before
 
 
 def laid_out_as(x: Tensor, t: Tensor, kernels: str = "cpu") -> Tensor:
@@ -368,7 +366,7 @@ def _batch_norm_act_backward_fake(
     grad: Tensor, x: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     through = rest[2] is not None or rest[3] is not None
-    number = torch.float64 if x.dtype is torch.float64 else torch.float32
+    number = backend.number_of(x.dtype)
     grad_weight, grad_bias = (x.new_empty(x.shape[1], dtype=number) for _ in range(2))
     grad_residual = torch.empty_like(x) if through else x.new_empty(0)
     return torch.empty_like(x), grad_weight, grad_bias, grad_residual

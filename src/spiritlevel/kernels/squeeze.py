@@ -8,13 +8,14 @@ Of the size of x there is nothing but x, y and their gradients.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.gradients import differentiable, laid_out, left_to_torch, wanted
 from spiritlevel.kernels.remade import remember
 
@@ -118,7 +119,7 @@ def _run(name: str, x: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
     plans.run(plan, plans.begin(plan, name), tensors)
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(shape: torch.Size, dtype: torch.dtype) -> Any:
     """An image with all of its channels."""
     from spiritlevel.kernels.plans import Plan
