@@ -1,4 +1,4 @@
-"""tools/performance.py: docs/performance.md and its picture, of docs/bench/ghost and stages.json."""
+"""tools/performance.py: docs/performance.md and .svg, from docs/bench/ghost.json, stages.json."""
 
 from __future__ import annotations
 
