@@ -36,12 +36,17 @@ def main() -> None:
         file.write_text(made(file.read_text()))
 
 
+def from_on(before: str, heading: str, lines: list[str]) -> str:
+    """The page, of which these are the last lines, from that heading on."""
+    how = before.split(f"\n## {heading}\n")[0].rstrip()
+    return "\n".join([how, "", f"## {heading}", *lines]) + "\n"
+
+
 def page(before: str) -> str:
     """docs/bench.md, with the figures anew."""
     norms, fuse, allocator = map(record, ("norms", "fuse", "allocator"))
-    how = before.split("\n## Measured\n")[0].rstrip()
     told = [measured(norms, fuse, allocator), due(norms, fuse), rest(norms)]
-    return "\n\n".join([how, *told]) + "\n"
+    return from_on(before, "Measured", ["\n\n".join(told)])
 
 
 def cost(before: str) -> str:
@@ -49,7 +54,6 @@ def cost(before: str) -> str:
     found = record("probe")
     every = found["settings"]["every"]
     lines = [
-        "## What it costs",
         "`probe.overhead` tells it by the probe's own clock. `spiritlevel bench probe` measures it "
         "on a GhostNet 1.0×, beside a forward",
         "hook on each norm that calls TensorBoard's `add_histogram`, both in one step of "
@@ -73,28 +77,29 @@ def cost(before: str) -> str:
                 f"| {images} | {name} | {cheap} | {dear} | {100 * inside['share']:.2f} % | "
                 f"{value:.1f} % ({low:.1f} to {high:.1f}) |"
             )
-    how = before.split("\n## What it costs\n")[0].rstrip()
-    return "\n".join([how, "", *lines]) + "\n"
+    return from_on(before, "What it costs", lines)
 
 
+WITHIN, BETWEEN = 200e9, 25e9
+"""Bytes a second of a GPU, assumed: within a machine by NVLink, between machines by 200 Gb/s."""
 ON_PAPER = (
-    ("8 GPUs of one machine", 8, 8, 20e-6, 200e9),
-    ("1024 GPUs, synced over all", 1024, 1024, 100e-6, 25e9),
-    ("1024 GPUs, synced over each machine's 8", 1024, 8, 20e-6, 200e9),
+    ("8 GPUs of one machine", 8, 8, 20e-6),
+    ("1024 GPUs, synced over all", 1024, 1024, 100e-6),
+    ("1024 GPUs, synced over each machine's 8", 1024, 8, 20e-6),
 )
-"""Name, GPUs, GPUs that a norm is synced over, seconds a collective takes at least, bytes a second.
-
-Assumed, not measured: collectives within a machine by NVLink, between machines by 200 Gb/s each."""
+"""Name, GPUs, GPUs that a norm is synced over, seconds a collective takes at least (assumed)."""
 
 
 def scaled(before: str) -> str:
     """docs/scale.md, with what a step costs on several processes anew."""
     found = record("scale")
-    about, first = found["settings"], found["cases"][0]
-    layers, channels = len(first["channels"]), sum(first["channels"])
-    how = before.split("\n## Measured\n")[0].rstrip()
+    first = found["cases"][0]
+    return from_on(before, "Measured", [*on_processes(found, first), "", *on_gpus(first)])
+
+
+def on_processes(found: Any, first: Any) -> list[str]:
+    about, layers, channels = found["settings"], len(first["channels"]), sum(first["channels"])
     lines = [
-        "## Measured",
         f"`spiritlevel bench scale`: {about['model']} ({first['parameters']:,} parameters, "
         f"{layers} norms, {channels:,} channels) at {about['size']}×{about['size']}, "
         f"{about['batch']} images a process and",
@@ -115,13 +120,21 @@ def scaled(before: str) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     last = found["cases"][-1]
     added = last["seconds"]["sync"]["median"] - last["seconds"]["batch"]["median"]
-    lines += [
+    return [
+        *lines,
         "",
         f"So synced norms add {1e3 * added:.0f} ms to a step of {last['processes']} processes: "
         f"{1e3 * added / (2 * layers):.1f} ms for each of its {2 * layers} collectives, in which "
         "the processes also wait for",
         "each other, and gloo's threads for the two cores that compute.",
-        "",
+    ]
+
+
+def on_gpus(first: Any) -> list[str]:
+    from spiritlevel.bench.scale import sent
+
+    layers = len(first["channels"])
+    lines = [
         "## Carried to GPUs, on paper",
         "With *a* seconds that a collective takes at least and *b* bytes a second of a GPU, both "
         "assumed, not measured, synced norms add",
@@ -133,19 +146,17 @@ def scaled(before: str) -> str:
         "beside backward, ms |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    from spiritlevel.bench.scale import sent
-
-    for name, gpus, group, least, rate in ON_PAPER:
+    for name, gpus, group, least in ON_PAPER:
         norms, all_of = (sent(n, first["parameters"], first["channels"]) for n in (group, gpus))
         bytes_of_norms = norms["forward"] + norms["backward"]
         waiting = 2 * layers * least
-        between = ON_PAPER[0 if gpus == 8 else 1][4]
+        rate, of_gradients = (WITHIN if n == 8 else BETWEEN for n in (group, gpus))
         lines.append(
             f"| {name} | {1e6 * least:.0f} µs | {rate / 1e9:.0f} GB/s | {bytes_of_norms / 1e6:.2f} "
             f"| {1e3 * (waiting + bytes_of_norms / rate):.1f} | {1e3 * waiting:.1f} | "
-            f"{all_of['gradients'] / 1e6:.1f} | {1e3 * all_of['gradients'] / between:.1f} |"
+            f"{all_of['gradients'] / 1e6:.1f} | {1e3 * all_of['gradients'] / of_gradients:.1f} |"
         )
-    return "\n".join([how, "", *lines]) + "\n"
+    return lines
 
 
 def speed(before: str) -> str:
@@ -154,7 +165,6 @@ def speed(before: str) -> str:
     about = found["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in found["runtimes"].items())
     lines = [
-        "## Speed",
         "`spiritlevel bench deploy` runs a network in every form, interleaved in one process, once "
         "their outputs were compared: here",
         f"{about['model']} at {about['size']}×{about['size']} on two cores of an AMD EPYC with "
@@ -164,46 +174,8 @@ def speed(before: str) -> str:
         "the same network without `fold`, exported and run in the same way.",
     ]
     for row in found["cases"]:
-        one = row["batch"] == 1
-        eager = row["forms"]["eager"]["seconds"]["median"]
-        lines += [
-            "",
-            f"| batch {row['batch']} | {'ms' if one else 'images a second'} | eager / this | "
-            "largest difference | correlation |",
-            "|---|---|---|---|---|",
-        ]
-        by_time = sorted(row["forms"].items(), key=lambda item: item[1]["seconds"]["median"])
-        for name, form in by_time:
-            median = form["seconds"]["median"]
-            rate = f"{1e3 * median:.1f}" if one else f"{form['images_a_second']:.0f}"
-            lines.append(
-                f"| {name} | {rate} | {eager / median:.2f} | {form['largest_difference']:.0e} | "
-                f"{form['correlation']:.3f} |"
-            )
-    lines += ["", "| aimed at | batch | measured | |", "|---|---|---|---|"]
-    for row in found["cases"]:
-        ratio = row["ratios"]["float32"]
-        lines.append(
-            "| fastest float32 form without `fold` over ours: 0.97 or more | "
-            f"{row['batch']} | {interval(ratio)} | {met(ratio['value'] >= 0.97)} |"
-        )
-        exact = [form["precision"] == "float32" for form in row["forms"].values()]
-        medians = [form["seconds"]["median"] for form in row["forms"].values()]
-        fastest = [
-            min(m for m, is_exact in zip(medians, exact, strict=True) if is_exact is wanted)
-            for wanted in (True, False)
-        ]
-        ratio = fastest[0] / fastest[1]
-        lines.append(
-            "| fastest float32 form over the fastest of less precision: 1.4 or more | "
-            f"{row['batch']} | {ratio:.2f}× | {met(ratio >= 1.4)} |"
-        )
-    int8, exact = (shipped["forms"][name]["accuracy"] for name in ("ONNX, int8", "ONNX"))
-    lost = 100 * (exact - int8)
-    lines.append(
-        f"| int8 costs at most 1 point of accuracy ([shipped](ship.md)) | – | {lost:.2f} points | "
-        f"{met(lost <= 1)} |"
-    )
+        lines += ["", *of_forms(row)]
+    lines += ["", *aims(found["cases"], shipped["forms"])]
     lines += [
         "",
         "The weights are random, so the correlation of int8's logits says nothing of a trained "
@@ -211,8 +183,54 @@ def speed(before: str) -> str:
         "[ship.md](ship.md). This processor has neither VNNI nor bfloat16: int8 gains what AVX2 "
         "gives it.",
     ]
-    how = before.split("\n## Speed\n")[0].rstrip()
-    return "\n".join([how, "", *lines]) + "\n"
+    return from_on(before, "Speed", lines)
+
+
+def of_forms(row: Any) -> list[str]:
+    one, eager = row["batch"] == 1, row["forms"]["eager"]["seconds"]["median"]
+    lines = [
+        f"| batch {row['batch']} | {'ms' if one else 'images a second'} | eager / this | "
+        "largest difference | correlation |",
+        "|---|---|---|---|---|",
+    ]
+    by_time = sorted(row["forms"].items(), key=lambda item: item[1]["seconds"]["median"])
+    for name, form in by_time:
+        median = form["seconds"]["median"]
+        rate = f"{1e3 * median:.1f}" if one else f"{form['images_a_second']:.0f}"
+        lines.append(
+            f"| {name} | {rate} | {eager / median:.2f} | {form['largest_difference']:.0e} | "
+            f"{form['correlation']:.3f} |"
+        )
+    return lines
+
+
+def aims(cases: Any, shipped: Any) -> list[str]:
+    lines = ["| aimed at | batch | measured | |", "|---|---|---|---|"]
+    for row in cases:
+        ratio = row["ratios"]["float32"]
+        lines.append(
+            "| fastest float32 form without `fold` over ours: 0.97 or more | "
+            f"{row['batch']} | {interval(ratio)} | {met(ratio['value'] >= 0.97)} |"
+        )
+        exact, lower = (
+            min(
+                form["seconds"]["median"]
+                for form in row["forms"].values()
+                if (form["precision"] == "float32") is is_exact
+            )
+            for is_exact in (True, False)
+        )
+        lines.append(
+            "| fastest float32 form over the fastest of less precision: 1.4 or more | "
+            f"{row['batch']} | {exact / lower:.2f}× | {met(exact / lower >= 1.4)} |"
+        )
+    int8, full = (shipped[name]["accuracy"] for name in ("ONNX, int8", "ONNX"))
+    lost = 100 * (full - int8)
+    return [
+        *lines,
+        f"| int8 costs at most 1 point of accuracy ([shipped](ship.md)) | – | {lost:.2f} points | "
+        f"{met(lost <= 1)} |",
+    ]
 
 
 def met(is_met: bool) -> str:
@@ -234,7 +252,6 @@ def both_ways(norms: Any, add: bool = False) -> Any:
 
 def measured(norms: Any, fuse: Any, allocator: Any) -> str:
     lines = [
-        "## Measured",
         "On two cores of an AMD EPYC with AVX2, two threads, float32, torch 2.13.0; ratios with "
         "their 95 % intervals, from",
         "[norms.json](bench/norms.json), [fuse.json](bench/fuse.json) and "
@@ -284,9 +301,9 @@ def due(norms: Any, fuse: Any) -> str:
     ]
 
     def line(name: str, aim: float, found: float, at_most: bool = False) -> None:
-        met = found <= aim if at_most else found >= aim
+        is_met = found <= aim if at_most else found >= aim
         sign = "at most " if at_most else ""
-        lines.append(f"| {name} | {sign}{aim:g} | {found:.2f} | {'reached' if met else 'missed'} |")
+        lines.append(f"| {name} | {sign}{aim:g} | {found:.2f} | {met(is_met)} |")
 
     for add in (False, True):
         for name, aim in DUE.items():
@@ -324,18 +341,17 @@ def rest(norms: Any) -> str:
         of_size(norms, wanted) for wanted in (lambda n: n >= LARGE, lambda n: n < LARGE)
     )
     worst = min(
-        (case for case in norms["cases"]),
+        norms["cases"],
         key=lambda case: case["modes"]["forward+backward"]["ratios"]["eager"]["value"],
     )
     least = worst["modes"]["forward+backward"]["ratios"]["eager"]["value"]
-    slowest = f"{worst['shape']}{', with add' * worst['add']}"
     first = norms["first_step"]["seconds"].values()
     return WHERE.format(
         eager=eager,
         quarter=eager / 4,
         large=f"{min(large):.2f} to {max(large):.2f}",
         small=f"{min(small):.2f} to {max(small):.2f}",
-        slowest=slowest,
+        slowest=f"{worst['shape']}{', with add' * worst['add']}",
         least=least,
         own=" and ".join(f"{each['torch']['added']:.1f}" for each in first),
     ).strip()

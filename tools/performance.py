@@ -1,7 +1,4 @@
-"""tools/performance.py: the figures of docs/bench/ghost.json and stages.json, and their pictures,
-
-into docs/performance.md and docs/performance.svg.
-"""
+"""tools/performance.py: docs/performance.md and .svg, from docs/bench/ghost.json, stages.json."""
 
 from __future__ import annotations
 

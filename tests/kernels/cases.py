@@ -63,3 +63,31 @@ def expected(tensors, grad, act, eps=1e-5, statistics=None):
     y = activation(act)(y if residual is None else y + residual)
     wanted = [t for t in doubles if t is not None]
     return [y.detach(), *torch.autograd.grad(y, wanted, grad.double())]
+
+
+def last(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def apart(ours, exact):
+    """In units of the largest number, which is a difference of larger ones where it is below 1."""
+    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp(min=1)).item()
+
+
+def same_on_any_number_of_threads(run):
+    """Whether the tensors that `run` gives have the same bits."""
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(run())
+    return all(all(map(torch.equal, others, found[0])) for others in found[1:])
+
+
+@contextmanager
+def default_type(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

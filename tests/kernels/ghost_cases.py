@@ -58,8 +58,3 @@ def by(kernels, shape, act, adds, dtype=torch.float32):
     through, *grads = kernels.backward(grad, x, first, taps, second, act, found, *kept)
     grad_x = kernels.descended(through, x, first, found[:2], *grads[:2])
     return y, (grad_x, *grads), running
-
-
-def apart(ours, exact):
-    """In units of the largest number, which is a difference of larger ones where it is below 1."""
-    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp(min=1)).item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import apart, default_type, last, same_on_any_number_of_threads
 from torch.nn import functional as F
 
 from spiritlevel.kernels import branch_maps, branch_products
@@ -19,10 +20,6 @@ BY_MOMENTS += [((4, 16, 56, 56), 24)]
 BY_PRODUCTS += [((4, 60, 28, 28), 12)]
 SHAPES = [*BY_MOMENTS, *BY_PRODUCTS]
 EPS = (1e-5, 1e-3, 1e-5, 1e-2, 1e-5)
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def drawn(*shape, seed=0):
@@ -84,11 +81,6 @@ def gradients(way, tensors, grad, *rest, twice=False):
 
 def doubled(tensors):
     return [None if t is None else t.double() for t in tensors]
-
-
-def apart(ours, exact):
-    """In units of the largest number, which is a difference of larger ones where it is below 1."""
-    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp(min=1)).item()
 
 
 @pytest.mark.parametrize("adds", [False, True])
@@ -193,26 +185,14 @@ def test_the_same_bits_in_any_order_of_memory_and_default_type(shape, outer):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous(), lambda t: t):
         found = gradients(of_module, tensors, grad.contiguous(), residual)
     assert all(map(torch.equal, found, plain))
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
+    with default_type(torch.float64):
         assert all(map(torch.equal, gradients(of_module, tensors, grad, residual), plain))
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(("shape", "outer"), [BY_MOMENTS[1], BY_PRODUCTS[0]], ids=str)
 def test_the_same_bits_on_any_number_of_threads(shape, outer):
     tensors, residual, grad = given(shape, outer)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(gradients(of_module, tensors, grad, residual))
-    finally:
-        torch.set_num_threads(before)
-    for others in found[1:]:
-        assert all(map(torch.equal, others, found[0]))
+    assert same_on_any_number_of_threads(lambda: gradients(of_module, tensors, grad, residual))
 
 
 @pytest.mark.parametrize("act", ["relu", "identity"])

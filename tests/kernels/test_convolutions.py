@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import apart, last, same_on_any_number_of_threads
 from torch.nn import functional as F
 
-from spiritlevel.kernels import team
 from spiritlevel.kernels.convolutions import depthwise, pointwise
 
 DEPTHWISE = [
@@ -29,10 +29,6 @@ DEPTHWISE = [
     ((2, 4, 6, 6), (2, 3), (2, 1), (0, 0)),
     ((1, 1, 1, 1), (3, 3), (2, 2), (1, 1)),
 ]
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def drawn(shape, kernel, kind=torch.float32):
@@ -65,8 +61,7 @@ def test_depthwise_is_torchs(case, kind, off):
     )
     for one, other in zip(ours, theirs, strict=True):
         assert one.shape == other.shape
-        scale = other.abs().max().clamp(min=1)
-        assert ((one.double() - other).abs().max() / scale).item() < off
+        assert apart(one, other) < off
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -75,8 +70,7 @@ def test_depthwise_is_torchs(case, kind, off):
 def test_pointwise_is_torchs(shape, kind, off):
     x, weight = drawn(shape, (21, shape[1], 1, 1), kind)
     for one, other in zip(*both(pointwise, F.conv2d, x, weight), strict=True):
-        scale = other.abs().max().clamp(min=1)
-        assert ((one.double() - other).abs().max() / scale).item() < off
+        assert apart(one, other) < off
 
 
 def strided(x, weight):
@@ -97,13 +91,9 @@ def test_twice_differentiable(ours):
 
 
 @pytest.mark.parametrize("ours", [strided, pointwise])
-def test_the_same_bits_on_any_number_of_threads(ours, monkeypatch):
+def test_the_same_bits_on_any_number_of_threads(ours):
     x, weight = drawn((9, 40, 12, 12), (40, 1, 3, 3) if ours is strided else (40, 40, 1, 1))
-    found = []
-    for threads in (1, 2):
-        monkeypatch.setattr(team, "threads", lambda threads=threads: threads)
-        found.append(run(ours, x, weight))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert same_on_any_number_of_threads(lambda: run(ours, x, weight))
 
 
 def test_what_is_not_wanted_is_not_made():

@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from ghost_cases import NAMES, apart, by, exactly, given, layers
+from cases import apart, default_type, same_on_any_number_of_threads
+from ghost_cases import NAMES, by, exactly, given, layers
 from torch.nn import functional as F
 
 from spiritlevel.kernels import ghost
@@ -46,17 +47,11 @@ def test_in_bfloat16_each_number_is_rounded_once(act):
 
 
 def test_the_same_bits_on_any_number_of_threads():
-    before = torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            y, grads, running = ours((5, 40, 14, 14), "relu", True)
-            found.append([y, *grads, *running])
-    finally:
-        torch.set_num_threads(before)
-    for others in found[1:]:
-        assert all(map(torch.equal, others, found[0]))
+    def run():
+        y, grads, running = ours((5, 40, 14, 14), "relu", True)
+        return [y, *grads, *running]
+
+    assert same_on_any_number_of_threads(run)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -120,13 +115,9 @@ def test_weights_in_any_order_of_memory():
 def test_the_default_type_is_not_its_own():
     tensors, residual, grad = whole()
     plain = gradients(tensors, residual, grad)
-    before = torch.get_default_dtype()
-    try:
-        for dtype in (torch.float64, torch.bfloat16):
-            torch.set_default_dtype(dtype)
+    for dtype in (torch.float64, torch.bfloat16):
+        with default_type(dtype):
             assert all(map(torch.equal, gradients(tensors, residual, grad), plain))
-    finally:
-        torch.set_default_dtype(before)
 
 
 def test_saved_tensors_and_gradients_may_come_in_another_layout():

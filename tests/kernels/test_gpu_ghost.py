@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from cases import where_gpu_runs
-from ghost_cases import NAMES, apart, by, exactly
+from cases import apart, where_gpu_runs
+from ghost_cases import NAMES, by, exactly
 
 from spiritlevel.kernels import backend
 from spiritlevel.models.ghost import GhostModule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import apart, same_on_any_number_of_threads
 from torch.nn import functional as F
 
 from spiritlevel.kernels.ghost import Norm, product, product_back
@@ -43,10 +44,6 @@ def both(shape, channels, dtype=torch.float32, wanted=True):
     return ours, [known, mean, var, *running, exact[0].grad, exact[1].grad]
 
 
-def apart(ours, exact):
-    return ((ours.double() - exact).abs().max() / exact.abs().max().clamp(min=1)).item()
-
-
 @pytest.mark.parametrize(("shape", "channels"), SHAPES, ids=str)
 def test_the_same_as_torch_in_float64(shape, channels):
     for number, (one, other) in enumerate(zip(*both(shape, channels), strict=True)):
@@ -68,15 +65,7 @@ def test_a_gradient_that_nobody_wants_is_not_made():
 
 
 def test_the_same_bits_on_any_number_of_threads():
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(both((9, 40, 14, 14), 60)[0])
-    finally:
-        torch.set_num_threads(before)
-    for others in found[1:]:
-        assert all(map(torch.equal, others, found[0]))
+    assert same_on_any_number_of_threads(lambda: both((9, 40, 14, 14), 60)[0])
 
 
 def test_a_mean_far_from_zero_costs_no_digit_of_the_variance():

@@ -4,15 +4,12 @@ import copy
 
 import pytest
 import torch
+from cases import apart, default_type, last
 
 from spiritlevel.kernels.squeeze import GATES, squeeze_excite
 from spiritlevel.models.attention import SqueezeExcite
 
 SHAPES = [(2, 12, 5, 7), (3, 37, 1, 1), (2, 72, 28, 28), (4, 5, 3, 33)]
-
-
-def last(t):
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def module_and_images(shape, gate, dtype=torch.float32):
@@ -41,10 +38,6 @@ def exactly(module, x, grad):
     return [y.detach(), x.grad, *[p.grad for p in module.parameters()]]
 
 
-def apart(found, exact):
-    return ((found - exact).abs().max() / exact.abs().max().clamp(min=1)).item()
-
-
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_same_as_torch_in_float64(shape, gate):
@@ -67,12 +60,8 @@ def test_neither_autocast_nor_the_default_type_changes_its_own_arithmetic():
     plain = ours(*given)
     with torch.autocast("cpu", torch.bfloat16):
         under = ours(*given)
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
+    with default_type(torch.float64):
         other = ours(*given)
-    finally:
-        torch.set_default_dtype(before)
     for found in (under, other):
         assert all(map(torch.equal, found, plain))
 

@@ -6,13 +6,12 @@ Elsewhere than on Linux with glibc both are the same, and the result says so.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from spiritlevel.bench.child import in_a_child
 from spiritlevel.bench.norms import parse_shape
 from spiritlevel.bench.setting import Progress, Setting, share_of
-from spiritlevel.bench.timing import ratio, summary
+from spiritlevel.bench.timing import ratio, summaries, summary
 
 __all__ = ["allocator"]
 
@@ -54,10 +53,7 @@ def allocator(
             "settings": told | {"shape": shape},
             "environment": setting.environment(),
             "took_effect": took_effect,
-            "seconds": {
-                name: {turn: asdict(summary(s)) for turn, s in of.items()}
-                for name, of in samples.items()
-            },
+            "seconds": {name: summaries(of) for name, of in samples.items()},
             "meaning": "seconds with the default allocator over seconds with the tuned one",
             "ratios": {
                 name: ratio(of["default"], of["tuned"]).to_json() for name, of in samples.items()

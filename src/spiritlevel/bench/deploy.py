@@ -17,7 +17,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from spiritlevel.bench.agree import agree
 from spiritlevel.bench.setting import Progress, Setting, share_of
-from spiritlevel.bench.timing import Ratio, Samples, Subject, best, interleaved, ratio, summary
+from spiritlevel.bench.timing import Ratio, Samples, Subject, best, interleaved, ratio, summaries
 from spiritlevel.errors import UsageError, require
 from spiritlevel.kernels import backend
 
@@ -224,14 +224,15 @@ def _measure(
     rounds = rounds * min(_MOST_ROUNDS, max(1, largest // batch))
     samples = interleaved([form.subject(images) for form in forms], rounds, tell, pause=_PAUSE)
     right = [form for form in forms if compared[form.name]["correlation"] >= FOLLOWS]
-    medians = {name: summary(taken).median for name, taken in samples.items()}
+    seconds = summaries(samples)
+    medians = {name: of_form["median"] for name, of_form in seconds.items()}
     return {
         "batch": batch,
         "forms": {
             form.name: {
                 "folded": form.folded,
                 "precision": form.precision,
-                "seconds": asdict(summary(samples[form.name])),
+                "seconds": seconds[form.name],
                 "images_a_second": batch / medians[form.name],
                 **compared[form.name],
             }

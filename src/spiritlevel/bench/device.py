@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from spiritlevel.bench.floor import last_level_cache
 from spiritlevel.bench.memory import peak_bytes
+from spiritlevel.bench.timing import seconds
 from spiritlevel.errors import UsageError
 
 __all__ = ["Device"]
@@ -31,13 +30,14 @@ class Device:
 
     def __init__(self, name: str) -> None:
         try:
-            self.torchs = torch.device(name)
+            self.device = torch.device(name)
+            known = self.device.type in ("cpu", "cuda")
         except RuntimeError:
-            raise UsageError(f"got device {name!r}; wanted cpu, cuda or cuda:N") from None
-        if self.torchs.type not in ("cpu", "cuda"):
+            known = False
+        if not known:
             raise UsageError(f"got device {name!r}; wanted cpu, cuda or cuda:N")
-        self.is_gpu = self.torchs.type == "cuda"
-        if self.is_gpu and (self.torchs.index or 0) >= torch.cuda.device_count():
+        self.is_gpu = self.device.type == "cuda"
+        if self.is_gpu and (self.device.index or 0) >= torch.cuda.device_count():
             there = torch.cuda.device_count()
             raise UsageError(
                 f"got device {name!r}, but torch sees {there} GPU(s) here; wanted cpu, or one of "
@@ -47,12 +47,12 @@ class Device:
 
     def current(self) -> AbstractContextManager[object]:
         """Within the block it is the device that kernels are launched on."""
-        return torch.cuda.device(self.torchs) if self.is_gpu else nullcontext()
+        return torch.cuda.device(self.device) if self.is_gpu else nullcontext()
 
     @property
     def model(self) -> str | None:
         """A GPU's, such as NVIDIA H100 80GB HBM3."""
-        return torch.cuda.get_device_name(self.torchs) if self.is_gpu else None
+        return torch.cuda.get_device_name(self.device) if self.is_gpu else None
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Of the device. What `run` returns is dropped after the clock has stopped."""
@@ -71,33 +71,35 @@ class Device:
 
     def waited(self, run: Callable[[], object]) -> float:
         """Until the device has done it."""
-        wait = partial(torch.cuda.synchronize, self.torchs) if self.is_gpu else int
-        wait()
-        start = perf_counter()
-        result = run()
-        wait()
-        taken = perf_counter() - start
-        del result
-        return taken
+        if not self.is_gpu:
+            return seconds(run)
+
+        def whole() -> object:
+            result = run()
+            torch.cuda.synchronize(self.device)
+            return result
+
+        torch.cuda.synchronize(self.device)
+        return seconds(whole)
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
         """As `memory.peak_bytes`; of a GPU, what torch's allocator held there."""
         if not self.is_gpu:
             return peak_bytes(run)
-        torch.cuda.synchronize(self.torchs)
-        torch.cuda.reset_peak_memory_stats(self.torchs)
-        before = torch.cuda.memory_allocated(self.torchs)
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
         result = run()
-        torch.cuda.synchronize(self.torchs)
+        torch.cuda.synchronize(self.device)
         del result
-        return torch.cuda.max_memory_allocated(self.torchs) - before
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def memory(self) -> int | None:
         """All of a GPU's, in bytes."""
-        return torch.cuda.mem_get_info(self.torchs)[1] if self.is_gpu else None
+        return torch.cuda.mem_get_info(self.device)[1] if self.is_gpu else None
 
     def last_level_cache(self) -> int | None:
         """Its bytes; None where the system does not say."""
         if not self.is_gpu:
             return last_level_cache()
-        return int(torch.cuda.get_device_properties(self.torchs).L2_cache_size)
+        return int(torch.cuda.get_device_properties(self.device).L2_cache_size)

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spiritlevel.bench.agree import agree
-from spiritlevel.bench.memory import peak_bytes
 from spiritlevel.bench.nets import NETS
 from spiritlevel.bench.peers import CHANNELS_LAST
 from spiritlevel.bench.setting import Progress, Setting, share_of
 from spiritlevel.bench.step import Step
-from spiritlevel.bench.timing import Ratio, Samples, Subject, interleaved, pooled, ratio, summary
+from spiritlevel.bench.timing import Ratio, Samples, Subject, interleaved, pooled, ratio, summaries
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 
@@ -99,15 +97,12 @@ def _measure(
     worst = _checked(there, model)
     ran = backend.ran["cpu"] - before
     samples = interleaved([Subject(name, step) for name, step in there.items()], rounds, tell)
-    peaks = {}
-    for name, step in there.items():
-        step.optimizer.zero_grad(set_to_none=True)
-        peaks[name] = peak_bytes(step)
+    peaks = {name: step.peak_bytes() for name, step in there.items()}
     row = {
         "model": model,
         "largest_difference": worst,
         "passes_of_our_kernels": ran,
-        "seconds": {name: asdict(summary(one)) for name, one in samples.items()},
+        "seconds": summaries(samples),
         "ratios": {name: one.to_json() for name, one in _ratios(samples).items()},
         "peak_bytes": peaks,
         "peak_ratio": peaks[_LAST] / peaks[_FUSED],

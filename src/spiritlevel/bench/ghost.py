@@ -28,13 +28,21 @@ from torch import Tensor, nn
 from spiritlevel.bench import theirs
 from spiritlevel.bench.agree import agree
 from spiritlevel.bench.kinds import shares
-from spiritlevel.bench.memory import peak_bytes
 from spiritlevel.bench.nets import MobileNetV3, ResNet18
 from spiritlevel.bench.peers import CHANNELS_LAST
 from spiritlevel.bench.roofline import rates, told, work
-from spiritlevel.bench.setting import Progress, Setting, share_of
+from spiritlevel.bench.setting import Progress, Setting, first_line, share_of
 from spiritlevel.bench.step import Step
-from spiritlevel.bench.timing import Ratio, Samples, Subject, best, interleaved, ratio, summary
+from spiritlevel.bench.timing import (
+    Ratio,
+    Samples,
+    Subject,
+    best,
+    interleaved,
+    ratio,
+    summaries,
+    summary,
+)
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.models import create_model
@@ -162,7 +170,7 @@ def _steps(
     both = _layouts(_PLAIN, net, images, labels, kernels="aten")
     other = theirs.ghostnet(case.model, case.classes, case.stem)
     if other is None:
-        _note(notes, "timm is left out: it does not import here")
+        _note(notes, theirs.LEFT_OUT)
     else:
         other.load_state_dict(net.state_dict())
         both |= _layouts(_TIMM, other, images, labels)
@@ -218,12 +226,12 @@ def _measure(
     floor = work(steps[_PLAIN].net, case.batch, case.size)
     halves = floor.seconds(samples)
     bound = max(halves, key=lambda name: summary(halves[name]).median)
-    peaks = {name: _peak(step) for name, step in steps.items()}
+    peaks = {name: step.peak_bytes() for name, step in steps.items()}
     return asdict(case) | {
         "passes_of_our_kernels": ran,
         "first_loss": found.losses,
         "largest_difference": found.far,
-        "seconds": {name: asdict(summary(one)) for name, one in samples.items()},
+        "seconds": summaries(samples),
         "floor": asdict(floor)
         | told(samples)
         | {f"seconds_of_{name}": summary(one).median for name, one in halves.items()},
@@ -255,7 +263,7 @@ class _Checked:
             if not first:
                 first, wanted, after = name, got, step()
             elif step.half:
-                self.far[name] = self._agree(name, _float(got), wanted, HALF_TOLERANCE)
+                self.far[name] = self._agree(name, got, wanted, HALF_TOLERANCE)
             else:
                 self.far[name] = self._agree(name, got, wanted, TOLERANCE)
                 plain = name == f"{first}{CHANNELS_LAST}"  # how far rounding alone drives a step
@@ -270,8 +278,7 @@ class _Checked:
         except RuntimeError as error:
             if name != _COMPILE:
                 raise
-            why = next((line for line in str(error).splitlines() if line.strip()), "")
-            _note(self.notes, f"{name} is left out: {type(error).__name__}: {why.strip()}")
+            _note(self.notes, f"{name} is left out: {first_line(error)}")
             return None
 
     def _agree(
@@ -283,15 +290,6 @@ class _Checked:
         when: str = "",
     ) -> float:
         return agree(name, got, wanted, where=f"{self.where}{when}", tolerance=tolerance)
-
-
-def _float(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.float() for name, each in found.items()}
-
-
-def _peak(step: Step) -> int:
-    step.optimizer.zero_grad(set_to_none=True)
-    return peak_bytes(step)
 
 
 def _forms(there: Mapping[str, Any], name: str) -> list[str]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spiritlevel.bench import theirs
 from spiritlevel.bench.agree import agree
 from spiritlevel.bench.device import Device
 from spiritlevel.bench.ghost import HALF_TOLERANCE
 from spiritlevel.bench.nets import ResNet18
-from spiritlevel.bench.setting import Progress, Setting, share_of
+from spiritlevel.bench.setting import Progress, Setting, first_line, share_of
 from spiritlevel.bench.step import Step
-from spiritlevel.bench.timing import Subject, best, interleaved, ratio, summary
+from spiritlevel.bench.timing import Subject, best, interleaved, ratio, summaries
 from spiritlevel.errors import UsageError
 from spiritlevel.models import create_model
 
@@ -93,35 +91,30 @@ def _steps(
     torch.manual_seed(0)
     net = create_model(_MODEL, _CLASSES, drop_rate=0.0)
     last: Any = {"memory_format": torch.channels_last}
-    images = torch.randn(shape, device=where.torchs).contiguous(**last)
-    labels = torch.randint(_CLASSES, shape[:1], device=where.torchs)
+    images = torch.randn(shape, device=where.device).contiguous(**last)
+    labels = torch.randint(_CLASSES, shape[:1], device=where.device)
 
     def step(model: Any, kernels: str | None = None) -> Step:
-        there = copy.deepcopy(model).to(where.torchs, **last)
+        there = copy.deepcopy(model).to(where.device, **last)
         return Step(there, images, labels, kernels=kernels, half=True, fused=True)
 
     steps = {"plain": step(net, "aten"), "ours": step(net)}
     other = theirs.ghostnet(_MODEL, _CLASSES, "imagenet")
     if other is None:
-        notes.append("timm is left out: it does not import here")
+        notes.append(theirs.LEFT_OUT)
     else:
         other.load_state_dict(net.state_dict())
         steps["timm"] = step(other)
         if compiled:
             steps["timm compile"] = step(other)
             steps["timm compile"].net.compile(dynamic=False)
-    first, far = _float(steps["plain"]()), {}
+    first, far = steps["plain"](), {}
     for name, each in steps.items():
         if name != "plain":
-            got = _float(each())
-            far[name] = agree(name, got, first, where=_MODEL, tolerance=HALF_TOLERANCE)
+            far[name] = agree(name, each(), first, where=_MODEL, tolerance=HALF_TOLERANCE)
     if scale:
         steps["resnet18"] = step(ResNet18(num_classes=_CLASSES, stem="imagenet"))
     return steps, far
-
-
-def _float(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.float() for name, each in found.items()}
 
 
 def _captured(steps: Mapping[str, Step], notes: list[str]) -> dict[str, Any]:
@@ -138,8 +131,7 @@ def _captured(steps: Mapping[str, Step], notes: list[str]) -> dict[str, Any]:
             with torch.cuda.graph(graph):
                 step()
         except RuntimeError as error:
-            why = next((line for line in str(error).splitlines() if line.strip()), "")
-            notes.append(f"{name} is not captured: {type(error).__name__}: {why.strip()}")
+            notes.append(f"{name} is not captured: {first_line(error)}")
         else:
             found[name] = graph
     return found
@@ -166,7 +158,7 @@ def _row(
         "size": images[1],
         "classes": _CLASSES,
         "largest_difference": dict(far),
-        "seconds": {name: asdict(summary(one)) for name, one in samples.items()},
+        "seconds": summaries(samples),
         "ratios": ratios,
         "peak_bytes": dict(peaks),
         "peak_ratio": {n: peaks["ours"] / p for n, p in peaks.items() if n != "ours"},

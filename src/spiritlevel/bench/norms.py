@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,8 +20,8 @@ from spiritlevel.bench.device import Device
 from spiritlevel.bench.figures import FIGURES, figures, ratios
 from spiritlevel.bench.floor import COPY, passes
 from spiritlevel.bench.peers import Case, Peer, peers
-from spiritlevel.bench.setting import Progress, Setting, share_of
-from spiritlevel.bench.timing import Subject, interleaved, summary
+from spiritlevel.bench.setting import Progress, Setting, first_line, share_of
+from spiritlevel.bench.timing import Subject, interleaved, summaries, summary
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import activation
@@ -155,7 +154,7 @@ def _measure(
     for done, (mode, run) in enumerate(MODES.items()):
         for peer in there:
             peer.layer.train(mode != "eval")
-        subjects = [Subject(peer.name, _bound(run, peer)) for peer in there]
+        subjects = [Subject(peer.name, partial(run, peer)) for peer in there]
         subjects.append(Subject("copy", lambda: to.copy_(x)))
         share = partial(_share, tell, done)
         samples[mode] = interleaved(subjects, rounds, share, clock=where.seconds)
@@ -181,10 +180,6 @@ def _share(tell: Callable[[float], None], done: int, share: float) -> None:
     tell((done + share) / len(MODES))
 
 
-def _bound(run: Callable[[Peer], object], peer: Peer) -> Callable[[], object]:
-    return lambda: run(peer)
-
-
 def _checked(case: Case, compiled: bool, notes: list[str]) -> tuple[list[Peer], dict[str, float]]:
     """Those that can run, after their outputs were found to agree with eager torch's."""
     if compiled:
@@ -200,8 +195,7 @@ def _checked(case: Case, compiled: bool, notes: list[str]) -> tuple[list[Peer], 
             if not peer.name.startswith("compile"):
                 raise
             if not notes:
-                why = next((line for line in str(error).splitlines() if line.strip()), "")
-                notes.append(f"torch.compile is left out: {type(error).__name__}: {why.strip()}")
+                notes.append(f"torch.compile is left out: {first_line(error)}")
             continue
         tolerance = OF_TYPES[case.dtype]
         worst[peer.name] = agree(peer.name, got, wanted, where=str(case), tolerance=tolerance)
@@ -212,7 +206,7 @@ def _checked(case: Case, compiled: bool, notes: list[str]) -> tuple[list[Peer], 
 def _mode(case: Case, mode: str, samples: Mapping[str, list[float]]) -> dict[str, Any]:
     moved = passes(mode, case.act, case.add)
     return {
-        "seconds": {name: asdict(summary(one)) for name, one in samples.items()},
+        "seconds": summaries(samples),
         "floor": {
             "passes": moved,
             "seconds": summary(samples["copy"]).median * moved / COPY,

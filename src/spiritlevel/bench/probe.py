@@ -17,7 +17,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 
 from spiritlevel.bench.agree import agree
 from spiritlevel.bench.setting import Progress, Setting, share_of
-from spiritlevel.bench.timing import LEVEL, Ratio, Samples, Subject, interleaved, summary
+from spiritlevel.bench.step import Step
+from spiritlevel.bench.timing import LEVEL, Ratio, Samples, Subject, interleaved, summaries, summary
 from spiritlevel.errors import UsageError
 from spiritlevel.models import create_model
 from spiritlevel.models.aside import layer_by_layer
@@ -101,7 +101,7 @@ def _measure(
         "size": size,
         "batch": batch,
         "norms": len(norm_places(steps["alone"].net)),
-        "seconds": {name: asdict(summary(one)) for name, one in samples.items()},
+        "seconds": summaries(samples),
         "inside": inside,
         "cost": cost,
     }
@@ -146,21 +146,15 @@ def _dispatch() -> float:
     return max(0.0, float(np.median([with_hook - without for without, with_hook in pairs])))
 
 
-class _Step:
-    def __init__(self, net: nn.Module, images: Tensor, labels: Tensor) -> None:
-        self.net, self.images, self.labels = net, images, labels
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-        self.clock: _Clock | None = None
+class _Step(Step):
+    """A step of whose hooks a clock may know."""
+
+    clock: _Clock | None = None
 
     def __call__(self) -> dict[str, Tensor]:
         if self.clock is not None:
             self.clock.steps += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.net(self.images)
-        loss = nn.functional.cross_entropy(logits, self.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return {"the logits": logits.detach(), "the loss": loss.detach()}
+        return super().__call__()
 
 
 def _steps(size: int, batch: int, stack: ExitStack) -> dict[str, _Step]:

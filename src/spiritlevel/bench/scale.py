@@ -16,7 +16,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from spiritlevel.bench.agree import Mismatch
 from spiritlevel.bench.child import in_children
 from spiritlevel.bench.setting import Progress, Setting, share_of
-from spiritlevel.bench.timing import Subject, interleaved, ratio, summary
+from spiritlevel.bench.timing import Subject, interleaved, ratio, summaries
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import tune_allocator
 from spiritlevel.lent.norms import batch_norms
@@ -104,7 +103,7 @@ def _case(count: int, model: str, size: int, batch: int, rounds: int) -> dict[st
         "processes": count,
         "parameters": found[0]["parameters"],
         "channels": found[0]["channels"],
-        "seconds": {name: asdict(summary(samples[name])) for name in NORMS},
+        "seconds": summaries(samples),
         "ratio": ratio(samples["sync"], samples["batch"]).to_json(),
         "formula": sent(count, found[0]["parameters"], found[0]["channels"]),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, tune_allocator
 
-__all__ = ["MIN_ROUNDS", "Progress", "Setting", "share_of", "usable_cores"]
+__all__ = ["Progress", "Setting", "first_line", "share_of"]
 
-MIN_ROUNDS = 3
+_LEAST_ROUNDS = 3
 Progress = Callable[[float, str], None]
 """Told which share is done, 0 to 1, and of what; what it raises ends the measurement."""
 
@@ -25,9 +24,13 @@ class Setting:
     """
 
     def __init__(self, *, rounds: int, threads: int | None) -> None:
+        from spiritlevel.study.environment import usable_cores
+
         cores = usable_cores()
-        if rounds < MIN_ROUNDS:
-            raise UsageError(f"got {rounds} rounds; wanted at least {MIN_ROUNDS}: each is a sample")
+        if rounds < _LEAST_ROUNDS:
+            raise UsageError(
+                f"got {rounds} rounds; wanted at least {_LEAST_ROUNDS}: each is a sample"
+            )
         if threads is not None and not 1 <= threads <= cores:
             raise UsageError(
                 f"got {threads} threads; wanted 1 to {cores}, the cores this process may use: "
@@ -64,11 +67,10 @@ class Setting:
         return found
 
 
-def usable_cores() -> int:
-    """Those this process may run on: a container or `taskset` can leave it fewer."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def first_line(error: Exception) -> str:
+    """Of what it says, after its kind."""
+    told = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {told.strip()}"
 
 
 def share_of(

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from spiritlevel.bench.memory import peak_bytes
 from spiritlevel.kernels import backend
 
 __all__ = ["Step"]
@@ -45,3 +46,8 @@ class Step:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         return {"the logits": logits.detach(), "the loss": loss.detach()}
+
+    def peak_bytes(self) -> int:
+        """Of a step, above weights and what the optimizer keeps."""
+        self.optimizer.zero_grad(set_to_none=True)
+        return peak_bytes(self)

@@ -11,7 +11,9 @@ from torch import nn
 
 from spiritlevel.models.ghostnet import stem_stride
 
-__all__ = ["ghostnet", "timm", "version"]
+__all__ = ["LEFT_OUT", "ghostnet", "timm", "version"]
+
+LEFT_OUT = "timm is left out: it does not import here"
 
 _OPERATORS = ("nms", "qnms")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

@@ -23,12 +23,15 @@ import numpy as np
 __all__ = [
     "LEVEL",
     "Ratio",
+    "Samples",
     "Subject",
     "Summary",
     "best",
     "interleaved",
     "pooled",
     "ratio",
+    "seconds",
+    "summaries",
     "summary",
 ]
 
@@ -94,13 +97,14 @@ def interleaved(
             shuffle(order)
             for subject in order:
                 sleep(pause)
-                samples[subject.name].append((clock or _seconds)(subject.run))
+                samples[subject.name].append((clock or seconds)(subject.run))
             if tick is not None:
                 tick(done / rounds)
     return samples
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds(run: Callable[[], object]) -> float:
+    """By the processor's clock. What `run` returns is dropped after it has stopped."""
     start = perf_counter()
     result = run()
     taken = perf_counter() - start
@@ -124,6 +128,11 @@ def summary(samples: Samples) -> Summary:
     """Of at least one sample."""
     q1, median, q3 = np.quantile(samples, (0.25, 0.5, 0.75))
     return Summary(float(median), float(q1), float(q3), len(samples))
+
+
+def summaries(samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:
+    """Of each, by name, for JSON."""
+    return {name: asdict(summary(one)) for name, one in samples.items()}
 
 
 def best(samples: Mapping[str, Samples], names: Sequence[str]) -> Samples:

@@ -35,8 +35,9 @@ from spiritlevel.errors import UsageError
 
 __all__ = [
     "BACKENDS",
+    "MOST_SHAPES",
+    "Update",
     "asked",
-    "batched",
     "by_triton",
     "by_us",
     "choose",
@@ -44,6 +45,7 @@ __all__ = [
     "follows",
     "layout",
     "missing",
+    "number_of",
     "ours",
     "ran",
     "traced",
@@ -53,9 +55,13 @@ __all__ = [
 BACKENDS = ("auto", "cpu", "aten", "reference", "gpu")
 VARIABLE = "SPIRITLEVEL_KERNELS"
 SMALL, SMALL_ON_A_GPU = 1 << 16, 1 << 20
+MOST_SHAPES = 1 << 12
+"""For how many it is kept how a tensor is cut: nets have hundreds, sentences of any length more."""
 NUMBA = "0.68"
 """The kernels are kept and linked by what this version of Numba does inside."""
 
+Update = tuple[Tensor, Tensor, float, float]
+"""Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
 
 ran: Counter[str] = Counter()
 """How often each backend ran a forward pass in this process."""
@@ -90,10 +96,14 @@ def choose(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> s
     if name in ("aten", "reference"):
         return name
     few = SMALL_ON_A_GPU if x.is_cuda else SMALL
-    if _must_be_plain(x) or (name == "auto" and x.numel() < few) or not _fit(x, of_channels):
+    if (
+        _must_be_plain(x)
+        or (name == "auto" and x.numel() < few)
+        or not _has_numbers(x, of_channels)
+    ):
         return "aten"
     kernels = name if name != "auto" else ours(x)
-    reason = _unfit(x, residual, of_channels, kernels)
+    reason = _why_not(x, residual, of_channels, kernels)
     if reason is None:
         return kernels
     if name != "auto":
@@ -108,7 +118,7 @@ def traced(x: Tensor, residual: Tensor | None, weight: Tensor | None) -> bool:
         return False
     if x.is_cuda:
         return False
-    reason = _unfit(x, residual, (weight,), "cpu")
+    reason = _why_not(x, residual, (weight,), "cpu")
     if reason is not None and x.numel() >= SMALL:
         _warn(reason)
     return reason is None
@@ -140,12 +150,6 @@ def by_triton(x: Tensor) -> bool:
 def ours(x: Tensor) -> str:
     """Which of our kernels are those for x, if any are."""
     return "gpu" if x.is_cuda or asked() == "gpu" else "cpu"
-
-
-def batched(grad: Tensor) -> bool:
-    """Whether it stands for many gradients at once, as in a Jacobian, and has no memory to read."""
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
 
 
 def missing(kernels: str = "cpu") -> str | None:
@@ -189,12 +193,17 @@ def layout(x: Tensor) -> str | None:
 
 def fit(x: Tensor, residual: Tensor | None, *of_channels: Tensor | None) -> bool:
     """Whether the kernels of `cpu` can take these tensors."""
-    return _fit(x, of_channels) and _unfit(x, residual, of_channels, "cpu") is None
+    return _has_numbers(x, of_channels) and _why_not(x, residual, of_channels, "cpu") is None
+
+
+def number_of(dtype: torch.dtype) -> torch.dtype:
+    """Of coefficients and sums, for elements of this type."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def follows(x: Tensor, mean: Tensor, var: Tensor) -> bool:
     """Whether the kernels which take x can update these running statistics with it."""
-    number = torch.float64 if x.dtype is torch.float64 else torch.float32
+    number = number_of(x.dtype)
     return (
         type(mean) is type(var) is Tensor
         and mean.dtype is var.dtype is number
@@ -241,7 +250,7 @@ _FUSED = {
 }
 
 
-def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
+def _has_numbers(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
     """Whether there is something to do, and every channel has its numbers, where the input is."""
     if x.dim() < 2 or x.numel() == 0:
         return False
@@ -252,14 +261,15 @@ def _fit(x: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
     return True
 
 
-def _unfit(
+def _why_not(
     x: Tensor, residual: Tensor | None, of_channels: Sequence[Tensor | None], kernels: str
 ) -> str | None:
     """Why the kernels of `cpu` or `gpu` cannot take these tensors; None where they can."""
     lacking = missing(kernels)
     if lacking is not None:
         return lacking
-    if x.device.type != "cpu" if kernels == "cpu" else not _on_gpu(x):
+    there = x.device.type == "cpu" if kernels == "cpu" else _on_gpu(x)
+    if not there:
         return f"a tensor on {x.device.type}"
     if x.dtype not in _TYPES or (kernels == "cpu" and x.dtype is torch.float16):
         return f"{x.dtype} numbers"

@@ -8,23 +8,21 @@ would lose digits, there is none: see `covered`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spiritlevel.kernels import mapped
+from spiritlevel.kernels import ghost, mapped
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.branch_sums import Back, Norms, back_through, norms_of
 from spiritlevel.kernels.plans import Plan, begin, run
 
 __all__ = ["Moments", "covered", "map_back", "mapped_sum", "pays"]
 
-_ROWS, _FEW, _MOST = 8 << 10, 96, 384
-"""Numbers of a row, of both sides, times rows that are looked at again in the second cache; rows at
-a time, at least and at most."""
-_PARTS, _LEAST = 32, 8
-"""Parts of all rows, at most, and where each part's sums are many numbers."""
+_CENTRED = 96
+"""Rows whose mean is the centre."""
 _DEEP = 8
 """Positions for each channel, at least: a matrix of the channels is then small beside the rows."""
 _LOST = 0.15
@@ -41,14 +39,11 @@ class Moments(NamedTuple):
     products: Tensor
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(shape: torch.Size, channels: int, dtype: torch.dtype, sums: int) -> Plan:
     """`sums`: numbers of which each part has its own."""
     rows, inner = shape[0] * shape[2] * shape[3], shape[1]
-    few = max(_FEW, min(_MOST, _ROWS // (inner + channels) // 12 * 12))
-    most = min(_PARTS, max(_LEAST, rows * (inner + channels) // (4 * sums) if sums else _PARTS))
-    part = max(few, -(-rows // most // few) * few)
-    parts = -(-rows // part)
+    few, part, parts = ghost.by_rows(rows, inner + channels, sums)
     plan = Plan(dtype, (rows, channels, 1, 1, 1, part, parts), parts, channels)
     return plan.with_scratch(mapped.scratch(few, channels, inner), few, 0, inner, 0)
 
@@ -73,7 +68,7 @@ def covered(
     """
     inner = x.shape[1]
     rows = x.movedim(1, -1).reshape(-1, inner)
-    centre = rows[:_FEW].float().mean(0)
+    centre = rows[:_CENTRED].float().mean(0)
     plan = _plan(x.shape, inner, x.dtype, inner * inner)
     sums = torch.empty((plan.cut[-1], inner), dtype=torch.float64)
     squares = torch.empty((plan.cut[-1], inner, inner), dtype=torch.float32)

@@ -6,12 +6,13 @@ Those of 1x1 convolutions are one product, whose channels are theirs side by sid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from spiritlevel.kernels import ghost
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.branch_sums import Back, Norms, back_through, norms_of
 from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.plans import Plan, begin, run
@@ -22,7 +23,7 @@ _BLOCK, _PARTS = 64, 32
 """Rows that are mixed at a time, and parts of all rows, at most."""
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _of_rows(shape: torch.Size, dtype: torch.dtype, branches: int, apart: bool) -> Plan:
     N, C, height, width = shape
     rows = N * height * width

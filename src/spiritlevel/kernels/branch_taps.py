@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spiritlevel.kernels import branched, ghost
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.branch_sums import Back, Norms, back_through, merged_parts, norms_of
 from spiritlevel.kernels.plans import Plan, begin, run
 
@@ -18,9 +18,6 @@ __all__ = ["Cheap", "joined", "measured", "unjoined"]
 
 _RING = 192 << 10
 """Bytes of what a chunk works in, at most: the second cache holds it."""
-_WIDTH, _LEAST = 32, 8
-"""As in `ghost`: positions of a row, of several images where each has fewer; chunks, at least."""
-_FLOORS = {"relu": 0.0, "identity": -math.inf}
 
 
 class Cheap(NamedTuple):
@@ -39,17 +36,10 @@ class Cheap(NamedTuple):
     shift: Tensor
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _of_images(shape: torch.Size, dtype: torch.dtype, branches: int) -> Plan:
-    """Some channels of one image, or of several small ones."""
-    N, C, height, width = shape
-    images = max(1, min(N // _LEAST, _WIDTH // width))
-    most = max(8, _RING // branched.scratch(width, 1, images, branches) // 8 * 8)
-    group = min(C, -(-C // -(-C // most) // 8) * 8)
-    parts = -(-N // images)
-    plan = Plan(dtype, (N, C, height * width, 1, 1, images, parts), parts * -(-C // group), group)
-    ring = branched.scratch(width, group, images, branches)
-    return plan.with_scratch(ring, height, width, branches, 0)
+    scratch = partial(branched.scratch, branches=branches)
+    return ghost.by_images(shape, dtype, _RING, scratch, branches=branches)
 
 
 def measured(
@@ -76,7 +66,7 @@ def measured(
     plan = _of_images(y.shape, y.dtype, len(large))
     parts = torch.empty((plan.cut[-1], len(passed), 2, C), dtype=torch.float64)
     given = {"x": y, "kernel": passed, "partials": parts}
-    run(plan, begin(plan, "tally_branches"), given, floor=_FLOORS[act])
+    run(plan, begin(plan, "tally_branches"), given, floor=ghost.FLOORS[act])
     means, variances = merged_parts(parts, _counts(plan))
     factor = parts.new_empty((0, C)) if centres is None else centres.double()
     mean = torch.cat([factor * means[0], means[1:]])
@@ -89,7 +79,7 @@ def measured(
     return Cheap(factor, taps, norms, (means[0], variances[0]), passed, norms.shift().float())
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _counts(plan: Plan) -> Tensor:
     """Values of a channel in each part."""
     N, _, positions, _, _, images, parts = plan.cut
@@ -130,13 +120,13 @@ def unjoined(grad: Tensor, y: Tensor, act: str, cheap: Cheap) -> Unjoined:
     totals = torch.empty((plan.cut[-1], C), dtype=torch.float64)
     given = {"x": y, "grad": grad, "kernel": kernels, "bias": shift}
     given |= {"kernel_sums": sums, "partials": totals}
-    run(plan, begin(plan, "reduce_branches"), given, floor=_FLOORS[act])
+    run(plan, begin(plan, "reduce_branches"), given, floor=ghost.FLOORS[act])
     total, at_taps = totals.sum(0), sums[:, 0].sum(0, dtype=torch.float64).t()
     products = torch.cat([centres * at_taps[:, 4], (taps * at_taps).sum(2)]) - norms.mean * total
     back = back_through(norms, total, products, count)
     through = torch.empty_like(y)
     given |= {"sums": _table(cheap, back), "grad_residual": through}
-    run(plan, begin(plan, "unjoin_branches"), given, floor=_FLOORS[act])
+    run(plan, begin(plan, "unjoin_branches"), given, floor=ghost.FLOORS[act])
     scale, beyond = norms.scale(), sums[:, 1:].sum(0, dtype=torch.float64).mT
     moved = count * (back.k2[:E] * centres * var + back.k1[:E] * mean)
     grad_centres = (scale[:E] * at_taps[:, 4] + moved).float()

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from spiritlevel.kernels.branched_rows import branch_rows
-from spiritlevel.kernels.channels import merge_rows
-from spiritlevel.kernels.cheap_rows import RING, row, rows
-from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.cheap_rows import RING, blank, fill, row, rows, stepping, tallying
+from spiritlevel.kernels.compiled import array, jit, naming, size_of
 
 __all__ = ["passes", "scratch"]
 
@@ -49,23 +48,18 @@ def passes(kind: str) -> dict[str, Any]:
     with naming("branched", kind):
         of = _parts(kind)
         do = SimpleNamespace(**vars(rows(kind, "branched_")), **vars(branch_rows(kind)))
-        of.step, of.add = _stepping(of, do), _adding(of)
+        of.step, of.tally, of.add = stepping(do.make), tallying(do.tally), _adding(of)
         return {
-            "tally_branches": _tallying(of, do),
+            "tally_branches": _tallying(of),
             "reduce_branches": _reducing(of, do),
             "unjoin_branches": _unjoining(of, do),
         }
 
 
 def _parts(kind: str) -> SimpleNamespace:
-    size, fields = np.int64(4 if kind == "f32" else 2), _Sum
+    size, fields = size_of(kind), _Sum
     given, _, _ = array("given", np.float32)
     number, put_number, _ = array("first", np.float32)
-
-    @jit
-    def fill(to, count, value):
-        for i in range(count):
-            put_number(to, i, np.float32(value))
 
     @jit
     def shifts(at, first, before, after):
@@ -79,15 +73,6 @@ def _parts(kind: str) -> SimpleNamespace:
             put_number(at.b2, i, given(after, first + i) if after != 0 else np.float32(0))
 
     @jit
-    def blank(at, ring):
-        """Zeros in the row before row 0, and in front of and behind each image's row."""
-        cells = (at.width + 2) * at.count
-        for r in range(4 * at.images):
-            fill(ring + 4 * r * cells, at.count, 0)
-            fill(ring + 4 * ((r + 1) * cells - at.count), at.count, 0)
-        fill(row(at, ring, -1), at.line // 4, 0)
-
-    @jit
     def begin(work, part, first, last):
         """The chunk, with its ring of p as it is before row 0."""
         channels, count, branches = work.C, last - first, work.inner
@@ -96,7 +81,7 @@ def _parts(kind: str) -> SimpleNamespace:
         images = min(work.part, work.N - part * work.part)
         own, line = count * 4, images * (work.width + 2) * count * 4
         ring = work.rings + chunk * work.ring
-        summed = ring + 4 * (2 + branches) * line
+        summed = ring + RING * (2 + branches) * line
         each = summed + line
         start = part * work.part * work.height * work.width
         at = fields(
@@ -105,7 +90,7 @@ def _parts(kind: str) -> SimpleNamespace:
             *(work.x + (start * channels + first) * size, 0, 0),
             work.grad + (start * 2 * channels + first) * size,
             work.grad_residual + (start * channels + first) * size,
-            *(ring, ring + 4 * line),
+            *(ring, ring + RING * line),
             work.kernel + first * 4,
             work.kernel_sums + (part * 9 * (1 + branches) * channels + first) * 4,
             *(each, each + own, each + 2 * own, each + 3 * own, each + 4 * own, each + 5 * own),
@@ -126,53 +111,27 @@ def _parts(kind: str) -> SimpleNamespace:
         return fields(
             *(at.images, at.width, at.height, at.count, at.step, at.stride, at.pitch),
             *(at.line, at.reach, at.x, at.out, at.residual, at.grad, at.to, at.ring),
-            *(at.rest + 4 * b * at.line, at.kernel + 9 * b * at.reach),
+            *(at.rest + RING * b * at.line, at.kernel + 9 * b * at.reach),
             *(at.sums + 9 * b * at.reach, at.high, at.a, at.b),
             *(centre, at.a2, at.b2, k1, k2),
             *(at.centre + 4 * b * at.count, at.total, at.square, at.floor),
             *(at.summed, at.channels, at.table),
         )
 
-    return SimpleNamespace(
-        **{"begin": begin, "branch": branch, "blank": blank, "fill": fill},
-        **{"number": number, "put_number": put_number},
-    )
+    return SimpleNamespace(begin=begin, branch=branch, number=number)
 
 
-def _stepping(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    zeros, make = of.fill, do.fill
-
-    @jit
-    def step(at, r):
-        """Row r of p into its ring; there are zeros after the last."""
-        if r < at.height:
-            make(at, r, 1, 0)
-        else:
-            zeros(row(at, at.ring, r), at.line // 4, 0)
-
-    return step
-
-
-def _tallying(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    begin, branch, step, tally_row, fill = of.begin, of.branch, of.step, do.tally, of.fill
-    number, put_number = of.number, of.put_number
+def _tallying(of: SimpleNamespace) -> Any:
+    begin, branch, step, tally_next = of.begin, of.branch, of.step, of.tally
 
     @jit
     def tally_branches(work, part, first, last):
-        at = begin(work, part, first, last)
-        count, values = 1 + work.inner, at.images * at.width
-        fill(at.centre, at.count * count, 0)
+        at, count = begin(work, part, first, last), 1 + work.inner
         for r in range(at.height + 1):
             step(at, r)
             for b in range(count if r else 0):
-                one = branch(at, b)
-                if r == 1:  # only for centres: squares are taken of distances from a mean
-                    tally_row(one, 0, 1, 0)
-                    for i in range(at.count):
-                        put_number(one.centre, i, number(at.total, i) / np.float32(values))
-                tally_row(one, r - 1, 1, 0)
                 means = work.partials + (2 * (part * count + b) * work.C + first) * 8
-                merge_rows(one, values, (r - 1) * values, means, means + work.C * 8)
+                tally_next(branch(at, b), r - 1, means, means + work.C * 8)
 
     return tally_branches
 
@@ -192,7 +151,7 @@ def _adding(of: SimpleNamespace) -> Any:
 
 
 def _reducing(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    begin, step, blank, fill, add = of.begin, of.step, of.blank, of.fill, of.add
+    begin, step, add = of.begin, of.step, of.add
     descend, weigh, total = do.descend, do.weigh, do.total
 
     @jit
@@ -213,9 +172,8 @@ def _reducing(of: SimpleNamespace, do: SimpleNamespace) -> Any:
 
 
 def _unjoining(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    begin, branch, step, blank, fill = of.begin, of.branch, of.step, of.blank, of.fill
+    begin, branch, step, add = of.begin, of.branch, of.step, of.add
     descend, lower, weigh, spread, finish = do.descend, do.lower, do.weigh, do.spread, do.finish
-    add = of.add
 
     @jit
     def unjoin_branches(work, part, first, last):

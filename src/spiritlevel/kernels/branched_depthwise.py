@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiritlevel.kernels import backend
-from spiritlevel.kernels.branched_module import Branch, each_of, graded, summed
+from spiritlevel.kernels.branched_module import Branch, each_of, summed
+from spiritlevel.kernels.gradients import differentiable, laid_out, left_to_torch, wanted
 
 __all__ = ["branched_depthwise"]
 
@@ -57,10 +57,8 @@ class _Halved(torch.autograd.Function):
         (grad,), wants = grads, ctx.needs_input_grad
         if grad is None:
             return (None,) * len(wants)
-        again = torch.is_grad_enabled() or backend.batched(grad)
-        grad_x, *each = (_differentiable if again else _gradients)(ctx, grad)
-        found = [grad_x, None, *each]
-        return tuple(t if want else None for t, want in zip(found, wants, strict=True))
+        grad_x, *each = (_differentiable if left_to_torch(grad) else _gradients)(ctx, grad)
+        return wanted([grad_x, None, *each], wants)
 
 
 def _geometry(side: int) -> tuple[tuple[int, int], ...]:
@@ -81,7 +79,7 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     from spiritlevel.kernels import branch_products, convolutions
 
     x, raw, *flat = ctx.saved_tensors
-    grad, x = (t.to(x.dtype).contiguous(memory_format=torch.channels_last) for t in (grad, x))
+    grad, x = laid_out(grad, x), laid_out(x, x)
     raw = raw.movedim(2, -1).contiguous().movedim(-1, 2)
     kernels = flat[::3]
     back = branch_products.unmixed(grad, raw, ctx.norms)
@@ -101,4 +99,4 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     inputs, wants = (x, *flat), (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
     with torch.enable_grad():
         y = summed(x, flat[::3], flat[1::3], flat[2::3], ctx.eps, stride=2)
-        return graded(y, inputs, wants, grad)
+        return differentiable(y, inputs, wants, grad)

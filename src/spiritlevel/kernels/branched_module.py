@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spiritlevel.kernels import backend, reference
+from spiritlevel.kernels import reference
 from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.gradients import differentiable, laid_out, left_to_torch, wanted
 from spiritlevel.kernels.remade import remember
 
-__all__ = ["Branch", "branch_of", "branched_halves", "each_of"]
+__all__ = ["Branch", "branch_of", "branched_halves", "each_of", "summed"]
 
 
 class Branch(NamedTuple):
@@ -74,7 +75,7 @@ class _Branched(torch.autograd.Function):
         x, residual, call, *flat = inputs
         first, second = _halves(call.eps, flat)
         if residual is not None:
-            residual = _laid_out(residual, x)
+            residual = laid_out(residual, x)
         raw = None
         moments = branch_maps.covered(x, *first) if branch_maps.pays(x, first[0]) else None
         if moments is not None:
@@ -99,10 +100,8 @@ class _Branched(torch.autograd.Function):
         (grad,), wants = grads, ctx.needs_input_grad
         if grad is None:
             return (None,) * len(wants)
-        again = torch.is_grad_enabled() or backend.batched(grad)
-        grad_x, *each = (_differentiable if again else _gradients)(ctx, grad)
-        found = [grad_x, grad, None, *each]
-        return tuple(t if want else None for t, want in zip(found, wants, strict=True))
+        grad_x, *each = (_differentiable if left_to_torch(grad) else _gradients)(ctx, grad)
+        return wanted([grad_x, grad, None, *each], wants)
 
 
 def _halves(eps: Any, flat: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -116,14 +115,14 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     from spiritlevel.kernels import branch_maps, branch_products, branch_taps
 
     x, raw, y, *flat = ctx.saved_tensors
-    x, y = _laid_out(x, x), _laid_out(y, x)
+    x, y = laid_out(x, x), laid_out(y, x)
     (kernels, *_), (others, *_) = _halves(ctx.eps, flat)
-    of_cheap = branch_taps.unjoined(_laid_out(grad, x), y, ctx.act.name, ctx.of_cheap)
+    of_cheap = branch_taps.unjoined(laid_out(grad, x), y, ctx.act.name, ctx.of_cheap)
     given = kernels, *ctx.moments, ctx.needs_input_grad[0]
     if raw is None:
         found = branch_maps.map_back(of_cheap.grad, of_cheap.total, x, *given)
     else:
-        found = branch_products.products_back(of_cheap.grad, x, _laid_out(raw, x), *given)
+        found = branch_products.products_back(of_cheap.grad, x, laid_out(raw, x), *given)
     return _as_given(found, kernels, of_cheap, others)
 
 
@@ -146,11 +145,6 @@ def each_of(back: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return back.weight.float().unbind(), back.bias.float().unbind()
 
 
-def _laid_out(t: Tensor, x: Tensor) -> Tensor:
-    """t, or a copy of it, of the type of x and channels-last."""
-    return t.to(x.dtype).contiguous(memory_format=torch.channels_last)
-
-
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same gradients by torch's own operations, so that they have gradients themselves."""
     x, _, _, *flat = ctx.saved_tensors
@@ -159,18 +153,7 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second = _halves(ctx.eps, flat)
         p = ctx.act(summed(x, *first))
         out = torch.cat([p, ctx.act(summed(p, *second))], 1)
-        return graded(out, inputs, wants, grad)
-
-
-def graded(
-    out: Tensor, inputs: Sequence[Any], wants: Sequence[bool], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs that want one, which have gradients themselves."""
-    wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
-    if not wanted:
-        return (None,) * len(inputs)
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
-    return tuple(next(found) if want else None for want in wants)
+        return differentiable(out, inputs, wants, grad)
 
 
 def summed(x: Tensor, kernels: Any, weights: Any, biases: Any, eps: Any, stride: int = 1) -> Tensor:

@@ -16,17 +16,13 @@ __all__ = ["branch_rows"]
 
 def branch_rows(kind: str) -> SimpleNamespace:
     """Each by its name, for all channels of a chunk whose elements are of `kind`."""
-    size = np.int64(4 if kind == "f32" else 2)
     made = {"total": _totalling, "lower": _lowering, "spread": _spreading, "finish": _finishing}
     return SimpleNamespace(
-        **{
-            name: over(f"branched_{name}", kind, lambda v, m=make: m(v, size))
-            for name, make in made.items()
-        }
+        **{name: over(f"branched_{name}", kind, making) for name, making in made.items()}
     )
 
 
-def _totalling(v: Any, size: Any) -> Any:
+def _totalling(v: Any) -> Any:
     @jit
     def total(at, r, _rows, _other, j):
         """The sum of a row of g, whose ring has zeros between the images."""
@@ -39,7 +35,7 @@ def _totalling(v: Any, size: Any) -> Any:
     return total
 
 
-def _lowering(v: Any, size: Any) -> Any:
+def _lowering(v: Any) -> Any:
     (begin, later), load = taps(v), nine(v)
 
     @jit
@@ -61,7 +57,7 @@ def _lowering(v: Any, size: Any) -> Any:
     return lower
 
 
-def _spreading(v: Any, size: Any) -> Any:
+def _spreading(v: Any) -> Any:
     (begin, later), load = taps(v), nine(v)
 
     @jit
@@ -85,7 +81,7 @@ def _spreading(v: Any, size: Any) -> Any:
     return spread
 
 
-def _finishing(v: Any, size: Any) -> Any:
+def _finishing(v: Any) -> Any:
     @jit
     def finish(at, r, rows, _other, j):
         """The gradient of y, and its sum; `rows` of the table are before those of p itself."""
@@ -94,8 +90,8 @@ def _finishing(v: Any, size: Any) -> Any:
         k2, floor = v.numbers(own + 2 * at.channels), v.splat(at.floor)
         made = row(at, at.ring, r) + at.pitch + 4 * j
         summed = at.summed + at.pitch + 4 * j
-        grad = at.grad + r * at.width * at.stride + j * size
-        to = at.to + r * at.width * at.step + j * size
+        grad = at.grad + r * at.width * at.stride + j * v.size
+        to = at.to + r * at.width * at.step + j * v.size
         ahead = at.width * at.step
         zero = total = v.splat(np.float32(0))
         for _ in range(at.images):

@@ -10,7 +10,7 @@ import numpy as np
 
 from spiritlevel.kernels.compiled import array, finite, jit
 
-__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "merge_rows", "steps"]
+__all__ = ["CENTRE", "K1", "K2", "SCALE", "SHIFT", "blend", "low_of", "merge_rows", "steps"]
 
 CENTRE, SCALE, SHIFT, K1, K2 = (np.int64(which) for which in range(5))
 """The coefficients, each with a number for every slot."""
@@ -26,6 +26,12 @@ def blend(mean, other, share):
     if finite(mean) and finite(other):
         return mean * (1.0 - share) + other * share
     return mean + other
+
+
+@jit
+def low_of(mean, high):
+    """What is left of a mean beyond `high`, the number nearest to it."""
+    return mean - float(high) if finite(mean) else 0.0
 
 
 _number, _put_number, _ = array("first", np.float32)
@@ -108,18 +114,13 @@ def _coefficients(number: Any) -> SimpleNamespace:
         weight = float(given(work.weight, c)) if work.weight != 0 else 1.0
         return weight / math.sqrt(_of_channel(work.var, c) + work.eps)
 
-    @jit
-    def low_of(mean):
-        """What is left of a mean beyond its nearest `number`."""
-        return mean - float(number(mean)) if finite(mean) else 0.0
-
     return SimpleNamespace(
-        number=number, given=given, put_given=put_given, fill=fill, factor=factor, low_of=low_of
+        number=number, given=given, put_given=put_given, fill=fill, factor=factor
     )
 
 
 def _preparing(of: SimpleNamespace) -> Any:
-    number, given, fill, factor, low_of = of.number, of.given, of.fill, of.factor, of.low_of
+    number, given, fill, factor = of.number, of.given, of.fill, of.factor
 
     @jit
     def prepare(work, _part, first, last):
@@ -129,7 +130,7 @@ def _preparing(of: SimpleNamespace) -> Any:
             bias = float(given(work.bias, c)) if work.bias != 0 else 0.0
             fill(work, CENTRE, c, number(mean))
             fill(work, SCALE, c, number(a))
-            fill(work, SHIFT, c, number(bias - low_of(mean) * a))
+            fill(work, SHIFT, c, number(bias - low_of(mean, number(mean)) * a))
 
     return prepare
 
@@ -170,7 +171,7 @@ def _settling(of: SimpleNamespace, prepare: Any) -> Any:
 
 
 def _leaning(of: SimpleNamespace) -> Any:
-    number, fill, factor, low_of = of.number, of.fill, of.factor, of.low_of
+    number, fill, factor = of.number, of.fill, of.factor
 
     @jit
     def lean(work, c, total, weight_grad, count):
@@ -179,13 +180,13 @@ def _leaning(of: SimpleNamespace) -> Any:
         deviation = math.sqrt(_of_channel(work.var, c) + work.eps)
         slope = -a * weight_grad / (count * deviation)
         fill(work, K2, c, number(slope))
-        fill(work, K1, c, number(-a * total / count - low_of(mean) * slope))
+        fill(work, K1, c, number(-a * total / count - low_of(mean, number(mean)) * slope))
 
     return lean
 
 
 def _settling_sums(of: SimpleNamespace, lean: Any) -> Any:
-    number, put_given, low_of = of.number, of.put_given, of.low_of
+    number, put_given = of.number, of.put_given
 
     @jit
     def settle_sums(work, _part, first, last):
@@ -199,7 +200,8 @@ def _settling_sums(of: SimpleNamespace, lean: Any) -> Any:
                     for lane in range(start, start + work.spread):
                         total += _sum_at(found, lane)
                         product += _sum_at(found, slots + lane)
-            low = low_of(_of_channel(work.mean, c))
+            mean = _of_channel(work.mean, c)
+            low = low_of(mean, number(mean))
             deviation = math.sqrt(_of_channel(work.var, c) + work.eps)
             weight_grad = (product - low * total) / deviation
             put_given(work.grad_weight, c, number(weight_grad))

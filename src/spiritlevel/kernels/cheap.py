@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.channels import K1, K2, merge_rows
-from spiritlevel.kernels.cheap_rows import RING, row, rows
-from spiritlevel.kernels.compiled import array, finite, jit, naming
+from spiritlevel.kernels.channels import K1, K2, low_of
+from spiritlevel.kernels.cheap_rows import RING, blank, fill, row, rows, stepping, tallying
+from spiritlevel.kernels.compiled import array, jit, naming, size_of
 
 __all__ = ["passes", "scratch"]
 
@@ -61,9 +61,10 @@ def passes(kind: str) -> dict[str, Any]:
     with naming("cheap", kind):
         of = _parts(kind)
         do = rows(kind)
-        of.open, of.step, of.add = _opening(of), _stepping(of, do), _adding(of)
+        of.open, of.add = _opening(of), _adding(of)
+        of.step, of.tally = stepping(do.make), tallying(do.tally)
         return {
-            "tally": _tallying(of, do),
+            "tally": _tallying(of),
             "join": _joining(of, do),
             "reduce": _reducing(of, do),
             "unjoin": _unjoining(of, do),
@@ -73,11 +74,10 @@ def passes(kind: str) -> dict[str, Any]:
 
 def _parts(kind: str) -> SimpleNamespace:
     """What all passes begin with."""
-    size = np.int64(4 if kind == "f32" else 2)
+    size, fields = size_of(kind), _Chunk
     given, _, _ = array("given", np.float32)
     of_channel, _, _ = array("per_channel", np.float64)
     number, put_number, _ = array("first", np.float32)
-    fields = _Chunk
 
     @jit
     def normal(mean_at, var_at, weight_at, bias_at, eps, first, count, high, a, b):
@@ -87,24 +87,10 @@ def _parts(kind: str) -> SimpleNamespace:
             weight = float(given(weight_at, c)) if weight_at != 0 else 1.0
             bias = float(given(bias_at, c)) if bias_at != 0 else 0.0
             scale = weight / np.sqrt(of_channel(var_at, c) + eps)
-            low = mean - float(np.float32(mean)) if finite(mean) else 0.0
+            low = low_of(mean, np.float32(mean))
             put_number(high, i, np.float32(mean))
             put_number(a, i, np.float32(scale))
             put_number(b, i, np.float32(bias - low * scale))
-
-    @jit
-    def blank(at, ring):
-        """Zeros in front of and behind each image's row of a ring."""
-        cells = (at.width + 2) * at.count
-        for r in range(4 * at.images):
-            for i in range(at.count):
-                put_number(ring, r * cells + i, np.float32(0))
-                put_number(ring, (r + 1) * cells - at.count + i, np.float32(0))
-
-    @jit
-    def zeros(at, ring):
-        for i in range(at.line // 4):
-            put_number(ring, i, np.float32(0))
 
     @jit
     def begin(work, part, first, last):
@@ -114,8 +100,8 @@ def _parts(kind: str) -> SimpleNamespace:
         images = min(work.part, work.N - part * work.part)
         line = images * (work.width + 2) * count * 4
         ring = work.rings + chunk * work.ring
-        rest = ring + 4 * line
-        each = rest + 4 * line
+        rest = ring + RING * line
+        each = rest + RING * line
         own = count * 4
         start = part * work.part * work.height * work.width
         residual = work.residual
@@ -152,14 +138,11 @@ def _parts(kind: str) -> SimpleNamespace:
             *(first, at.count, at.high2, at.a2, at.b2),
         )
 
-    return SimpleNamespace(
-        **{"size": size, "begin": begin, "second": second, "blank": blank, "zeros": zeros},
-        **{"number": number, "put_number": put_number},
-    )
+    return SimpleNamespace(begin=begin, second=second, number=number, put_number=put_number)
 
 
 def _opening(of: SimpleNamespace) -> Any:
-    begin, second, blank, zeros = of.begin, of.second, of.blank, of.zeros
+    begin, second = of.begin, of.second
 
     @jit
     def open_chunk(work, part, first, last, both):
@@ -168,46 +151,22 @@ def _opening(of: SimpleNamespace) -> Any:
         if both:
             second(work, first, at)
         blank(at, at.ring)
-        zeros(at, row(at, at.ring, -1))
         return at
 
     return open_chunk
 
 
-def _stepping(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    zeros, fill = of.zeros, do.fill
-
-    @jit
-    def step(at, r):
-        """Row r of p into its ring; there are zeros after the last."""
-        if r < at.height:
-            fill(at, r, 1, 0)
-        else:
-            zeros(at, row(at, at.ring, r))
-
-    return step
-
-
-def _tallying(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    open_chunk, step, tally_row = of.open, of.step, do.tally
-    number, put_number = of.number, of.put_number
+def _tallying(of: SimpleNamespace) -> Any:
+    open_chunk, step, tally_next = of.open, of.step, of.tally
 
     @jit
     def tally(work, part, first, last):
         at = open_chunk(work, part, first, last, False)
         means = work.partials + (2 * part * work.C + first) * 8
-        values = at.images * at.width
-        for i in range(at.count):
-            put_number(at.centre, i, np.float32(0))
         for r in range(at.height + 1):
             step(at, r)
-            if r == 1:  # only for centres: squares are taken of distances from a mean
-                tally_row(at, 0, 1, 0)
-                for i in range(at.count):
-                    put_number(at.centre, i, number(at.total, i) / np.float32(values))
             if r:
-                tally_row(at, r - 1, 1, 0)
-                merge_rows(at, values, (r - 1) * values, means, means + work.C * 8)
+                tally_next(at, r - 1, means, means + work.C * 8)
 
     return tally
 
@@ -260,23 +219,21 @@ def _reducing(of: SimpleNamespace, do: SimpleNamespace) -> Any:
 
 
 def _unjoining(of: SimpleNamespace, do: SimpleNamespace) -> Any:
-    open_chunk, step, add, blank, zeros = of.open, of.step, of.add, of.blank, of.zeros
-    descend, weigh, back, put_number = do.descend, do.weigh, do.back, of.put_number
+    open_chunk, step, add = of.open, of.step, of.add
+    descend, weigh, back = do.descend, do.weigh, do.back
 
     @jit
     def unjoin(work, part, first, last):
         at = open_chunk(work, part, first, last, True)
         totals = work.partials_before + (2 * part * work.C + first) * 8
         blank(at, at.rest)
-        zeros(at, row(at, at.rest, -1))
         for k in range(9):
-            for i in range(at.count):
-                put_number(at.sums + k * at.reach, i, np.float32(0))
+            fill(at.sums + k * at.reach, at.count, 0)
         for r in range(at.height + 2):
             if r <= at.height:
                 step(at, r)
             else:
-                zeros(at, row(at, at.rest, at.height))
+                fill(row(at, at.rest, at.height), at.line // 4, 0)
             if 0 < r <= at.height:
                 descend(at, r - 1, 1, 0)
                 weigh(at, r - 1, 1, 0)
@@ -302,7 +259,7 @@ def _settling_before(of: SimpleNamespace) -> Any:
                 total += sum_at(work.partials_before, 2 * part * work.C + c)
                 product += sum_at(work.partials_before, (2 * part + 1) * work.C + c)
             mean = of_channel(work.mean_before, c)
-            low = mean - float(np.float32(mean)) if finite(mean) else 0.0
+            low = low_of(mean, np.float32(mean))
             deviation = np.sqrt(of_channel(work.var_before, c) + work.eps_before)
             put_given(work.grad_weight_before, c, np.float32((product - low * total) / deviation))
             put_given(work.grad_bias_before, c, np.float32(total))

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.compiled import jit
+from spiritlevel.kernels.channels import merge_rows
+from spiritlevel.kernels.compiled import array, jit
 from spiritlevel.kernels.vectors import over
 
-__all__ = ["RING", "near", "nine", "row", "rows", "taps"]
+__all__ = ["RING", "blank", "fill", "near", "nine", "row", "rows", "stepping", "tallying", "taps"]
 
 RING = 4
 """Rows of a ring."""
@@ -23,7 +24,7 @@ RING = 4
 @jit
 def row(at, ring, r):
     """Where row r of a ring begins, of all images, with the zeros in front of the first one's."""
-    return ring + ((r + 1) % 4) * at.line
+    return ring + ((r + 1) % RING) * at.line
 
 
 @jit
@@ -33,14 +34,60 @@ def near(at, ring, r, j):
     return row(at, ring, r - 1) + on, row(at, ring, r) + on, row(at, ring, r + 1) + on
 
 
+_number, _put_number, _ = array("first", np.float32)
+
+
+@jit
+def fill(to, count, value):
+    for i in range(count):
+        _put_number(to, i, np.float32(value))
+
+
+@jit
+def blank(at, ring):
+    """Zeros in the row before row 0, and in front of and behind each image's row."""
+    cells = (at.width + 2) * at.count
+    for r in range(RING * at.images):
+        fill(ring + 4 * r * cells, at.count, 0)
+        fill(ring + 4 * ((r + 1) * cells - at.count), at.count, 0)
+    fill(row(at, ring, -1), at.line // 4, 0)
+
+
+def stepping(make_row: Any) -> Any:
+    @jit
+    def step(at, r):
+        """Row r of p into its ring; there are zeros after the last."""
+        if r < at.height:
+            make_row(at, r, 1, 0)
+        else:
+            fill(row(at, at.ring, r), at.line // 4, 0)
+
+    return step
+
+
+def tallying(tally_row: Any) -> Any:
+    @jit
+    def tally(at, r, means, squares):
+        """Mean and squares of rows 0 to r of c, from those of the rows before."""
+        values = at.images * at.width
+        if r == 0:  # only for centres: squares are taken of distances from a mean
+            fill(at.centre, at.count, 0)
+            tally_row(at, 0, 1, 0)
+            for i in range(at.count):
+                _put_number(at.centre, i, _number(at.total, i) / np.float32(values))
+        tally_row(at, r, 1, 0)
+        merge_rows(at, values, r * values, means, squares)
+
+    return tally
+
+
 def rows(kind: str, beside: str = "") -> SimpleNamespace:
     """Each by its name, for all channels of a chunk whose elements are of `kind`.
 
     `beside` tells the compiled ones from those of other chunks.
     """
-    size = np.int64(4 if kind == "f32" else 2)
     made = {
-        "fill": _filling,
+        "make": _making,
         "tally": _tallying,
         "join": _joining,
         "reduce": _reducing,
@@ -49,10 +96,7 @@ def rows(kind: str, beside: str = "") -> SimpleNamespace:
         "back": _returning,
     }
     return SimpleNamespace(
-        **{
-            name: over(beside + name, kind, lambda v, m=make: m(v, size))
-            for name, make in made.items()
-        }
+        **{name: over(beside + name, kind, making) for name, making in made.items()}
     )
 
 
@@ -66,14 +110,14 @@ def _norm(v: Any) -> Any:
     return norm
 
 
-def _filling(v: Any, size: Any) -> Any:
+def _making(v: Any) -> Any:
     norm = _norm(v)
 
     @jit
-    def fill(at, r, _rows, _other, j):
+    def make(at, r, _rows, _other, j):
         """p into its ring."""
         centre, scale, shift, floor = norm(at, at.high, at.a, at.b, j)
-        x = at.x + r * at.width * at.step + j * size
+        x = at.x + r * at.width * at.step + j * v.size
         to = row(at, at.ring, r) + at.pitch + 4 * j
         ahead = at.width * at.step
         for _ in range(at.images):
@@ -86,18 +130,18 @@ def _filling(v: Any, size: Any) -> Any:
             x += (at.height - 1) * ahead
             to += 2 * at.pitch
 
-    return fill
+    return make
 
 
 def taps(v: Any) -> Any:
-    """Sums of nine neighbours times nine numbers, along a row: `first`, then `later` and `later`.
+    """Sums of nine neighbours times nine numbers, along a row: `begin`, then `later` and `later`.
 
     A column is read once, and added to the three sums that it is in. Of these, those of its right
     neighbour (`after`) and of itself are not yet whole (`now`): only the left one's is.
     """
 
     @jit
-    def first(p, q, s, pitch, k):
+    def begin(p, q, s, pitch, k):
         a, b, c = v.numbers(p + pitch), v.numbers(q + pitch), v.numbers(s + pitch)
         now = v.fma(c, k[7], v.fma(b, k[4], v.mul(a, k[1])))
         return now, v.fma(c, k[6], v.fma(b, k[3], v.mul(a, k[0])))
@@ -109,12 +153,13 @@ def taps(v: Any) -> Any:
         now = v.fma(c, k[7], v.fma(b, k[4], v.fma(a, k[1], after)))
         return whole, now, v.fma(c, k[6], v.fma(b, k[3], v.mul(a, k[0])))
 
-    return first, later
+    return begin, later
 
 
 def nine(v: Any) -> Any:
     @jit
     def load(at, j):
+        """The kernel's numbers."""
         k, reach = at.kernel + 4 * j, at.reach
         return (
             *(v.numbers(k), v.numbers(k + reach), v.numbers(k + 2 * reach)),
@@ -125,7 +170,7 @@ def nine(v: Any) -> Any:
     return load
 
 
-def _tallying(v: Any, size: Any) -> Any:
+def _tallying(v: Any) -> Any:
     (begin, later), load = taps(v), nine(v)
 
     @jit
@@ -150,14 +195,14 @@ def _tallying(v: Any, size: Any) -> Any:
     return tally
 
 
-def _joining(v: Any, size: Any) -> Any:
+def _joining(v: Any) -> Any:
     (begin, later), load, norm = taps(v), nine(v), _norm(v)
 
     @jit
     def join(at, r, _rows, _other, j):
         k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
         p, q, s = near(at, at.ring, r, j)
-        off = r * at.width * at.stride + j * size
+        off = r * at.width * at.stride + j * v.size
         half, ahead = at.stride // 2, at.width * at.stride
         on = 0
         for _ in range(at.images):
@@ -184,14 +229,14 @@ def _joining(v: Any, size: Any) -> Any:
     return join
 
 
-def _reducing(v: Any, size: Any) -> Any:
+def _reducing(v: Any) -> Any:
     (begin, later), load, norm = taps(v), nine(v), _norm(v)
 
     @jit
     def reduce(at, r, _rows, _other, j):
         k, (centre, scale, shift, floor) = load(at, j), norm(at, at.high2, at.a2, at.b2, j)
         p, q, s = near(at, at.ring, r, j)
-        grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
+        grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * v.size
         ahead = at.width * at.stride
         zero = total = square = v.splat(np.float32(0))
         on = 0
@@ -214,7 +259,7 @@ def _reducing(v: Any, size: Any) -> Any:
     return reduce
 
 
-def _descending(v: Any, size: Any) -> Any:
+def _descending(v: Any) -> Any:
     (begin, later), load, norm = taps(v), nine(v), _norm(v)
 
     @jit
@@ -224,7 +269,7 @@ def _descending(v: Any, size: Any) -> Any:
         k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
         zero = v.splat(np.float32(0))
         p, q, s = near(at, at.ring, r, j)
-        grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * size
+        grad = at.grad + r * at.width * at.stride + at.stride // 2 + j * v.size
         ahead = at.width * at.stride
         to = row(at, at.rest, r) - at.pitch + 4 * j
         on = 0
@@ -244,7 +289,7 @@ def _descending(v: Any, size: Any) -> Any:
     return descend
 
 
-def _weighing(v: Any, size: Any) -> Any:
+def _weighing(v: Any) -> Any:
     @jit
     def weigh(at, r, _rows, _other, j):
         """What a row adds to the gradient of the kernel."""
@@ -273,7 +318,7 @@ def _weighing(v: Any, size: Any) -> Any:
     return weigh
 
 
-def _returning(v: Any, size: Any) -> Any:
+def _returning(v: Any) -> Any:
     (begin, later), load = taps(v), nine(v)
 
     @jit
@@ -284,9 +329,9 @@ def _returning(v: Any, size: Any) -> Any:
         centre, floor = v.numbers(at.high + 4 * j), v.splat(at.floor)
         p, q, s = near(at, at.rest, r, j)
         made = row(at, at.ring, r) - at.pitch + 4 * j
-        grad = at.grad + r * at.width * at.stride + j * size
-        x = at.x + r * at.width * at.step + j * size
-        to = at.to + r * at.width * at.step + j * size
+        grad = at.grad + r * at.width * at.stride + j * v.size
+        x = at.x + r * at.width * at.step + j * v.size
+        to = at.to + r * at.width * at.step + j * v.size
         ahead = at.width * at.step
         zero = total = square = v.splat(np.float32(0))
         on = 0

@@ -38,6 +38,8 @@ __all__ = [
     "jit",
     "named",
     "naming",
+    "size_of",
+    "span",
     "wait",
 ]
 
@@ -80,6 +82,17 @@ def jit(function: Any) -> Any:
 def finite(number):
     """Not math.isfinite: Numba makes that of `x - x`, which FASTMATH may take for 0."""
     return abs(number) < math.inf
+
+
+def size_of(kind: str) -> Any:
+    """Bytes of an element of "f32" or "bf16"."""
+    return np.int64({"f32": 4, "bf16": 2}[kind])
+
+
+@jit
+def span(work, part):
+    """Of what a tensor is cut into parts by, samples or rows: the first of a part, and its end."""
+    return part * work.part, min(work.N, (part + 1) * work.part)
 
 
 @intrinsic

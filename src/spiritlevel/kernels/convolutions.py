@@ -5,15 +5,16 @@ Torch's are faster for many shapes: who calls these knows for which.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spiritlevel.kernels import backend
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.ghost_module import Norm
+from spiritlevel.kernels.gradients import laid_out, left_to_torch
 from spiritlevel.kernels.plans import Plan, begin, run
 
 __all__ = ["depthwise", "pointwise", "slide", "slide_back", "widened"]
@@ -75,10 +76,10 @@ class _Depthwise(torch.autograd.Function):
         (grad,), (x, weight), (stride, padding) = grads, ctx.saved_tensors, ctx.options
         if grad is None:
             return (None,) * 4
-        if torch.is_grad_enabled() or backend.batched(grad):
+        if left_to_torch(grad):
             options = (stride, padding, (1, 1), False, (0, 0), len(weight))
             return *_differentiable(ctx, grad, options), None, None
-        grad, x = _laid_out(grad, x), _laid_out(x, x)
+        grad, x = laid_out(grad, x), laid_out(x, x)
         given = grad[None], x, _taps(weight)[None], weight.shape[2:], stride, padding
         grad_x, (grad_taps,) = slide_back(*given, ctx.needs_input_grad[0])
         return grad_x, grad_taps.t().reshape(weight.shape), None, None
@@ -103,9 +104,9 @@ class _Pointwise(torch.autograd.Function):
         (grad,), (x, weight) = grads, ctx.saved_tensors
         if grad is None:
             return None, None
-        if torch.is_grad_enabled() or backend.batched(grad):
+        if left_to_torch(grad):
             return _differentiable(ctx, grad, ((1, 1), (0, 0), (1, 1), False, (0, 0), 1))
-        grad, x = _laid_out(grad, x), _laid_out(x, x)
+        grad, x = laid_out(grad, x), laid_out(x, x)
         # A norm that changes nothing: mean 0, variance 1, and nothing reaches its weight or bias.
         none, one = grad.new_zeros(len(weight), dtype=torch.float64), None
         one, still = none + 1, none.float()
@@ -164,7 +165,7 @@ def slide_back(
     return grad_x, grad_taps
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(
     x: torch.Size,
     kernel: tuple[int, int],
@@ -195,11 +196,6 @@ def _plan(
 def _taps(weight: Tensor) -> Tensor:
     """(C, 1, h, w) -> (h w, C)."""
     return weight.detach().flatten(1).t().contiguous()
-
-
-def _laid_out(t: Tensor, x: Tensor) -> Tensor:
-    """t, or a copy of it, of the type of x and channels-last."""
-    return t.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _differentiable(ctx: Any, grad: Tensor, options: tuple[Any, ...]) -> tuple[Tensor | None, ...]:

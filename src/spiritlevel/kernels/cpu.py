@@ -26,20 +26,18 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from functools import cache
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from spiritlevel.kernels import team
+from spiritlevel.kernels.backend import MOST_SHAPES, Update, number_of
 from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
-__all__ = ["Running", "backward", "descended", "forward", "number_of", "reduced", "statistics"]
-
-Running = tuple[Tensor, Tensor, float, float]
-"""Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
+__all__ = ["backward", "descended", "forward", "reduced", "statistics"]
 
 Stage = tuple[int, int, int, bool]
 """The address of a step, how many chunks, of how many channels, and whether from the last back."""
@@ -61,11 +59,6 @@ _ALONE = 1 << 15
 """Elements that one thread has done before a second has begun."""
 _UNCACHED = 1 << 22
 """Bytes of a tensor that is written past the cache, which saves reading the line before."""
-
-
-def number_of(dtype: torch.dtype) -> torch.dtype:
-    """Of coefficients and sums of a block, for elements of this type."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 class _Plan:
@@ -134,7 +127,7 @@ class _Plan:
         return sums if what == "reduce" else [*sums, self.each("descend", *of, back=back)]
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(shape: torch.Size, rows: bool, dtype: torch.dtype) -> _Plan:
     return _Plan(shape, rows, dtype)
 
@@ -148,14 +141,14 @@ def forward(
     slope: float,
     eps: float,
     statistics: tuple[Tensor, Tensor] | None,
-    running: Running | None = None,
+    running: Update | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(bn(x) + residual), and the mean and biased variance it took: float64, (C,).
 
     x (N, C, *) in a `backend.layout`, float32, float64 or bfloat16, not empty; residual like x, to
     the strides; weight and bias (C,). `statistics` are float64, taken in the batch's place (eval).
-    `running` are changed in place, contiguous and of the type `number_of` x. Autograd is not told,
-    as torch does not tell it.
+    `running` are changed in place, contiguous and of the type `number_of` x's. Autograd is not
+    told, as torch does not tell it.
     """
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     y = torch.empty_like(x)
@@ -168,7 +161,7 @@ def forward(
     return y, mean, var
 
 
-def statistics(x: Tensor, running: Running | None = None) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor, running: Update | None = None) -> tuple[Tensor, Tensor]:
     """The mean and biased variance that `forward` takes of the same x: float64, (C,).
 
     `running` are changed in place, as there.
@@ -245,7 +238,7 @@ def descended(
     """The gradient of x, given those of weight and bias over all `count` values of a channel.
 
     `grad_residual` is that of `reduced`, None where it gave none; the two of weight and bias are
-    contiguous and of the type `number_of` x.
+    contiguous and of the type `number_of` x's.
     """
     plan = _plan(x.shape, not x.is_contiguous(), x.dtype)
     grad_x, add = torch.empty_like(x), "" if grad_residual is None else "add"
@@ -288,7 +281,7 @@ _WORK = struct.Struct(f"{_HEAD.size}s{len(INTEGERS) - INTEGERS.index('x')}q{len(
 _Buffer = ctypes.c_char * _WORK.size
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _begin(plan: _Plan, what: str, act: str, add: str) -> bytes:
     """What the work of a call begins with: its stages, and whether a chunk has all at once."""
     stages = plan.stages(what, act, add)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.compiled import array, jit, naming, size_of
 from spiritlevel.kernels.vectors import over
 
 __all__ = ["passes"]
@@ -28,10 +28,9 @@ def passes(kind: str) -> dict[str, Any]:
     """Each pass by its name, for elements of `kind`, "f32" or "bf16"."""
     with naming("gates", kind):
         begin, empty = _beginning(kind), _emptying()
-        size = np.int64(4 if kind == "f32" else 2)
 
         def over_positions(name: str, make: Any, sums: bool) -> Any:
-            row = over(name, kind, lambda v: make(v, size))
+            row = over(name, kind, make)
 
             with naming(name, kind):
 
@@ -54,7 +53,7 @@ def passes(kind: str) -> dict[str, Any]:
 
 
 def _beginning(kind: str) -> Any:
-    size, fields = np.int64(4 if kind == "f32" else 2), _Image
+    size, fields = size_of(kind), _Image
 
     @jit
     def begin(work, part, first, last):
@@ -80,10 +79,10 @@ def _emptying() -> Any:
     return empty
 
 
-def _squeezing(v: Any, size: Any) -> Any:
+def _squeezing(v: Any) -> Any:
     @jit
     def squeeze(at, start, count, _other, j):
-        total, on = v.splat(np.float32(0)), at.x + start * at.step + j * size
+        total, on = v.splat(np.float32(0)), at.x + start * at.step + j * v.size
         for _ in range(count):
             total = v.add(total, v.load(on))
             on += at.step
@@ -92,10 +91,10 @@ def _squeezing(v: Any, size: Any) -> Any:
     return squeeze
 
 
-def _gating(v: Any, size: Any) -> Any:
+def _gating(v: Any) -> Any:
     @jit
     def gate(at, start, count, _other, j):
-        factor, on = v.numbers(at.gate + 4 * j), start * at.step + j * size
+        factor, on = v.numbers(at.gate + 4 * j), start * at.step + j * v.size
         for _ in range(count):
             v.store(at.out + on, v.mul(v.load(at.x + on), factor))
             on += at.step
@@ -103,10 +102,10 @@ def _gating(v: Any, size: Any) -> Any:
     return gate
 
 
-def _weighing(v: Any, size: Any) -> Any:
+def _weighing(v: Any) -> Any:
     @jit
     def weigh(at, start, count, _other, j):
-        total, on = v.splat(np.float32(0)), start * at.step + j * size
+        total, on = v.splat(np.float32(0)), start * at.step + j * v.size
         for _ in range(count):
             total = v.fma(v.load(at.grad + on), v.load(at.x + on), total)
             on += at.step
@@ -115,11 +114,11 @@ def _weighing(v: Any, size: Any) -> Any:
     return weigh
 
 
-def _ungating(v: Any, size: Any) -> Any:
+def _ungating(v: Any) -> Any:
     @jit
     def ungate(at, start, count, _other, j):
         factor, shift = v.numbers(at.gate + 4 * j), v.numbers(at.shift + 4 * j)
-        on = start * at.step + j * size
+        on = start * at.step + j * v.size
         for _ in range(count):
             v.store(at.out + on, v.fma(v.load(at.grad + on), factor, shift))
             on += at.step

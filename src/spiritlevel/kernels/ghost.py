@@ -7,17 +7,29 @@ between, only the first convolution's output is kept for the backward pass.
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spiritlevel.kernels import cheap, cpu, products
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.plans import Plan, begin, run
 
-__all__ = ["again", "backward", "descended", "forward", "product", "product_back"]
+__all__ = [
+    "FLOORS",
+    "again",
+    "backward",
+    "by_images",
+    "by_rows",
+    "descended",
+    "forward",
+    "product",
+    "product_back",
+]
 
 _RING = 96 << 10
 """Bytes of what a chunk works in: the second cache holds it, and the rows that go through."""
@@ -25,40 +37,64 @@ _WIDTH = 32
 """Positions of a row, of several images where each has fewer: what is before a row takes long."""
 _ROWS = 8 << 10
 """Numbers of a product, of both sides, that are looked at again while the second cache has them."""
-_FEW = 96
-"""Rows at a time, at least: the gradient of the weights is read and written once for them."""
+_FEW, _MOST = 96, 384
+"""Rows at a time, at least, as the gradient of the weights is read and written once for them; and
+at most."""
 _PARTS, _LEAST = 32, 8
-"""Parts of all rows, at most, and where the gradients of the weights that each of them has would be
-many numbers beside those of the rows."""
-_FLOORS = {"relu": 0.0, "identity": -math.inf}
+"""Parts of all rows, at most, and where the sums that each of them has of its own would be many
+numbers beside those of the rows. Also parts of all images, at least."""
+FLOORS = {"relu": 0.0, "identity": -math.inf}
+"""What each activation lets nothing below."""
 
 
-@cache
-def _of_images(shape: torch.Size, dtype: torch.dtype) -> Plan:
-    """For the depthwise convolution: some channels of one image, or of several small ones."""
+def by_images(
+    shape: torch.Size,
+    dtype: torch.dtype,
+    ring: int,
+    scratch: Callable[[int, int, int], int],
+    *,
+    branches: int = 0,
+    sums: int = 0,
+) -> Plan:
+    """Chunks of some channels of one image, or of several small ones, that work in `ring` bytes.
+
+    `scratch(width, channels, images)` are those that a chunk needs, `sums` those of each part.
+    """
     N, C, height, width = shape
     images = max(1, min(N // _LEAST, _WIDTH // width))
-    most = max(8, _RING // cheap.scratch(width, 1, images) // 8 * 8)
+    most = max(8, ring // scratch(width, 1, images) // 8 * 8)
     group = min(C, -(-C // -(-C // most) // 8) * 8)
     parts = -(-N // images)
     plan = Plan(dtype, (N, C, height * width, 1, 1, images, parts), parts * -(-C // group), group)
-    return plan.with_scratch(cheap.scratch(width, group, images), height, width, 0, 36 * C)
+    return plan.with_scratch(scratch(width, group, images), height, width, branches, sums)
 
 
-@cache
+def by_rows(rows: int, numbers: int, sums: int) -> tuple[int, int, int]:
+    """Of rows of so many numbers on both sides: how many at a time, how many a part, the parts.
+
+    `sums`: numbers of which each part has its own.
+    """
+    few = max(_FEW, min(_MOST, _ROWS // numbers // 12 * 12))
+    most = min(_PARTS, max(_LEAST, rows * numbers // (4 * sums) if sums else _PARTS))
+    part = max(few, -(-rows // most // few) * few)
+    return few, part, -(-rows // part)
+
+
+@lru_cache(MOST_SHAPES)
+def _of_images(shape: torch.Size, dtype: torch.dtype) -> Plan:
+    """For the depthwise convolution, whose gradient each part has its own of."""
+    return by_images(shape, dtype, _RING, cheap.scratch, sums=36 * shape[1])
+
+
+@lru_cache(MOST_SHAPES)
 def _of_rows(
     shape: torch.Size, channels: int, dtype: torch.dtype, back: bool, fold: int = 1
 ) -> Plan:
     """For the product: some of the positions of all images, and a few of them at a time."""
-    rows, inner = shape[0] * shape[2] * shape[3], shape[1]
-    few = max(_FEW, min(384, _ROWS // (inner + channels) // 12 * 12))
-    most = rows * (inner + channels) // (4 * inner * channels) if back else _PARTS
-    part = max(few, -(-rows // max(_LEAST, min(_PARTS, most)) // few) * few)
-    parts = -(-rows // part)
+    rows, inner, sums = shape[0] * shape[2] * shape[3], shape[1], channels * shape[1] * back
+    few, part, parts = by_rows(rows, inner + channels, sums)
     plan = Plan(dtype, (rows, channels, 1, fold, 1, part, parts), parts, channels)
-    return plan.with_scratch(
-        products.scratch(few, channels, inner), few, 0, inner, 4 * channels * inner * back
-    )
+    return plan.with_scratch(products.scratch(few, channels, inner), few, 0, inner, 4 * sums)
 
 
 def product(x: Tensor, weight: Tensor, norm: Norm) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -137,7 +173,7 @@ def forward(
     tensors = _tensors(x, first, taps, second, (*before, mean, var))
     tensors |= {"out": out, "residual": residual}
     stages = begin(plan, "tally", "settle", "join")
-    run(plan, stages, tensors, second.eps, first.eps, second.running, _FLOORS[act])
+    run(plan, stages, tensors, second.eps, first.eps, second.running, FLOORS[act])
     return out, (*before, mean, var)
 
 
@@ -160,7 +196,7 @@ def again(
     first, second = Norm(weight, bias, eps[0]), Norm(weight2, bias2, eps[1])
     tensors = _tensors(x, first, taps, second, statistics) | {"out": out}
     tensors["residual"] = residual
-    run(plan, begin(plan, "join"), tensors, eps[1], eps[0], floor=_FLOORS[act])
+    run(plan, begin(plan, "join"), tensors, eps[1], eps[0], floor=FLOORS[act])
     return out
 
 
@@ -184,7 +220,7 @@ def backward(
     tensors = _tensors(x, first, taps, second, statistics) | grads
     tensors |= {"grad": grad, "grad_residual": through, "grad_kernel": grad_taps}
     stages = begin(plan, "reduce", "settle_sums", "unjoin", "settle_before")
-    run(plan, stages, tensors, second.eps, first.eps, floor=_FLOORS[act])
+    run(plan, stages, tensors, second.eps, first.eps, floor=FLOORS[act])
     weight, bias, *rest = grads.values()
     return through, weight, bias, grad_taps, *rest
 

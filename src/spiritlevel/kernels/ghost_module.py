@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spiritlevel.kernels import backend, reference
+from spiritlevel.kernels import reference
 from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.backend import Update
+from spiritlevel.kernels.gradients import differentiable, laid_out, left_to_torch, wanted
 
 __all__ = ["Norm", "ghost_halves"]
 
@@ -20,8 +22,7 @@ class Norm(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     eps: float
-    running: tuple[Tensor, Tensor, float, float] | None = None
-    """As `cpu.Running`."""
+    running: Update | None = None
 
 
 def ghost_halves(
@@ -65,7 +66,7 @@ class _Halves(torch.autograd.Function):
         x, weight, _, _, taps, _, _, residual = tensors
         first, second = call.norms
         if residual is not None:
-            residual = _laid_out(residual, x)
+            residual = laid_out(residual, x)
         y, before, *of_product = (x, None) if weight is None else ours.product(x, weight, first)
         given = first, taps, second, call.act.name, residual, before
         out, call.statistics, *kept = ours.forward(y, *given)
@@ -80,11 +81,9 @@ class _Halves(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,), wants = grads, ctx.needs_input_grad
         if grad is None:
-            return (None,) * 9
-        again = torch.is_grad_enabled() or backend.batched(grad)
-        found = (_differentiable if again else _gradients)(ctx, grad)
-        each = [t if want else None for t, want in zip(found, wants, strict=False)]
-        return *each, grad if wants[7] else None, None
+            return (None,) * len(wants)
+        found = (_differentiable if left_to_torch(grad) else _gradients)(ctx, grad)
+        return wanted([*found, grad, None], wants)
 
 
 def _kernels_of(name: str) -> Any:
@@ -101,10 +100,10 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ours = _kernels_of(ctx.kernels)
     x, weight, norm, bias, taps, norm2, bias2, y, *rest = ctx.saved_tensors
     statistics, kept = rest[:4], rest[4:]
-    x, y = _laid_out(x, x), None if y is None else _laid_out(y, x)
+    x, y = laid_out(x, x), None if y is None else laid_out(y, x)
     first, second = Norm(norm, bias, ctx.eps[0]), Norm(norm2, bias2, ctx.eps[1])
     raw = x if y is None else y
-    given = _laid_out(grad, x), raw, first, taps, second, ctx.act.name, tuple(statistics), *kept
+    given = laid_out(grad, x), raw, first, taps, second, ctx.act.name, tuple(statistics), *kept
     through, *of_norm, grad_taps, grad_norm2, grad_bias2 = ours.backward(*given)
     before = tuple(statistics[:2])
     grad_x: Tensor | None
@@ -112,30 +111,20 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if y is None:
         grad_x = ours.descended(through, x, first, before, *of_norm)
     else:
-        wanted = ctx.needs_input_grad[0]
+        norm_grads, wants_x = (of_norm[0], of_norm[1]), ctx.needs_input_grad[0]
         grad_x, grad_weight = ours.product_back(
-            through, x, weight, y, first, before, (of_norm[0], of_norm[1]), wanted, *kept
+            through, x, weight, y, first, before, norm_grads, wants_x, *kept
         )
     return grad_x, grad_weight, *of_norm, grad_taps, grad_norm2, grad_bias2
 
 
-def _laid_out(t: Tensor, x: Tensor) -> Tensor:
-    """t, or a copy of it, of the type of x and channels-last."""
-    return t.to(x.dtype).contiguous(memory_format=torch.channels_last)
-
-
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same gradients by torch's own operations, so that they have gradients themselves."""
-    wants, (eps, eps2) = ctx.needs_input_grad[:7], ctx.eps
-    inputs = ctx.saved_tensors[:7]
+    inputs, (eps, eps2) = ctx.saved_tensors[:7], ctx.eps
     with torch.enable_grad():
         x, weight, norm, bias, taps, norm2, bias2 = inputs
         y = x if weight is None else F.conv2d(x, weight.to(x.dtype))
         p = ctx.act(reference.batch_norm(y, norm, bias, eps=eps))
         c = F.conv2d(p, taps.to(p.dtype), None, 1, 1, 1, len(taps))
         out = torch.cat([p, ctx.act(reference.batch_norm(c, norm2, bias2, eps=eps2))], 1)
-        wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
-        if not wanted:
-            return (None,) * 7
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
-    return tuple(next(found) if want else None for want in wants)
+        return differentiable(out, inputs, ctx.needs_input_grad[:7], grad)

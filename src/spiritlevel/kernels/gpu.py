@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spiritlevel.kernels import gpu_passes
+from spiritlevel.kernels.backend import MOST_SHAPES, Update, number_of
 from spiritlevel.kernels.gpu_launch import (
     INTERPRETED,
     Plan,
@@ -54,9 +55,6 @@ __all__ = [
     "statistics",
     "way",
 ]
-
-Running = tuple[Tensor, Tensor, float, float]
-"""Running mean and variance, the share of the batch's, and the factor that makes that unbiased."""
 
 _WIDEST = 512
 """Lanes of a row."""
@@ -83,7 +81,7 @@ class Layout(NamedTuple):
     """From a position to the next, in channels; in planes, from a sample to the next, in planes."""
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _layout(shape: torch.Size, strides: tuple[int, ...]) -> Layout | None:
     if len(shape) < 2:
         return None
@@ -130,7 +128,7 @@ class _Plan(Plan):
             positions, inner = N * sides // groups // S, C // unit
             K, block = (1, lanes_of(C)) if S > 1 else _side_by_side(C)
         self.unit, self.planes, self.step = unit, planes, groups * S if S > 1 and not planes else 1
-        number = torch.float64 if dtype is torch.float64 else torch.float32
+        number = number_of(dtype)
         rows, cut = -(-positions * S // K), (positions, C // unit, K, inner)
         high = min(max(1, _TILE // block), triton.next_power_of_2(rows))
         how = {
@@ -188,7 +186,7 @@ def _side_by_side(C: int) -> tuple[int, int]:
     return K, triton.next_power_of_2(K * C)
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(shape: torch.Size, planes: bool, dtype: torch.dtype, groups: int) -> _Plan:
     return _Plan(shape, planes, dtype, groups)
 
@@ -208,7 +206,7 @@ def forward(
     slope: float,
     eps: float,
     statistics: tuple[Tensor, Tensor] | None,
-    running: Running | None = None,
+    running: Update | None = None,
     *,
     out: Tensor | None = None,
     groups: int = 1,
@@ -222,13 +220,15 @@ def forward(
     plan = _planned(x, groups)
     mean, var = statistics or _statistics(x, running, plan)
     y = _empty(x) if out is None else out
-    added = None if residual is None else _as(x, residual, groups)
-    weight, bias = _numbers(weight), _numbers(bias)
-    _apply(x, y, added, mean, var, weight, bias, act, slope, eps, plan)
+    residual = None if residual is None else _as(x, residual, groups)
+    added = 0 if residual is None else plan.outer(residual)
+    given = x, plan.outer(x), y, plan.outer(y), residual, added
+    operands = *given, *_channels(mean, var, weight, bias)
+    launch(gpu_passes.apply, x, plan, operands, _statics(act, slope, eps))
     return y, mean, var
 
 
-def statistics(x: Tensor, running: Running | None = None) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor, running: Update | None = None) -> tuple[Tensor, Tensor]:
     """The mean and biased variance that `forward` takes of the same x: float64, (C,).
 
     `running` are changed in place, contiguous and float32, or float64 for such an x.
@@ -250,22 +250,12 @@ def merged(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _statistics(x: Tensor, running: Running | None, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _statistics(x: Tensor, running: Update | None, plan: _Plan) -> tuple[Tensor, Tensor]:
     mean, var = moments(x, *(() if plan.groups == 1 else (plan.groups,)), plan.C)
     followed = (None, None, 0.0, 0.0) if running is None else running
     given = x, plan.outer(x), *scratch(x, plan, 4), mean, var, *followed
     launch(gpu_passes.collect, x, plan, given)
     return mean, var
-
-
-def _apply(
-    x: Tensor, y: Tensor, residual: Tensor | None, mean: Tensor, var: Tensor,
-    weight: Tensor | None, bias: Tensor | None, act: str, slope: float, eps: float, plan: _Plan,
-) -> None:  # fmt: skip
-    added = 0 if residual is None else plan.outer(residual)
-    given = x, plan.outer(x), y, plan.outer(y), residual, added, mean, var, weight, bias
-    statics = ("ACT", act), ("SLOPE", slope), ("EPS", eps)
-    launch(gpu_passes.apply, x, plan, given, statics)
 
 
 def backward(
@@ -289,14 +279,14 @@ def backward(
     As `cpu.backward`; with `groups` those of weight and bias are (groups, C), to be summed.
     """
     plan, grad = _planned(x, groups), _as(x, grad, groups)
-    weight, bias = _numbers(weight), _numbers(bias)
-    of_weight, of_bias, before = _reduced(
-        grad, x, weight, bias, residual, y, mean, var, act, slope, eps, plan
-    )
-    through, act = (grad, act) if before is None else (before, "identity")
+    channels, statics = _channels(mean, var, weight, bias), _statics(act, slope, eps)
+    of_weight, of_bias, before = _reduced(grad, x, residual, y, channels, statics, plan)
+    through = grad
+    if before is not None:
+        through, statics = before, _statics("identity", slope, eps)
     values = plan.values if training else 0
-    given = through, x, weight, bias, mean, var, act, slope, eps, of_weight, of_bias, values, plan
-    return _descended(*given), of_weight, of_bias, before
+    grad_x = _descended(through, x, channels, statics, of_weight, of_bias, values, plan)
+    return grad_x, of_weight, of_bias, before
 
 
 def reduced(
@@ -313,7 +303,7 @@ def reduced(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What `backward` gives, without the gradient of x: for a batch that is a part of one."""
-    given = _numbers(weight), _numbers(bias), residual, y, mean, var, act, slope, eps
+    given = residual, y, _channels(mean, var, weight, bias), _statics(act, slope, eps)
     return _reduced(_as(x, grad), x, *given, _planned(x))
 
 
@@ -334,45 +324,66 @@ def descended(
 ) -> Tensor:
     """The gradient of x, given those of weight and bias over all `count` values of a channel."""
     through, act = (grad, act) if grad_residual is None else (grad_residual, "identity")
-    channels = _numbers(weight), _numbers(bias), mean, var
-    given = *channels, act, slope, eps, grad_weight, grad_bias, int(count)
-    return _descended(_as(x, through), x, *given, _planned(x))
+    given = _channels(mean, var, weight, bias), _statics(act, slope, eps), grad_weight, grad_bias
+    return _descended(_as(x, through), x, *given, int(count), _planned(x))
+
+
+_Channels = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+_Statics = tuple[tuple[str, Any], ...]
+
+
+def _channels(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> _Channels:
+    """Numbers of channels, as all passes take them."""
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    return mean, var, weight, bias
+
+
+def _statics(act: str, slope: float, eps: float) -> _Statics:
+    """What passes are compiled for."""
+    return ("ACT", act), ("SLOPE", slope), ("EPS", eps)
 
 
 def _reduced(
-    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
-    residual: Tensor | None, y: Tensor | None, mean: Tensor, var: Tensor,
-    act: str, slope: float, eps: float, plan: _Plan,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    y: Tensor | None,
+    channels: _Channels,
+    statics: _Statics,
+    plan: _Plan,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     through = residual if y is None else y
     through = None if through is None else _as(x, through, plan.groups)
     before = None if through is None else _empty(x)
     added = 0 if through is None else plan.outer(through)
     kept = 0 if before is None else plan.outer(before)
-    of_weight, of_bias = (torch.empty(mean.shape, dtype=plan.number, device=x.device) for _ in "wb")
+    mean, *_ = channels
+    of_weight, of_bias = (x.new_empty(mean.shape, dtype=plan.number) for _ in range(2))
     given = (
         *(grad, plan.outer(grad), x, plan.outer(x), through, added, before, kept),
-        *scratch(x, plan, 2),
-        *(mean, var, weight, bias, of_weight, of_bias),
+        *(*scratch(x, plan, 2), *channels, of_weight, of_bias),
     )
-    statics = ("ACT", act), ("SLOPE", slope), ("EPS", eps), ("MASK", y is not None)
-    launch(gpu_passes.reduce, x, plan, given, statics)
+    launch(gpu_passes.reduce, x, plan, given, (*statics, ("MASK", y is not None)))
     return of_weight, of_bias, before
 
 
 def _descended(
-    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
-    act: str, slope: float, eps: float, of_weight: Tensor, of_bias: Tensor, values: int,
+    grad: Tensor,
+    x: Tensor,
+    channels: _Channels,
+    statics: _Statics,
+    of_weight: Tensor,
+    of_bias: Tensor,
+    values: int,
     plan: _Plan,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """With no values, as in eval, where the statistics are none of x's."""
     grad_x = _empty(x)
     given = (
         *(grad, plan.outer(grad), x, plan.outer(x), grad_x, plan.outer(grad_x)),
-        *(mean, var, weight, bias, of_weight, of_bias, values),
+        *(*channels, of_weight, of_bias, values),
     )
-    statics = ("ACT", act), ("SLOPE", slope), ("EPS", eps), ("TRAINING", values > 0)
-    launch(gpu_passes.descend, x, plan, given, statics)
+    launch(gpu_passes.descend, x, plan, given, (*statics, ("TRAINING", values > 0)))
     return grad_x
 
 
@@ -398,7 +409,3 @@ def _as(x: Tensor, t: Tensor, groups: int = 1) -> Tensor:
     if same and groups > 1:
         same = there == wanted
     return t if same and t.dtype is x.dtype else _empty(x).copy_(t)
-
-
-def _numbers(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()

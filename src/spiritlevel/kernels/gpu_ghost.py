@@ -13,7 +13,7 @@ of which y and c are kept.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiritlevel.kernels import gpu, gpu_cheap
+from spiritlevel.kernels.backend import MOST_SHAPES
 from spiritlevel.kernels.ghost_module import Norm
 from spiritlevel.kernels.gpu_launch import Plan, launch, moments, scratch
 
@@ -33,7 +34,7 @@ _TILE, _WARPS = 512, 4
 _PROGRAMS = (2, 3, 4, 8)
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(shape: torch.Size, dtype: torch.dtype) -> Plan:
     """How maps are cut: squares of all images by channels."""
     N, C, height, width = shape

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from spiritlevel.errors import UsageError
 from spiritlevel.files import write_whole
+from spiritlevel.kernels.backend import MOST_SHAPES
 
 __all__ = ["INTERPRETED", "Plan", "Way", "launch", "moments", "multiprocessors", "scratch"]
 
@@ -106,6 +107,8 @@ def launch(
         constants = _constants(kernel, way, statics)
         compiled = kernel[way.grid](*given, *way.cut, **constants)
         last = kernel.arg_names[len(given) + len(way.cut) :]
+        if len(_COMPILED) >= MOST_SHAPES:
+            _COMPILED.clear()
         _COMPILED[key] = compiled, tuple(constants[name] for name in last)
         return
     compiled, constants = found

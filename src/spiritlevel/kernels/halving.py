@@ -27,25 +27,24 @@ def halving(taps: int, kind: str) -> SimpleNamespace:
     brings to a row of the kernel's; spread(at, row, k, r) makes a row of the gradient of x, from
     those of y that it is in: r by the kernel's row k, r - 1 by k + 2, and so on.
     """
-    size = np.int64(4 if kind == "f32" else 2)
     made = {"slide": (_sliding, 16), "weigh": (_weighing, 16), "spread": (_spreading, 32)}
     with naming("halving", str(taps)):
         return SimpleNamespace(
             **{
-                name: over(f"{name}_{taps}", kind, partial(make, size, taps), wide=wide)
+                name: over(f"{name}_{taps}", kind, partial(make, taps), wide=wide)
                 for name, (make, wide) in made.items()
             }
         )
 
 
-def _sliding(size: Any, taps: int, v: Any) -> Any:
+def _sliding(taps: int, v: Any) -> Any:
     @jit
     def slide(at, r, c, _other, j):
         e = 2 * r - at.top
         low, high = max(0, -e), min(taps, at.height - e)
         line = at.width * at.step
-        on = at.x + ((e + low) * at.width + 2 * c - at.left) * at.step + j * size
-        y = at.y + (r * at.columns + c) * at.step + j * size
+        on = at.x + ((e + low) * at.width + 2 * c - at.left) * at.step + j * v.size
+        y = at.y + (r * at.columns + c) * at.step + j * v.size
         factor = at.kernel + low * taps * at.reach + 4 * j
         found = v.splat(np.float32(0))
         for _ in range(low, high):
@@ -60,11 +59,11 @@ def _sliding(size: Any, taps: int, v: Any) -> Any:
     return slide
 
 
-def _weighing(size: Any, taps: int, v: Any) -> Any:
+def _weighing(taps: int, v: Any) -> Any:
     @jit
     def weigh(at, r, k, _other, j):
-        grad = at.y + (r * at.columns + 1) * at.step + j * size
-        x = at.x + ((2 * r - at.top + k) * at.width + 2 - at.left) * at.step + j * size
+        grad = at.y + (r * at.columns + 1) * at.step + j * v.size
+        x = at.x + ((2 * r - at.top + k) * at.width + 2 - at.left) * at.step + j * v.size
         ahead = 2 * at.width * at.step
         a0 = a1 = a2 = a3 = a4 = v.splat(np.float32(0))
         for _ in range(1, at.columns - 1):
@@ -91,13 +90,13 @@ def _weighing(size: Any, taps: int, v: Any) -> Any:
     return weigh
 
 
-def _spreading(size: Any, taps: int, v: Any) -> Any:
+def _spreading(taps: int, v: Any) -> Any:
     @jit
     def spread(at, row, k, r, j):
         line = at.columns * at.step
         rows = min(r + 1, (taps - k + 1) // 2)
-        here = at.y + (r * at.columns + 1) * at.step + j * size
-        to = at.to + (row * at.width + 2) * at.step + j * size
+        here = at.y + (r * at.columns + 1) * at.step + j * v.size
+        to = at.to + (row * at.width + 2) * at.step + j * v.size
         first, down = at.kernel + k * taps * at.reach + 4 * j, 2 * taps * at.reach
         ahead = 2 * at.width * at.step
         for _ in range(1, at.columns - 1):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend
-from spiritlevel.kernels.compiled import finite, jit
+from spiritlevel.kernels.compiled import finite, jit, span
 
 __all__ = ["applying", "collecting", "descending", "reducing"]
 
@@ -27,8 +27,7 @@ def cut(work, part, first, last):
     lanes = work.fold * work.C * work.spread
     # Where rows are folded a chunk has all channels.
     width = work.fold * (last - first) * work.spread
-    begin, end = part * work.part, min(work.N, (part + 1) * work.part)
-    return lanes, width, first * work.spread, begin, end
+    return lanes, width, first * work.spread, *span(work, part)
 
 
 def collecting(read: SimpleNamespace) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.compiled import array, jit, naming, size_of, span
 from spiritlevel.kernels.products import products
 from spiritlevel.kernels.vectors import over
 
@@ -44,7 +44,7 @@ def passes(kind: str) -> dict[str, Any]:
 
 def _laying(kind: str) -> Any:
     """A function that lays a chunk's next rows into its scratch: [d, grad, 1], or without grad."""
-    size, fields = np.int64(4 if kind == "f32" else 2), _Rows
+    size, fields = size_of(kind), _Rows
     _, put_number, _ = array("first", np.float32)
 
     def centring(v: Any) -> Any:
@@ -104,10 +104,10 @@ def _gram(kind: str, lay: Any) -> Any:
 
     @jit
     def gram(work, part, _first, _last):
-        inner, begin = work.inner, part * work.part
+        inner, (begin, end) = work.inner, span(work, part)
         sums, to = work.partials + part * inner * 8, work.kernel_sums + 4 * part * inner * inner
-        for n in range(begin, min(work.N, begin + work.part), work.height):
-            rows = min(work.height, begin + work.part - n, work.N - n)
+        for n in range(begin, end, work.height):
+            rows = min(work.height, end - n)
             d, pitch = lay(work, part, n, rows, 0)
             for i in range(inner):
                 before = 0.0 if n == begin else sum_at(sums, i)
@@ -126,10 +126,10 @@ def _weights(kind: str, lay: Any) -> Any:
 
     @jit
     def map_weights(work, part, _first, _last):
-        inner, channels, begin = work.inner, work.C, part * work.part
+        inner, channels, (begin, end) = work.inner, work.C, span(work, part)
         to = work.kernel_sums + 4 * part * channels * inner
-        for n in range(begin, min(work.N, begin + work.part), work.height):
-            rows = min(work.height, begin + work.part - n, work.N - n)
+        for n in range(begin, end, work.height):
+            rows = min(work.height, end - n)
             d, pitch = lay(work, part, n, rows, 1)
             product(
                 *(d + 4 * inner, 4, pitch, d, pitch, to, 4 * inner),
@@ -140,19 +140,19 @@ def _weights(kind: str, lay: Any) -> Any:
 
 
 def _mapping(kind: str, name: str, lay: Any) -> Any:
-    size, product = np.int64(4 if kind == "f32" else 2), products(f"f32 f32 {kind}")
+    size, product = size_of(kind), products(f"f32 f32 {kind}")
     back = int(name == "map_back")
 
     with naming("mapped", kind, name):
 
         @jit
         def mapping(work, part, _first, _last):
-            inner, channels, begin = work.inner, work.C, part * work.part
+            inner, channels, (begin, end) = work.inner, work.C, span(work, part)
             columns, count = channels, inner + 1
             if back:
                 columns, count = inner, channels + inner + 1
-            for n in range(begin, min(work.N, begin + work.part), work.height):
-                rows = min(work.height, begin + work.part - n, work.N - n)
+            for n in range(begin, end, work.height):
+                rows = min(work.height, end - n)
                 d, pitch = lay(work, part, n, rows, back)
                 line = columns * size
                 product(

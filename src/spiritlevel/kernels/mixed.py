@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.compiled import array, jit, naming, size_of, span
 from spiritlevel.kernels.vectors import over
 
 __all__ = ["passes"]
@@ -27,7 +27,7 @@ _Rows = namedtuple("_Rows", "count step wide part each centre scale k1 k2 shift 
 
 def passes(kind: str) -> dict[str, Any]:
     """Each pass by its name, for elements of `kind`, "f32" or "bf16"."""
-    size, fields = np.int64(4 if kind == "f32" else 2), _Rows
+    size, fields = size_of(kind), _Rows
 
     with naming("mixed", kind):
 
@@ -74,8 +74,9 @@ def _mixing(kind: str, size: Any, begin: Any) -> Any:
 
     @jit
     def mix(work, part, _first, _last):
-        for n in range(part * work.part, min(work.N, (part + 1) * work.part), work.height):
-            rows = min(work.height, (part + 1) * work.part - n, work.N - n)
+        start, end = span(work, part)
+        for n in range(start, end, work.height):
+            rows = min(work.height, end - n)
             at = begin(work, work.out + n * work.C * size, 0)
             mix_rows(at, work.x + n * at.wide, rows, work.inner)
 
@@ -116,9 +117,9 @@ def _unmixing(kind: str, size: Any, begin: Any) -> Any:
     @jit
     def unmix(work, part, _first, _last):
         own = work.rings + part * work.ring
-        start = part * work.part
-        for n in range(start, min(work.N, start + work.part), work.height):
-            rows = min(work.height, start + work.part - n, work.N - n)
+        start, end = span(work, part)
+        for n in range(start, end, work.height):
+            rows = min(work.height, end - n)
             at = begin(work, work.grad + n * work.C * size, own)
             for k in range(work.inner + 1):
                 if k < work.inner:
@@ -154,9 +155,9 @@ def _unmixing_all(kind: str, size: Any, begin: Any) -> Any:
 
     @jit
     def unmix_all(work, part, _first, _last):
-        start = part * work.part
-        for n in range(start, min(work.N, start + work.part), work.height):
-            rows = min(work.height, start + work.part - n, work.N - n)
+        start, end = span(work, part)
+        for n in range(start, end, work.height):
+            rows = min(work.height, end - n)
             at = begin(work, work.grad + n * work.C * size, 0)
             of = begin(work, at.to, work.out + n * at.wide)
             for k in range(work.inner):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import Activation, activation
+from spiritlevel.kernels.gradients import differentiable, left_to_torch
 
 __all__ = ["batch_norm_act", "forward", "kernels_of", "laid_out_as"]
 
@@ -142,7 +143,7 @@ def takes_groups(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: 
     """Whether the kernels that run for x normalise so many groups of its samples at once."""
     if torch.compiler.is_compiling() or backend.choose(x, None, weight, bias) != "gpu":
         return False
-    lanes = x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    lanes = x.dim() > 2 and backend.layout(x) == "rows"
     return bool(lanes and groups <= kernels_of("gpu").MOST)
 
 
@@ -202,7 +203,7 @@ def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, 
     nothing, wants = (None,) * 9, ctx.needs_input_grad
     if grad is None:
         return nothing
-    if torch.is_grad_enabled() or backend.batched(grad):
+    if left_to_torch(grad):
         return (*_differentiable(ctx, grad), *nothing[4:])
     x, weight, bias, residual, y, mean, var = ctx.saved_tensors
     grad_x, grad_weight, grad_bias, grad_residual = run(
@@ -219,7 +220,7 @@ def _gradients(ctx: Any, grad: Tensor | None, run: Any) -> tuple[Tensor | None, 
     )
 
 
-def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same gradients by torch's own operations, so that they have gradients themselves."""
     x, weight, bias, residual, y, mean, var = ctx.saved_tensors
     statistics = None if ctx.training else (mean, var)
@@ -228,17 +229,13 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         if y is not None:
             grad, act, y = grad * (y > 0), Activation("identity"), None
         if bias is None:  # no activation, or one whose slope is in the mask
-            wanted = ctx.needs_input_grad[2]
-            bias = x.new_zeros(x.shape[1], requires_grad=wanted)
+            bias = x.new_zeros(x.shape[1], requires_grad=ctx.needs_input_grad[2])
         z = _grouped(x, weight, bias, ctx.eps, statistics, getattr(ctx, "groups", 1))
         summand = residual
         if summand is None and ctx.added:
             summand = torch.zeros_like(x, requires_grad=ctx.needs_input_grad[3])
         out = act(z if summand is None else z + summand)
-        inputs = (x, weight, bias, summand)
-        wanted = [t for t, want in zip(inputs, ctx.needs_input_grad, strict=False) if want]
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if want else None for want in ctx.needs_input_grad[:4]]
+        return differentiable(out, (x, weight, bias, summand), ctx.needs_input_grad[:4], grad)
 
 
 def _grouped(
@@ -285,11 +282,9 @@ def forward(
     running: Any = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = (
-        None
-        if mean is None or var is None
-        else (mean.double().contiguous(), var.double().contiguous())
-    )
+    statistics = None
+    if mean is not None and var is not None:
+        statistics = mean.double().contiguous(), var.double().contiguous()
     if residual is not None:
         residual = laid_out_as(x, residual, kernels)
     given = x, weight, bias, residual, act, slope, eps, statistics, running
@@ -309,11 +304,11 @@ def _backward(
     residual, *others = rest
     residual = None if residual is None else laid_out_as(x, residual, kernels)
     given = laid_out_as(x, grad, kernels), x, weight, bias, residual, *others
-    if groups == 1:
-        found: tuple[Tensor, Tensor, Tensor, Tensor | None] = kernels_of(kernels).backward(*given)
-        return found
-    grad_x, of_weight, of_bias, before = kernels_of(kernels).backward(*given, groups=groups)
-    return grad_x, of_weight.sum(0), of_bias.sum(0), before
+    more = {} if groups == 1 else {"groups": groups}
+    grad_x, of_weight, of_bias, before = kernels_of(kernels).backward(*given, **more)
+    if groups > 1:
+        of_weight, of_bias = of_weight.sum(0), of_bias.sum(0)
+    return grad_x, of_weight, of_bias, before
 
 
 def laid_out_as(x: Tensor, t: Tensor, kernels: str = "cpu") -> Tensor:
@@ -371,7 +366,7 @@ def _batch_norm_act_backward_fake(
     grad: Tensor, x: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     through = rest[2] is not None or rest[3] is not None
-    number = torch.float64 if x.dtype is torch.float64 else torch.float32
+    number = backend.number_of(x.dtype)
     grad_weight, grad_bias = (x.new_empty(x.shape[1], dtype=number) for _ in range(2))
     grad_residual = torch.empty_like(x) if through else x.new_empty(0)
     return torch.empty_like(x), grad_weight, grad_bias, grad_residual

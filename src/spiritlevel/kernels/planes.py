@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from spiritlevel.kernels.channels import CENTRE, K1, K2, SCALE, SHIFT, blend
-from spiritlevel.kernels.compiled import finite, jit
+from spiritlevel.kernels.compiled import finite, jit, span
 
 __all__ = ["applying", "collecting", "descending", "reducing"]
 
@@ -66,7 +66,7 @@ def collecting(read: SimpleNamespace) -> Any:
     @jit
     def collect(work, part, first, last):
         C, S = work.C, work.S
-        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+        begin, end = span(work, part)
         means = work.partials + 2 * part * C * 8
         squares = means + C * 8
         for c in range(first, last):
@@ -99,7 +99,8 @@ def applying(read: SimpleNamespace, act_of: Any, add: str) -> Any:
         @jit
         def apply(work, part, first, last):
             C, S, slope = work.C, work.S, number(work.slope)
-            for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
+            begin, end = span(work, part)
+            for n in range(begin, end):
                 for c in range(first, last):
                     at = (n * C + c) * S * size
                     x, y, residual = work.x + at, work.out + at, work.residual + at
@@ -130,7 +131,8 @@ def reducing(read: SimpleNamespace, back_of: Any, add: str) -> Any:
         for c in range(first, last):
             put_sum(totals, c, 0.0)
             put_product(products, c, 0.0)
-        for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
+        begin, end = span(work, part)
+        for n in range(begin, end):
             for c in range(first, last):
                 high, a = coefficient(work, CENTRE, c), coefficient(work, SCALE, c)
                 b = coefficient(work, SHIFT, c)
@@ -164,7 +166,8 @@ def descending(read: SimpleNamespace, back_of: Any, add: str) -> Any:
         @jit
         def descend(work, part, first, last):
             C, S, slope, training = work.C, work.S, number(work.slope), work.training != 0
-            for n in range(part * work.part, min(work.N, (part + 1) * work.part)):
+            begin, end = span(work, part)
+            for n in range(begin, end):
                 for c in range(first, last):
                     at = (n * C + c) * S * size
                     x, grad, grad_x = work.x + at, work.grad + at, work.out + at

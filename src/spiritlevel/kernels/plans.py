@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from spiritlevel.kernels import team
+from spiritlevel.kernels.backend import MOST_SHAPES, Update
 from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
 __all__ = ["Plan", "begin", "run"]
-
-Running = tuple[Tensor, Tensor, float, float]
-"""As in `cpu`."""
 
 
 class Plan:
@@ -47,7 +45,7 @@ class Plan:
         return self
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def begin(plan: Plan, *names: str) -> bytes:
     """What the work of a call begins with: its stages."""
     numbers: list[int] = []
@@ -92,7 +90,7 @@ def run(
     tensors: Mapping[str, Tensor | None],
     eps: float = 0.0,
     eps_before: float = 0.0,
-    running: Running | None = None,
+    running: Update | None = None,
     floor: float = 0.0,
 ) -> None:
     """Go through the stages of `start` with these tensors, each in the field of its name.

@@ -21,8 +21,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from spiritlevel.kernels.channels import merge_rows
-from spiritlevel.kernels.compiled import array, finite, jit, naming
+from spiritlevel.kernels.channels import low_of, merge_rows
+from spiritlevel.kernels.compiled import array, jit, naming, size_of, span
 from spiritlevel.kernels.vectors import adding_parts, instructions, over
 
 __all__ = ["passes", "products", "scratch"]
@@ -106,7 +106,7 @@ def products(kinds: str) -> Any:
 
 def _in_tiles(kinds: str) -> Any:
     _, b_kind, c_kind = kinds.split()
-    b_size, c_size = (np.int64(4 if kind == "f32" else 2) for kind in (b_kind, c_kind))
+    b_size, c_size = size_of(b_kind), size_of(c_kind)
 
     def strip(columns: int) -> Any:
         tall, several, one = (
@@ -153,9 +153,12 @@ def _in_tiles(kinds: str) -> Any:
     return product
 
 
-# Addresses, but for count (channels), and bytes from one row to the next: of y (step), of what
+# Addresses, but for count (channels), and bytes from one row to the next: of x or y (step), of what
 # reaches the norm (apart), and of dy (pitch).
-_Rows = namedtuple("_Rows", "count step centre total square high a k1 k2 apart pitch")
+_Wide = namedtuple("_Wide", "count step to")
+_Tallied = namedtuple("_Tallied", "count step centre total square")
+_Norm = namedtuple("_Norm", "count high a k1 k2")
+_Descent = namedtuple("_Descent", "count step to high a k1 k2 apart pitch")
 
 
 def passes(kind: str) -> dict[str, Any]:
@@ -170,13 +173,13 @@ def passes(kind: str) -> dict[str, Any]:
 
 
 def _widening(kind: str) -> Any:
-    """Rows of x as float32, at `at.centre`, where they are not: a product reads them many times."""
-    size = np.int64(4 if kind == "f32" else 2)
+    """Rows of x as float32, where they are not: a product reads them many times."""
+    size = size_of(kind)
 
     def making(v: Any) -> Any:
         @jit
         def widen(at, x, rows, _other, j):
-            on, to = x + j * size, at.centre + 4 * j
+            on, to = x + j * size, at.to + 4 * j
             for _ in range(rows):
                 v.keep(to, v.load(on))
                 on += at.step
@@ -188,8 +191,8 @@ def _widening(kind: str) -> Any:
 
 
 def _producing(kind: str, widen: Any) -> Any:
-    size, fields = np.int64(4 if kind == "f32" else 2), _Rows
-    product = products(f"f32 f32 {kind}")
+    size = size_of(kind)
+    wide, tallied, product = _Wide, _Tallied, products(f"f32 f32 {kind}")
     narrow = kind != "f32"
 
     def tallying(v: Any) -> Any:
@@ -222,18 +225,18 @@ def _producing(kind: str, widen: Any) -> Any:
     @jit
     def produce(work, part, _first, _last):
         channels, inner = work.C, work.inner
-        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+        begin, end = span(work, part)
         own = work.rings + part * work.ring
         line, each = channels * size, channels * 4
-        at = fields(channels, line, own, own + each, own + 2 * each, 0, 0, 0, 0, 0, 0)
-        wide = fields(inner, inner * size, own + 7 * each, 0, 0, 0, 0, 0, 0, 0, 0)
+        at = tallied(channels, line, own, own + each, own + 2 * each)
+        widened = own + 7 * each
         means = work.partials + 2 * part * channels * 8
         for n in range(begin, end, work.height):
             rows = min(work.height, end - n)
             x, y = work.x + n * inner * size, work.out + n * line
             if narrow:
-                widen(wide, x, rows, 0)
-                x = wide.centre
+                widen(wide(inner, inner * size, widened), x, rows, 0)
+                x = widened
             product(
                 *(x, inner * 4, 4, work.kernel, each, y, line),
                 *(rows, channels, inner, 0, 0),
@@ -245,9 +248,9 @@ def _producing(kind: str, widen: Any) -> Any:
 
 
 def _consuming(kind: str, widen: Any) -> Any:
-    size, fields = np.int64(4 if kind == "f32" else 2), _Rows
+    size = size_of(kind)
     to_x, to_weights = products(f"f32 f32 {kind}"), products("f32 f32 f32")
-    narrow = kind != "f32"
+    wide, norm, descent, narrow = _Wide, _Norm, _Descent, kind != "f32"
     given, _, _ = array("given", np.float32)
     of_channel, _, _ = array("per_channel", np.float64)
     _, put_number, _ = array("first", np.float32)
@@ -258,7 +261,7 @@ def _consuming(kind: str, widen: Any) -> Any:
             """Rows of dy, from rows of y and of what reaches the norm."""
             centre, scale = v.numbers(at.high + 4 * j), v.numbers(at.a + 4 * j)
             k1, k2 = v.numbers(at.k1 + 4 * j), v.numbers(at.k2 + 4 * j)
-            to, on, other = at.centre + 4 * j, y + j * size, grad + j * size
+            to, on, other = at.to + 4 * j, y + j * size, grad + j * size
             for _ in range(rows):
                 v.fetch(on + rows * at.step)
                 v.fetch(other + rows * at.apart)
@@ -282,7 +285,7 @@ def _consuming(kind: str, widen: Any) -> Any:
             weight = float(given(work.weight_before, i)) if work.weight_before != 0 else 1.0
             scale = weight / deviation
             slope = -scale * float(given(work.grad_weight_before, i)) / (count * deviation)
-            low = mean - float(np.float32(mean)) if finite(mean) else 0.0
+            low = low_of(mean, np.float32(mean))
             k1 = -scale * float(given(work.grad_bias_before, i)) / count - low * slope
             put_number(at.high, i, np.float32(mean))
             put_number(at.a, i, np.float32(scale))
@@ -293,20 +296,17 @@ def _consuming(kind: str, widen: Any) -> Any:
     def share(own, dy, some, each, line):
         """Of the channels, those of one of `fold` norms that the same gradient reaches."""
         coefficients = own, own + each, own + 2 * each, own + 3 * each
-        return fields(some, line, dy, 0, 0, *coefficients, some * size, each)
+        return descent(some, line, dy, *coefficients, some * size, each)
 
     @jit
     def consume(work, part, _first, _last):
         channels, inner = work.C, work.inner
-        begin, end = part * work.part, min(work.N, (part + 1) * work.part)
+        begin, end = span(work, part)
         own = work.rings + part * work.ring
         line, each, some = channels * size, channels * 4, channels // work.fold
         dy = own + 4 * each
-        wide = fields(inner, inner * size, own + (7 + work.height) * each, 0, 0, 0, 0, 0, 0, 0, 0)
-        lean(
-            work,
-            fields(channels, 0, 0, 0, 0, own, own + each, own + 2 * each, own + 3 * each, 0, 0),
-        )
+        widened = own + (7 + work.height) * each
+        lean(work, norm(channels, own, own + each, own + 2 * each, own + 3 * each))
         weights = work.kernel_sums + part * channels * inner * 4
         for n in range(begin, end, work.height):
             rows = min(work.height, end - n)
@@ -320,8 +320,8 @@ def _consuming(kind: str, widen: Any) -> Any:
                     *(inner * size, rows, inner, channels, 0, x - work.out - n * inner * size),
                 )
             if narrow:
-                widen(wide, x, rows, 0)
-                x = wide.centre
+                widen(wide(inner, inner * size, widened), x, rows, 0)
+                x = widened
             to_weights(
                 *(dy, 4, each, x, inner * 4, weights, inner * 4),
                 *(channels, inner, rows, n - begin, 0),

@@ -12,12 +12,11 @@ own, and the gradients of x are summed up.
 from __future__ import annotations
 
 from collections import namedtuple
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from spiritlevel.kernels.compiled import array, jit, naming
+from spiritlevel.kernels.compiled import array, jit, naming, size_of, span
 from spiritlevel.kernels.halving import halving
 from spiritlevel.kernels.vectors import adding_parts, over
 
@@ -70,7 +69,7 @@ def passes(kind: str) -> dict[str, Any]:
 
 
 def _beginning(kind: str) -> Any:
-    size, fields = np.int64(4 if kind == "f32" else 2), _Chunk
+    size, fields = size_of(kind), _Chunk
     number, _, _ = array("stages", np.int64)
 
     @jit
@@ -92,7 +91,6 @@ def _beginning(kind: str) -> Any:
 
 
 def _sliding(kind: str, begin: Any) -> Any:
-    size = np.int64(4 if kind == "f32" else 2)
 
     def making(v: Any) -> Any:
         @jit
@@ -101,13 +99,13 @@ def _sliding(kind: str, begin: Any) -> Any:
             start, end = max(0, -f), min(at.wide, at.width - f)
             found = v.splat(np.float32(0))
             for k in range(max(0, -e), min(at.tall, at.height - e)):
-                x = at.x + ((e + k) * at.width + f + start) * at.step + j * size
+                x = at.x + ((e + k) * at.width + f + start) * at.step + j * v.size
                 factor = at.kernel + (k * at.wide + start) * at.reach + 4 * j
                 for _ in range(start, end):
                     found = v.fma(v.load(x), v.numbers(factor), found)
                     x += at.step
                     factor += at.reach
-            v.store(at.y + (r * at.columns + c) * at.step + j * size, found)
+            v.store(at.y + (r * at.columns + c) * at.step + j * v.size, found)
 
         return cell
 
@@ -116,7 +114,8 @@ def _sliding(kind: str, begin: Any) -> Any:
 
     @jit
     def slide(work, part, first, last):
-        for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
+        start, stop = span(work, part)
+        for image in range(start, stop):
             whole = begin(work, image, first, last, work.x, work.out, 0, 0, 0)
             quick = _halves(whole)
             for r in range(whole.rows):
@@ -135,7 +134,7 @@ def _sliding(kind: str, begin: Any) -> Any:
     return slide
 
 
-def _gathering(size: Any, v: Any) -> Any:
+def _gathering(v: Any) -> Any:
     @jit
     def gather(at, r, c, _other, j):
         """The gradient of x at a position."""
@@ -145,13 +144,13 @@ def _gathering(size: Any, v: Any) -> Any:
         column = _over(f - start, at.across)
         found = v.splat(np.float32(0))
         for k in range(low, min(at.tall, e + 1), at.down):
-            grad = at.y + (_over(e - k, at.down) * at.columns + column) * at.step + j * size
+            grad = at.y + (_over(e - k, at.down) * at.columns + column) * at.step + j * v.size
             factor = at.kernel + (k * at.wide + start) * at.reach + 4 * j
             for _ in range(start, min(at.wide, f + 1), at.across):
                 found = v.fma(v.load(grad), v.numbers(factor), found)
                 grad -= at.step
                 factor += at.across * at.reach
-        to = at.to + (r * at.width + c) * at.step + j * size
+        to = at.to + (r * at.width + c) * at.step + j * v.size
         if at.more:
             found = v.add(found, v.load(to))
         v.store(to, found)
@@ -159,15 +158,15 @@ def _gathering(size: Any, v: Any) -> Any:
     return gather
 
 
-def _weighing(size: Any, v: Any) -> Any:
+def _weighing(v: Any) -> Any:
     @jit
     def weigh(at, r, k, i, j):
         """What a row of y adds to the gradient of one of the kernel's numbers."""
         # Columns of y from whose place that number's column is within x.
         start = max(0, _over(at.left - i + at.across - 1, at.across))
         end = min(at.columns, _over(at.width - 1 + at.left - i, at.across) + 1)
-        grad = at.y + (r * at.columns + start) * at.step + j * size
-        x = at.x + (r * at.down - at.top + k) * at.width * at.step + j * size
+        grad = at.y + (r * at.columns + start) * at.step + j * v.size
+        x = at.x + (r * at.down - at.top + k) * at.width * at.step + j * v.size
         x += (start * at.across - at.left + i) * at.step
         to = at.sums + (k * at.wide + i) * at.reach + 4 * j
         found = v.numbers(to)
@@ -180,13 +179,13 @@ def _weighing(size: Any, v: Any) -> Any:
     return weigh
 
 
-def _ending(size: Any, v: Any) -> Any:
+def _ending(v: Any) -> Any:
     @jit
     def end(at, r, k, _other, j):
         """What the first and the last of a row of y add to a row of the kernel's gradient."""
         for c in range(0, at.columns, max(1, at.columns - 1)):
-            g = v.load(at.y + (r * at.columns + c) * at.step + j * size)
-            row = at.x + (r * at.down - at.top + k) * at.width * at.step + j * size
+            g = v.load(at.y + (r * at.columns + c) * at.step + j * v.size)
+            row = at.x + (r * at.down - at.top + k) * at.width * at.step + j * v.size
             for i in range(at.wide):
                 column = c * at.across - at.left + i
                 if 0 <= column < at.width:
@@ -220,11 +219,10 @@ def _spreading(kind: str, gather: Any) -> Any:
 
 
 def _returning(kind: str, begin: Any) -> Any:
-    size = np.int64(4 if kind == "f32" else 2)
     three, five = (halving(taps, kind).weigh for taps in (3, 5))
-    end = over("end", kind, partial(_ending, size), wide=32)
-    gather = over("gather", kind, partial(_gathering, size), wide=32)
-    weigh = over("weigh_kernel", kind, partial(_weighing, size), wide=32)
+    end = over("end", kind, _ending, wide=32)
+    gather = over("gather", kind, _gathering, wide=32)
+    weigh = over("weigh_kernel", kind, _weighing, wide=32)
     spread = _spreading(kind, gather)
     _, put_number, _ = array("first", np.float32)
 
@@ -251,7 +249,8 @@ def _returning(kind: str, begin: Any) -> Any:
         for k in range(work.fold * work.inner):
             for i in range(last - first):
                 put_number(sums + k * work.C * 4, i, np.float32(0))
-        for image in range(part * work.part, min(work.N, (part + 1) * work.part)):
+        start, stop = span(work, part)
+        for image in range(start, stop):
             whole = begin(work, image, first, last, work.x, work.grad, work.out, sums, 0)
             quick, gathers = _halves(whole), work.out != 0
             for r in range(whole.rows):

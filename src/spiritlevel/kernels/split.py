@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spiritlevel.kernels.activations import Activation
+from spiritlevel.kernels.backend import number_of
 from spiritlevel.kernels.ops import OURS, forward, kernels_of, laid_out_as
 
 __all__ = ["Step", "applied", "descended", "moments", "reduced"]
@@ -40,7 +41,7 @@ def moments(x: Tensor, kernels: str) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = kernels_of(kernels).statistics(x)
         return found
     axes = _axes(x)
-    wide = x.to(_number(x))
+    wide = x.to(number_of(x.dtype))
     high = wide.mean(axes, keepdim=True)
     # Around a mean as near as these numbers come; what it is beside is small.
     var, low = torch.var_mean(wide - high, axes, correction=0)
@@ -74,8 +75,8 @@ def reduced(
         return found
     before = _before(grad, x, residual, y, step)
     mean, axes = step.mean, _axes(x)
-    high, deviation = mean.to(_number(x)), (step.var + step.eps).sqrt()
-    centred = x.to(_number(x)) - high.view(_view(x))
+    high, deviation = mean.to(number_of(x.dtype)), (step.var + step.eps).sqrt()
+    centred = x.to(number_of(x.dtype)) - high.view(_view(x))
     total = before.sum(axes, dtype=torch.float64)
     product = (before * centred).sum(axes, dtype=torch.float64)
     return (product - (mean - high) * total) / deviation, total, before
@@ -94,7 +95,7 @@ def descended(
 
     `before` is what `reduced` gave.
     """
-    number = _number(x)
+    number = number_of(x.dtype)
     if step.kernels in OURS:
         channels = (step.weight, step.bias, before, step.mean, step.var)
         sums = [each.to(number).contiguous() for each in (grad_weight, grad_bias)]
@@ -115,7 +116,7 @@ def _before(
     grad: Tensor, x: Tensor, residual: Tensor | None, y: Tensor | None, step: Step
 ) -> Tensor:
     """The gradient before the activation, in the numbers that are computed with."""
-    grad = grad.to(_number(x))
+    grad = grad.to(number_of(x.dtype))
     if y is not None:
         return grad * (y > 0)
     if step.act.name == "identity":
@@ -130,7 +131,7 @@ def _before(
 
 def _affine(x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
     """x - high, a and b, as `cpu` has them."""
-    number, factor = _number(x), _factor(step)
+    number, factor = number_of(x.dtype), _factor(step)
     high = step.mean.to(number)
     shift = -(step.mean - high) * factor
     shift = shift if step.bias is None else shift + step.bias.double()
@@ -141,10 +142,6 @@ def _affine(x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
 def _factor(step: Step) -> Tensor:
     factor = (step.var + step.eps).rsqrt()
     return factor if step.weight is None else factor * step.weight.double()
-
-
-def _number(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _axes(x: Tensor) -> list[int]:

@@ -8,14 +8,15 @@ Of the size of x there is nothing but x, y and their gradients.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spiritlevel.kernels import backend
+from spiritlevel.kernels.backend import MOST_SHAPES
+from spiritlevel.kernels.gradients import differentiable, laid_out, left_to_torch, wanted
 from spiritlevel.kernels.remade import remember
 
 __all__ = ["GATES", "squeeze_excite"]
@@ -51,56 +52,45 @@ class _SqueezeExcite(torch.autograd.Function):
             factor = GATES[name][0](z)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, weight2, bias2, mean, hidden, z)
-        ctx.name, ctx.dtype = name, x.dtype
+        ctx.name = name
         call.append(factor)
         return _gated(x, factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+        (grad,), wants = grads, ctx.needs_input_grad
         if grad is None:
-            return (None,) * 7
-        if torch.is_grad_enabled() or backend.batched(grad):
-            return *_differentiable(ctx, grad), None, None
-        with torch.autocast("cpu", enabled=False):
-            found = _gradients(ctx, _rows(grad, ctx.dtype))
-        wants = ctx.needs_input_grad
-        return *[t if want else None for t, want in zip(found, wants, strict=False)], None, None
+            return (None,) * len(wants)
+        found = (_differentiable if left_to_torch(grad) else _gradients)(ctx, grad)
+        return wanted([*found, None, None], wants)
 
 
-def _rows(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t, or a copy of it, of that type and channels-last."""
-    return t.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, _, weight2, _, mean, hidden, z = ctx.saved_tensors
+    grad, x = laid_out(grad, x), laid_out(x, x)
     gate, through = GATES[ctx.name]
-    back = through(z, _sums("weigh", _rows(x, x.dtype), grad))
-    inner = torch.ops.aten.threshold_backward(back @ weight2.flatten(1), hidden, 0)
-    shift = (inner @ weight.flatten(1)) / (x.shape[2] * x.shape[3])
-    return (
-        _mapped("ungate", grad, gate(z), shift),
-        (inner.t() @ mean).view_as(weight),
-        inner.sum(0),
-        (back.t() @ hidden).view_as(weight2),
-        back.sum(0),
-    )
+    with torch.autocast("cpu", enabled=False):
+        back = through(z, _sums("weigh", x, grad))
+        inner = torch.ops.aten.threshold_backward(back @ weight2.flatten(1), hidden, 0)
+        shift = (inner @ weight.flatten(1)) / (x.shape[2] * x.shape[3])
+        return (
+            _mapped("ungate", grad, gate(z), shift),
+            (inner.t() @ mean).view_as(weight),
+            inner.sum(0),
+            (back.t() @ hidden).view_as(weight2),
+            back.sum(0),
+        )
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same gradients by torch's own operations, so that they have gradients themselves."""
-    wants, inputs = ctx.needs_input_grad[:5], ctx.saved_tensors[:5]
+    inputs = ctx.saved_tensors[:5]
     with torch.enable_grad():
         x, weight, bias, weight2, bias2 = inputs
         hidden = F.relu(F.linear(x.float().mean((2, 3)), weight.flatten(1), bias))
         z = F.linear(hidden, weight2.flatten(1), bias2)
-        wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
-        if not wanted:
-            return (None,) * 5
         y = x * GATES[ctx.name][0](z).to(x.dtype)[:, :, None, None]
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
-    return tuple(next(found) if want else None for want in wants)
+        return differentiable(y, inputs, ctx.needs_input_grad[:5], grad)
 
 
 def _gated(x: Tensor, factor: Tensor) -> Tensor:
@@ -129,7 +119,7 @@ def _run(name: str, x: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
     plans.run(plan, plans.begin(plan, name), tensors)
 
 
-@cache
+@lru_cache(MOST_SHAPES)
 def _plan(shape: torch.Size, dtype: torch.dtype) -> Any:
     """An image with all of its channels."""
     from spiritlevel.kernels.plans import Plan

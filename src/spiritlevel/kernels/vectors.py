@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from spiritlevel.kernels.compiled import jit, naming
+from spiritlevel.kernels.compiled import jit, naming, size_of
 
 __all__ = ["adding_parts", "instructions", "over", "vectors"]
 
@@ -43,8 +43,9 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
     load(address), store(address, v), numbers(address) and keep(address, v) for float32 whatever the
     kind, splat(number), add, sub, mul, fma(a, b, c) = a b + c, and above(z, floor, v, other): v
     where z > floor or z is no number, else other; fetch(address) and claim(address) bring what
-    will be read or written there nearer, if it is memory at all. Addresses need no alignment. They
-    come as a module, the one kind of namespace that Numba looks into.
+    will be read or written there nearer, if it is memory at all. Addresses need no alignment.
+    `size` is an element's, in bytes. They come as a module, the one kind of namespace that Numba
+    looks into.
     """
     known: Any = types.float32 if lanes == 1 else Vector(lanes)
     of, whole = instructions(lanes, kind), instructions(lanes)
@@ -71,6 +72,7 @@ def vectors(lanes: int, kind: str = "f32") -> Any:
 
     found: Any = ModuleType(f"vectors_of_{lanes}_{kind}")
     found.__dict__.update(
+        size=size_of(kind),
         load=intrinsic(lambda _, address: (known(types.int64), made(of.load))),
         numbers=intrinsic(lambda _, address: (known(types.int64), made(whole.load))),
         store=writes(of.store),
