@@ -1,5 +1,8 @@
 """A network, its images and a loop of one's own, which the loops of libraries are held to."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -35,6 +38,17 @@ class Classifier(nn.Module):
         logits = self.net(pixel_values)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return {"loss": loss, "logits": logits}
+
+
+def example(heading):
+    """The code below a heading of docs/integrations.md."""
+    page = Path(__file__).parents[2] / "docs" / "integrations.md"
+    (part,) = re.findall(
+        rf"^## {heading}\n```python\n(.*?)```",
+        page.read_text(encoding="utf-8"),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    return compile(part, heading, "exec")
 
 
 def plain(model, *, every, epochs=2, size=8, accumulate=1, validate=True, optimizer=None):

@@ -5,7 +5,16 @@ import re
 
 import pytest
 import torch
-from plain_loops import Classifier, assert_read_alike, assert_same_state, hooks, images, net, plain
+from plain_loops import (
+    Classifier,
+    assert_read_alike,
+    assert_same_state,
+    example,
+    hooks,
+    images,
+    net,
+    plain,
+)
 from torch.nn import functional as F
 
 import spiritlevel as sl
@@ -227,3 +236,11 @@ def test_what_cannot_be_is_refused_before_the_training(options, text):
 def test_only_an_engine_is_attached_to():
     with pytest.raises(UsageError, match=r"got list to attach to; wanted the ignite\.engine"):
         ProbeHandler(net()).attach([])
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(example("ignite"), {})
+    assert "SmallResNet: " in capsys.readouterr().out
+    assert (tmp_path / "ignite.html").stat().st_size > 100_000

@@ -7,11 +7,19 @@ import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from plain_loops import Classifier, assert_read_alike, assert_same_state, hooks, images, net, plain
+from plain_loops import (
+    Classifier,
+    assert_read_alike,
+    assert_same_state,
+    example,
+    hooks,
+    images,
+    net,
+    plain,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -121,7 +129,7 @@ def test_an_error_leaves_no_hooks_and_the_page_is_written(tmp_path, kind):
     callback = ProbeCallback(every=1, report=tmp_path / "probe.html")
     # Lightning makes an exit of what the keyboard interrupts.
     with pytest.raises(SystemExit if kind is KeyboardInterrupt else kind):
-        trainer_of(tmp_path, callback).fit(module, loader())
+        trainer_of(tmp_path, callback).fit(module, loader(), loader())
     assert hooks(module) == 0
     assert callback.probe.readings.steps == [0, 1, 2]
     assert (tmp_path / "probe.html").exists()
@@ -134,10 +142,10 @@ def test_each_fit_has_a_probe_and_its_scalars_go_on(tmp_path):
     module, callback = Module(), ProbeCallback(every=2)
     logger = TensorBoardLogger(tmp_path, name="", version="")
     trainer = trainer_of(tmp_path, callback, logger=[logger, CSVLogger(tmp_path)], max_epochs=1)
-    trainer.fit(module, loader())
+    trainer.fit(module, loader(), loader())
     first = callback.probe
     trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, loader())
+    trainer.fit(module, loader(), loader())
     second = callback.probe
     assert (first.counts.steps, second.counts.steps, hooks(module)) == (8, 8, 0)
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -200,7 +208,7 @@ def test_a_module_that_calls_itself_in_steps_by_hand_is_seen_to(tmp_path):
             optimizer.step()
 
     module, callback = ByHand(), ProbeCallback(every=1)
-    trainer_of(tmp_path, callback, max_epochs=1).fit(module, loader())
+    trainer_of(tmp_path, callback, max_epochs=1).fit(module, loader(), loader())
     assert callback.probe.counts.per_step == {2: 8}
 
 
@@ -209,12 +217,21 @@ def test_a_copy_watches_nothing(tmp_path):
     module = Module(lambda _: copies.append(pickle.loads(pickle.dumps(callback))))  # noqa: S301
     callback = ProbeCallback(every=3)
     module.on_train_start = lambda: (delattr(callback, "log"), delattr(callback, "log_dict"))
-    trainer_of(tmp_path, callback, max_epochs=1).fit(module, loader())
+    trainer_of(tmp_path, callback, max_epochs=1).fit(module, loader(), loader())
     assert {(copy.probe, copy.every) for copy in copies} == {(None, 3)}
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging")
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX` has been removed")
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(example("Lightning"), {})
+    assert "Module: " in capsys.readouterr().out
+    assert (tmp_path / "lightning.html").stat().st_size > 100_000
+
+
 SCRIPT = """
-import warnings
+from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -230,6 +247,10 @@ def fit(pl, **options):
             return self.net(batch).square().mean()
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
+        def on_fit_end(self):
+            probe = callback.probe
+            found = probe.counts.steps, probe.counts.per_step, probe.readings.of("net.1", "z_max")
+            Path("rank %d" % self.global_rank).write_text(repr(tuple(found)))
     callback = ProbeCallback(every=1, report="probe.html", check=True)
     pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[callback], **options,
@@ -262,9 +283,12 @@ def test_of_two_processes_each_reads_its_share_and_one_writes(tmp_path):
     told = script(
         tmp_path,
         "import lightning.pytorch as pl",
-        "print(fit(pl, devices=2, strategy='ddp_spawn'))",
+        "print(fit(pl, devices=2, strategy='ddp_fork'))",
     )
     assert len(re.findall(r"^Module: .* rules asked", told, flags=re.MULTILINE)) == 1
-    assert told.splitlines()[-1] == "None"  # it was in the other processes
-    page = (Path(tmp_path) / "probe.html").read_text()
-    assert "Module" in page
+    assert told.splitlines()[-1] == "None"  # the probes were in the other processes
+    assert "Module" in (tmp_path / "probe.html").read_text()
+    first, second = ((tmp_path / f"rank {rank}").read_text() for rank in (0, 1))
+    assert first.startswith("(4, Counter({1: 4}), [")
+    assert second.startswith("(4, Counter({1: 4}), [")
+    assert first != second

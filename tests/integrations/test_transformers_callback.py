@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 import torch
-from plain_loops import Classifier, assert_read_alike, assert_same_state, hooks, images, plain
+from plain_loops import (
+    Classifier,
+    assert_read_alike,
+    assert_same_state,
+    example,
+    hooks,
+    images,
+    plain,
+)
 from torch import nn
 
 import spiritlevel as sl
@@ -180,3 +188,12 @@ def test_a_network_of_the_library_itself(tmp_path):
     assert len(norms) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert all(callback.probe.counts.layers[each.path].per_step == {1: 16} for each in norms)
     assert callback.probe.unseen == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(example("Hugging Face"), {})
+    assert "ResNetForImageClassification: " in capsys.readouterr().out
+    assert (tmp_path / "transformers.html").stat().st_size > 100_000

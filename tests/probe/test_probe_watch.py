@@ -584,3 +584,18 @@ def test_scalars_go_to_tensorboard(tmp_path):
     assert [event.step for event in scalars] == [0, 2, 4]
     assert [event.value for event in scalars] == pytest.approx(probe.readings.of("5", "z_median"))
     assert "grad_norm/0" in events.Tags()["scalars"]
+
+
+def test_scalars_of_a_training_that_goes_on_follow_those_before():
+    class Writer(dict):
+        def add_scalar(self, tag, value, step):
+            self.setdefault(tag, []).append(step)
+
+    model = net()
+    optimizer = sgd(model)
+    writer = Writer()
+    with Probe(model, every=2) as probe:
+        loop(model, optimizer, data(1))
+        probe.log_to(writer, first_step=100)
+        loop(model, optimizer, data(4))
+    assert writer["z_median/5"] == [100, 102, 104]
