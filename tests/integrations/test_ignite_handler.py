@@ -201,6 +201,25 @@ def test_scalars_go_to_the_logger_of_ignite(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_page_that_cannot_be_written_hides_no_error(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    def before(number):
+        if number == 2:
+            folder.rmdir()
+            raise ZeroDivisionError("here")
+
+    model = Classifier()
+    trainer = engine(model, before=before)
+    ProbeHandler(model, report=folder / "probe.html").attach(trainer)
+    told = pytest.warns(UserWarning, match="the probe's page was not written: UsageError: ")
+    with told, pytest.raises(ZeroDivisionError, match="here"):
+        trainer.run(batches())
+    assert hooks(model) == 0
+
+
+@pytest.mark.slow
 def test_a_copy_watches_nothing():
     model = Classifier()
     handler = ProbeHandler(model, every=3)

@@ -119,6 +119,37 @@ def test_accumulation_in_bfloat16_with_checkpoints(tmp_path):
     assert b"spiritlevel" not in files[0].read_bytes()
 
 
+def test_a_step_that_the_scaler_skips_is_none(tmp_path):
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Overflows(Module):
+        def training_step(self, batch, index):
+            return super().training_step(batch, index) * (float("inf") if index == 3 else 1)
+
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=16.0))
+    module, callback = Overflows(), ProbeCallback(every=1)
+    trainer_of(tmp_path, callback, plugins=[scaled]).fit(module, loader(), loader())
+    counts = callback.probe.counts
+    assert (counts.steps, counts.skipped, counts.per_step) == (14, 2, {1: 14})
+    assert counts.layers["net.1"].per_step == {1: 14}
+    without = Overflows()
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=16.0))
+    trainer_of(tmp_path, plugins=[scaled]).fit(without, loader(), loader())
+    assert_same_state(module, without)
+
+
+def test_an_optimizer_that_runs_the_step_several_times(tmp_path):
+    class Searching(Module):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.net.parameters(), lr=0.1, max_iter=3)
+
+    module, callback = Searching(), ProbeCallback(every=1)
+    trainer_of(tmp_path, callback, max_epochs=1).fit(module, loader(), loader())
+    counts = callback.probe.counts
+    assert (counts.steps, sum(counts.layers["net.1"].per_step)) == (8, 3)
+    assert all(z == z for z in callback.probe.readings.of("net.1", "z_median"))
+
+
 @pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_error_leaves_no_hooks_and_the_page_is_written(tmp_path, kind):
     def before(index):

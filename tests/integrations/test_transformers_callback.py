@@ -1,6 +1,11 @@
 """`ProbeCallback` in the Trainer of Hugging Face, beside a loop of one's own."""
 
+import os
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +202,54 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(example("Hugging Face"), {})
     assert "ResNetForImageClassification: " in capsys.readouterr().out
     assert (tmp_path / "transformers.html").stat().st_size > 100_000
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch, transformers
+from plain_loops import Classifier, images
+from spiritlevel.integrations.transformers import ProbeCallback
+
+model, callback = Classifier(), ProbeCallback(every=1, check=True, report="probe.html")
+x, y = images()
+rows = [{"pixel_values": a, "labels": b} for a, b in zip(x, y)]
+arguments = transformers.TrainingArguments("out", num_train_epochs=1, max_grad_norm=0,
+    per_device_train_batch_size=8, use_cpu=True, report_to="tensorboard", save_strategy="no")
+trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+trainer.train()
+probe, name = callback.probe, type(trainer.model_wrapped).__name__
+found = probe.counts.steps, probe.readings.of("net.1", "input_mean"), type(probe.model).__name__
+Path(f"rank {torch.distributed.get_rank()}").write_text(repr((name, *found)))
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_each_reads_its_share_and_one_writes(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    here = str(Path(__file__).parent)
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, before] if before else [here]))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+    ]
+    done = subprocess.run([*command, "script.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout
+    assert len(re.findall(r"^Classifier: .* rules asked", told, flags=re.MULTILINE)) == 1
+    assert "Classifier" in (tmp_path / "probe.html").read_text()
+    first, second = ((tmp_path / f"rank {rank}").read_text() for rank in (0, 1))
+    for each in (first, second):
+        assert each.startswith("('DistributedDataParallel', 4, [")
+        assert each.endswith("'Classifier')")
+    assert first != second
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [event.step for event in events.Scalars("grad_norm/net.1")] == [0, 1, 2, 3]

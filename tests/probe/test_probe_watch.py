@@ -329,7 +329,8 @@ def test_what_a_checkpoint_runs_again_is_told_apart(reentrant):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("zero_late", [False, True])
-def test_steps_that_a_scaler_skips_are_counted(fused, set_to_none, zero_late):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_steps_that_a_scaler_skips_are_counted(fused, set_to_none, zero_late, mixed):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -337,7 +338,8 @@ def test_steps_that_a_scaler_skips_are_counted(fused, set_to_none, zero_late):
         for index, (x, y) in enumerate(data(5)):
             if not zero_late:
                 optimizer.zero_grad(set_to_none=set_to_none)
-            loss = F.cross_entropy(model(x), y) * (math.inf if index == 2 else 1.0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                loss = F.cross_entropy(model(x), y) * (math.inf if index == 2 else 1.0)
             if zero_late:
                 optimizer.zero_grad(set_to_none=set_to_none)
             scaler.scale(loss).backward()
