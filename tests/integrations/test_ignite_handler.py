@@ -67,7 +67,7 @@ def validating(trainer, model, *, evaluating=True):
     return trainer
 
 
-def test_it_reads_what_a_loop_of_ones_own_gives_and_changes_nothing(tmp_path):
+def test_it_reads_what_a_loop_of_ones_own_gives_and_changes_nothing(tmp_path, capsys):
     losses = {}
 
     def trained(watched):
@@ -77,10 +77,10 @@ def test_it_reads_what_a_loop_of_ones_own_gives_and_changes_nothing(tmp_path):
             Events.ITERATION_COMPLETED,
             lambda e: losses.setdefault(watched, []).append(e.state.output),
         )
-        handler = ProbeHandler(model, every=2, report=tmp_path / "probe.html")
+        handler = ProbeHandler(model, every=2, report=tmp_path / "probe.html", check=True)
         if watched:
             handler.attach(trainer)
-            handler.attach(trainer)  # is once
+            handler.attach(trainer)  # is once: it prints once
         trainer.run(batches(), max_epochs=2)
         return model, handler
 
@@ -94,6 +94,8 @@ def test_it_reads_what_a_loop_of_ones_own_gives_and_changes_nothing(tmp_path):
     assert hooks(model) == 0
     assert "Classifier" in (tmp_path / "probe.html").read_text()
     assert sl.check(model, probe=handler.probe).ok
+    assert capsys.readouterr().out.count("Classifier: nothing found; ") == 1
+    assert handler.diagnosis.findings == ()
 
 
 @pytest.mark.slow
@@ -244,6 +246,7 @@ def test_a_copy_watches_nothing():
     ("options", "text"),
     [
         ({"every": 0}, "got every=0; wanted 1 or more steps from sample to sample"),
+        ({"writer": True}, "got bool; wanted a writer with add_scalar(tag, value, step)"),
         ({"report": "nowhere/probe.html"}, "got report='nowhere/probe.html'; wanted the file of a"),
     ],
 )

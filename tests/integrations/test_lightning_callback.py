@@ -284,7 +284,7 @@ def fit(pl, **options):
             Path("rank %d" % self.global_rank).write_text(repr(tuple(found)))
     callback = ProbeCallback(every=1, report="probe.html", check=True)
     pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[callback], **options,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=callback, **options,
     ).fit(Module(), DataLoader(torch.randn(32, 3), batch_size=4))
     return callback.probe
 

@@ -4,8 +4,9 @@
     trainer.fit(module, loader)
     print(sl.check(module, probe=callback.probe))
 
-Lightning trains by `training_step`, not by `module(...)`: so a training step is told to the probe
-as one pass of the module. What runs before training, as the sanity check does, is not read.
+Lightning trains by `training_step`, not by `module(...)`: so what a training step does before its
+(first) backward pass is told to the probe as one pass of the module. What runs before training, as
+the sanity check does, is not read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _base() -> Any:
-    """The class of callbacks of the name in use. Each Trainer refuses what is not of its own."""
+    """The class of callbacks of the name in use, of both where both are: each knows only its own."""
     names = [name for name in _NAMES if sys.modules.get(name)] or list(filter(_is_there, _NAMES))
     if not names:
         require("lightning", extra="lightning")
@@ -58,7 +59,7 @@ class ProbeCallback(Watching, Callback):
         self._log(_writers(trainer), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
-        self._pass_begins(pl_module)
+        self._pass_begins()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         self._pass_ends()
@@ -67,7 +68,7 @@ class ProbeCallback(Watching, Callback):
         self._pass_ends()
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
-        self._pass_begins(pl_module)
+        self._pass_begins()
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
         self._pass_ends()
@@ -85,9 +86,9 @@ class ProbeCallback(Watching, Callback):
         self._pass_ends()
         super().close()
 
-    def _pass_begins(self, module: Any) -> None:
+    def _pass_begins(self) -> None:
         self._pass_ends()  # that of a batch that was skipped
-        if self.probe is not None and self._running and not _calls_itself(module):
+        if self.probe is not None and self._running:
             self._pass = ExitStack()
             self._pass.enter_context(self.probe.forward_pass())
 
@@ -98,11 +99,6 @@ class ProbeCallback(Watching, Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_pass": None}
-
-
-def _calls_itself(module: Any) -> bool:
-    """Whether a training step has passes of its own, which `module(...)` begins."""
-    return not module.automatic_optimization and "forward" in vars(type(module))
 
 
 def _writers(trainer: Any) -> list[Any]:

@@ -38,7 +38,9 @@ class Watching:
         report: str | Path | None = None,
         check: bool = False,
     ) -> None:
-        Probe(nn.Identity(), every=every)  # says now, not when a training begins, what is wrong
+        trial = Probe(nn.Identity(), every=every)  # says now what is wrong, not when it begins
+        if writer is not None and writer is not False:
+            trial.log_to(writer)
         if report is not None:
             _refuse_page(Path(report))
         self.every, self.writer, self.report, self.check = every, writer, report, check
