@@ -25,7 +25,7 @@ _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _base() -> Any:
-    """The class of callbacks of the name in use, of both where both are: each knows only its own."""
+    """The callbacks of the name in use, of both where both are: each knows only its own."""
     names = [name for name in _NAMES if sys.modules.get(name)] or list(filter(_is_there, _NAMES))
     if not names:
         require("lightning", extra="lightning")
