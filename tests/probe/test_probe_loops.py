@@ -1,7 +1,9 @@
 """The probe in loops that others write: DistributedDataParallel, Lightning, Hugging Face."""
 
 import copy
+import math
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -89,6 +91,46 @@ def test_a_wrapper_may_be_probed_or_what_it_wraps():
     assert outer.counts.layers["0.1"].writes == inner.counts.layers["1"].writes == {TRAIN: 3}
 
 
+def test_what_another_method_runs_is_a_pass_if_it_is_said_to_be():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def loss(self, x, y):
+            return F.cross_entropy(self.net(x), y)
+
+    x, y = images()
+    found = []
+    for said in (True, False):
+        model = Own()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Probe(model, every=1) as probe:
+            for _ in range(3):
+                optimizer.zero_grad()
+                with probe.forward_pass() if said else nullcontext():
+                    loss = model.loss(x, y)
+                loss.backward()
+                optimizer.step()
+            with pytest.raises(ZeroDivisionError), probe.forward_pass():
+                1 / 0  # noqa: B018
+            with torch.no_grad(), probe.forward_pass():
+                model.loss(x, y)
+        found.append(probe)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Probe(model, every=1) as own:
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    told, untold = found
+    assert told.readings.of("net.1", "z_max") == own.readings.of("1", "z_max")
+    assert all(math.isnan(z) for z in untold.readings.of("net.1", "z_max"))
+    assert (told.counts.per_step, untold.counts.per_step) == ({1: 3}, {0: 3})
+    assert told.counts.forwards == {TRAIN: 4, Mode(True, False): 1}
+
+
 def test_bfloat16_autocast_is_read_and_not_changed():
     def trained(probing):
         model = net()
@@ -137,6 +179,7 @@ def lightning_module(lightning, model):
     return Module()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of workers, loggers and much else
 def test_lightning(tmp_path):
     lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
@@ -185,6 +228,7 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_trainer_of_hugging_face(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")

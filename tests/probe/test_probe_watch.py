@@ -329,7 +329,8 @@ def test_what_a_checkpoint_runs_again_is_told_apart(reentrant):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("zero_late", [False, True])
-def test_steps_that_a_scaler_skips_are_counted(fused, set_to_none, zero_late):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_steps_that_a_scaler_skips_are_counted(fused, set_to_none, zero_late, mixed):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -337,7 +338,8 @@ def test_steps_that_a_scaler_skips_are_counted(fused, set_to_none, zero_late):
         for index, (x, y) in enumerate(data(5)):
             if not zero_late:
                 optimizer.zero_grad(set_to_none=set_to_none)
-            loss = F.cross_entropy(model(x), y) * (math.inf if index == 2 else 1.0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                loss = F.cross_entropy(model(x), y) * (math.inf if index == 2 else 1.0)
             if zero_late:
                 optimizer.zero_grad(set_to_none=set_to_none)
             scaler.scale(loss).backward()
@@ -584,3 +586,18 @@ def test_scalars_go_to_tensorboard(tmp_path):
     assert [event.step for event in scalars] == [0, 2, 4]
     assert [event.value for event in scalars] == pytest.approx(probe.readings.of("5", "z_median"))
     assert "grad_norm/0" in events.Tags()["scalars"]
+
+
+def test_scalars_of_a_training_that_goes_on_follow_those_before():
+    class Writer(dict):
+        def add_scalar(self, tag, value, step):
+            self.setdefault(tag, []).append(step)
+
+    model = net()
+    optimizer = sgd(model)
+    writer = Writer()
+    with Probe(model, every=2) as probe:
+        loop(model, optimizer, data(1))
+        probe.log_to(writer, first_step=100)
+        loop(model, optimizer, data(4))
+    assert writer["z_median/5"] == [100, 102, 104]

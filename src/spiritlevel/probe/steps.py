@@ -98,8 +98,9 @@ class Steps:
             stack.callback(register(hook).remove)
         learning = self._learning()
         spread = learning[:: max(1, len(learning) // _SENTINELS)][:_SENTINELS]
-        # The last is the first that a backward pass reaches, when all others are as they were.
-        self._sentinels = list(dict.fromkeys((*spread, *learning[-1:])))
+        # A backward pass reaches the last first, when all others are as they were; of a weight and
+        # a bias either may be the first, under autocast the weight.
+        self._sentinels = list(dict.fromkeys((*spread, *learning[-2:])))
         before, after = Hook(self._before_gradient), Hook(self._after_gradient)
         for parameter in self._sentinels:
             for handle in (

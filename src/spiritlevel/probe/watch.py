@@ -77,7 +77,7 @@ class Probe:
         self._running: dict[str, Moments] = {}
         self._sampling, self._inside, self._grad = True, 0, False
         self._learning: dict[str, Learning] = {}
-        self._writers: list[Any] = []
+        self._writers: list[tuple[Any, int]] = []
         self._troubles: dict[str, str] = {}
         self._stack: ExitStack | None = None
         self._used = False
@@ -300,11 +300,11 @@ class Probe:
             rows.append(found)
         values = as_table(rows)
         self.readings.add(step, values)
-        for writer in tuple(self._writers):
+        for writer, first in tuple(self._writers):
             try:
-                self._log(writer, step, values)
+                self._log(writer, first + step, values)
             except Exception as error:  # a full disk ends the log, not the training
-                self._writers.remove(writer)
+                self._writers.remove((writer, first))
                 self._trouble(f"the writer ({type(writer).__name__})", error)
         self._forget()
 
@@ -379,11 +379,23 @@ class Probe:
         """The one that was given, else the last that stepped, else None."""
         return self._steps.optimizer
 
-    def log_to(self, writer: Any) -> None:
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """What runs in this block is one pass of the model, though no `model(...)` begins it.
+
+        For models that are trained by another method, such as Lightning's `training_step`.
+        """
+        self._begins(self.model, None)
+        try:
+            yield
+        finally:
+            self._ends(self.model, None, None)
+
+    def log_to(self, writer: Any, *, first_step: int = 0) -> None:
         """Give a few numbers of each layer to a TensorBoard `SummaryWriter`, or what has its
 
-        `add_scalar(tag, value, step)`: those read so far, and each sample when it is taken. Raises
-        UsageError.
+        `add_scalar(tag, value, step)`: those read so far, and each sample when it is taken. The
+        probe's step 0 is the writer's `first_step`. Raises UsageError.
         """
         if not callable(getattr(writer, "add_scalar", None)):
             raise UsageError(
@@ -391,8 +403,8 @@ class Probe:
                 "such as torch.utils.tensorboard.SummaryWriter"
             )
         for step, values in zip(self.readings.steps, self.readings._values, strict=True):
-            self._log(writer, step, values)
-        self._writers.append(writer)
+            self._log(writer, first_step + step, values)
+        self._writers.append((writer, first_step))
 
     def _log(self, writer: Any, step: int, values: Any) -> None:
         for metric in LOGGED:
