@@ -1,10 +1,13 @@
-"""tools/learn.py: what the records of docs/standard say, into docs/batchnorm.md and its pictures.
+"""tools/learn.py: what the records of docs/standard say, into docs/batchnorm.md and its pictures,
+
+and of docs/bench/norms.json what docs/kernels.md quotes.
 
 Between `<!-- NAME -->` and `<!-- end -->` all is written anew; the rest of the page is prose.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from spiritlevel.study.story import interval_text
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURES = ROOT / "docs/batchnorm.md", ROOT / "docs/batchnorm"
+KERNELS = ROOT / "docs/kernels.md"
 MORE = {
     "stabilises": ("shift_l2",),
     "converges": ("loss_range", "gradient_change", "beta"),
@@ -30,7 +34,7 @@ MORE = {
 """Quantities that are shown beside those that the rule asks for."""
 NO_DIFFERENCE = {"regularises": 0.0}
 """Of a headline; 1 for those that are ratios."""
-LEFT, WIDE, STEP = 150, 430, 26
+LEFT, WIDE, STEP = 140, 410, 26
 
 
 def main() -> None:
@@ -38,20 +42,45 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     for name, verdict in study.verdicts.items():
         (PICTURES / f"{name}.svg").write_text(picture(verdict), encoding="utf-8")
-    PAGE.write_text(learned(PAGE.read_text(encoding="utf-8"), study), encoding="utf-8")
+    PAGE.write_text(learned(page(), study), encoding="utf-8")
+    KERNELS.write_text(measured(KERNELS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def learned(before: str, study: Study) -> str:
     """docs/batchnorm.md, with what the study found anew."""
-    written = {"summary": summary(study)}
-    written |= {name: found(verdict) for name, verdict in study.verdicts.items()}
+    verdicts = {name: found(verdict) for name, verdict in study.verdicts.items()}
+    return filled(before, {"summary": summary(study)} | verdicts)
+
+
+def measured(before: str) -> str:
+    """docs/kernels.md, with the ratios of norms.json anew."""
+    figures = json.loads((ROOT / "docs/bench/norms.json").read_text(encoding="utf-8"))["figures"]
+    lines = [
+        "| | eager / ours | eager / ours, channels-last | ours / floor |",
+        "|---" + "|--:" * 3 + "|",
+    ]
+    for each in figures:
+        what = f"BN {'+ add ' * each['add']}+ ReLU, {each['mode'].replace('+', ' + ')}"
+        ratios = (each["ratios"][name] for name in ("eager", "eager channels-last", "floor"))
+        cells = (f"{r['value']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in ratios)
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    told = (
+        "Two cores, geometric means over eight shapes, with 95 % intervals, from "
+        "[norms.json](bench/norms.json); *floor* is that of above:"
+    )
+    return filled(before, {"layers": "\n".join([told, "", *lines])})
+
+
+def filled(before: str, written: dict[str, str]) -> str:
+    """A page, with each of its marked places written anew."""
+    left = dict(written)
 
     def again(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n{written.pop(match[1])}\n<!-- end -->"
+        return f"<!-- {match[1]} -->\n{left.pop(match[1])}\n<!-- end -->"
 
     text = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", again, before, flags=re.S)
-    if written:
-        raise SystemExit(f"docs/batchnorm.md has no place for: {', '.join(written)}")
+    if left:
+        raise SystemExit(f"the page has no place for: {', '.join(left)}")
     return text
 
 

@@ -13,7 +13,9 @@ ENTRY = re.compile(r"^- \[([^\]]+)\]\(([^):#]+)\.md\)", re.M)
 def sections(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """Of docs/index.md: each caption, and its pages as (title, name without `.md`)."""
     parts = SECTION.split(text)[1:]
-    found = [(name, ENTRY.findall(body)) for name, body in zip(parts[::2], parts[1::2], strict=True)]
+    found = [
+        (name, ENTRY.findall(body)) for name, body in zip(parts[::2], parts[1::2], strict=True)
+    ]
     return [
         (name, [(title, page) for title, page in pages if not page.startswith("..")])
         for name, pages in found

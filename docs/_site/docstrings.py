@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from functools import cache
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
-from sphinx.util.inspect import signature as signature_of
-from sphinx.util.inspect import stringify_signature
 
 import spiritlevel as sl
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
+ERRORS = re.compile(rf"\b({'|'.join(set(sl.errors.__all__) - {'require'})})\b(?![`.])")
+"""Which docstrings write without marks."""
 
 
 @cache
@@ -44,7 +43,8 @@ def span(node: SyntaxTreeNode) -> str:
         name = node.content
         return f":py:obj:`{name} <{public()[name]}>`" if name in public() else f"``{name}``"
     if node.type == "text":
-        return re.sub(r"([\\*`|])|(?<=\w)(_)(?!\w)", r"\\\1\2", node.content)
+        escaped = re.sub(r"([\\*`|])|(?<=\w)(_)(?!\w)", r"\\\1\2", node.content)
+        return ERRORS.sub(lambda found: f":py:exc:`{found[1]} <{public()[found[1]]}>`", escaped)
     if node.type in ("softbreak", "hardbreak"):
         return "\n"
     mark = {"em": "*", "strong": "**"}.get(node.type)
@@ -88,23 +88,11 @@ def restructured(docstring: str) -> str:
     return blocks(SyntaxTreeNode(MARKDOWN.parse(docstring)))
 
 
-def process(_app: Any, what: str, _name: str, it: Any, _options: Any, lines: list[str]) -> None:
-    if what == "function" and isinstance(it, ModuleType):  # a room that is a verb, too
-        lines[:] = inspect.cleandoc(type(it).__call__.__doc__ or "").splitlines()
+def process(_app: Any, _what: str, _name: str, _it: Any, _options: Any, lines: list[str]) -> None:
     lines[:] = [*restructured("\n".join(lines)).splitlines(), ""]
 
 
-def sign(
-    _app: Any, what: str, _name: str, it: Any, _options: Any, signature: str, returns: str
-) -> tuple[str, str]:
-    if what == "function" and isinstance(it, ModuleType):
-        found = signature_of(type(it).__call__)
-        signature, _, returns = stringify_signature(found, unqualified_typehints=True).rpartition(
-            " -> "
-        )
-    return signature, returns
-
-
 def setup(app: Any) -> None:
-    app.connect("autodoc-process-signature", sign)
+    for name in ("study", "export"):  # rooms that are verbs, too: here the verb
+        setattr(sl, name, getattr(import_module(f"spiritlevel.{name}"), name))
     app.connect("autodoc-process-docstring", process)

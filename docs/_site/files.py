@@ -73,7 +73,9 @@ class Links(SphinxTransform):
             name, _, anchor = node["reftarget"].partition("#")
             if node.get("reftype") == "myst" and name and name not in self.env.found_docs:
                 found = here / name
-                if node.get("refdomain") == "doc":  # what the parser took for a page it does not have
+                if (
+                    node.get("refdomain") == "doc"
+                ):  # what the parser took for a page it does not have
                     found, anchor = Path(f"{name}.md"), node.get("reftargetid") or ""
                 to = address(found.resolve(), anchor, page, shown(self.env))
                 if to is not None:
@@ -120,6 +122,9 @@ def rendered(path: Path, page: str, shown: set[Path]) -> str:
         return match[0] if to is None else f'href="{to}"'
 
     html = MarkdownIt("commonmark").enable("table").render(path.read_text(encoding="utf-8"))
+    html = html.replace("<table>", '<div class="table-wrapper"><table class="docutils">')
+    html = html.replace("</table>", "</table></div>")
+    html = re.sub(r"<pre>.*?</pre>", r'<div class="highlight">\g<0></div>', html, flags=re.S)
     return re.sub(r'href="([^":]*)"', led, html)
 
 
