@@ -1,4 +1,4 @@
-"""`make docs`: built without a warning, without a dead link, with all public names, for any screen."""
+"""`make docs`: no warning, no dead link, nothing fetched, all public names, for any screen."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def page(path: Path) -> Page:
 
 
 def pages(site: Path) -> list[Path]:
-    """Those that were built; the finished ones that lie among them are tested where they are made."""
+    """Those that were built; finished ones among them are tested where they are made."""
     finished = {p.relative_to(ROOT / "docs") for p in (ROOT / "docs").rglob("*.html")}
     return [p for p in site.rglob("*.html") if p.relative_to(site) not in finished]
 
@@ -70,9 +70,8 @@ def test_no_link_is_dead(site):
                 continue
             name, _, anchor = link.partition("#")
             to = (path.parent / unquote(name.partition("?")[0])).resolve() if name else path
-            if not to.is_file():
-                found.append((path.name, link))
-            elif anchor and to.suffix == ".html" and unquote(anchor) not in page(to).ids:
+            inside = to.suffix == ".html" and to.is_file() and anchor
+            if not to.is_file() or (inside and unquote(anchor) not in page(to).ids):
                 found.append((path.name, link))
     assert found == []
     assert len(pages(site)) > 90
@@ -103,7 +102,7 @@ def test_every_public_name_is_described(site):
     rooms = ("nn", "kernels", "errors")
     names = [f"spiritlevel.{name}" for name in sl.__all__ if name not in rooms]
     names += [f"spiritlevel.{room}.{name}" for room in rooms for name in getattr(sl, room).__all__]
-    assert len(names) > 50
+    assert len(names) > 45
     for name in names:
         assert len(entry(text, name)) > 20, name
     for room in rooms:
