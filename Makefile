@@ -1,6 +1,6 @@
 # From a bare clone with nothing but Python 3.11+, each target does all of its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help setup study test slow gpu check audit format browser clean
+.PHONY: help setup study test slow gpu check audit format docs browser clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -8,6 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 help:
 	@echo "make study   train with and without batch normalization on real images, write report.html"
 	@echo "make test    the tests (make slow: those that take minutes; make check: style, types, spelling)"
+	@echo "make docs    the documentation as pages, in build/docs"
 	@echo "make gpu     the tests that want a GPU, and what it gains, with the python there is"
 	@echo "make setup   only the virtual environment in .venv; make clean removes it and all caches"
 
@@ -45,6 +46,10 @@ audit: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.dev
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
+	@echo "build/docs/index.html"
 
 browser: .venv/.dev
 	@tools/chromium.sh

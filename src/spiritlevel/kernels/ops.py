@@ -42,7 +42,9 @@ def batch_norm_act(
     x is (N, C) or (N, C, *), residual like it; weight, bias, mean and var are (C,). Mean and biased
     variance are the batch's, over all axes but 1, in float64 where our kernels took them and in the
     type of weight or x elsewhere; or they are `statistics` (eval). Gradients go to x, weight, bias
-    and residual, not to mean and variance. Raises UsageError for an unknown activation.
+    and residual, not to mean and variance; y has the type and the strides of x. Training is
+    algorithm 1 of Ioffe and Szegedy 2015, its gradient section 3, eval algorithm 2. Raises
+    UsageError for an unknown activation.
 
     With `groups`, which divide N and are more than one only where `takes_groups` says so, sample n
     is normalised with those of group n % groups; mean and variance are (groups, C).

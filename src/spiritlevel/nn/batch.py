@@ -146,15 +146,15 @@ class _Fused(_BatchNorm):
 
 
 class BatchNorm1d(_Fused, nn.BatchNorm1d):
-    """Batch normalization of (N, C) or (N, C, L), as this file's head has it."""
+    """Batch normalization of (N, C) or (N, C, L), as `nn.batch` has it."""
 
 
 class BatchNorm2d(_Fused, nn.BatchNorm2d):
-    """Batch normalization of (N, C, H, W), as this file's head has it."""
+    """Batch normalization of (N, C, H, W), as `nn.batch` has it."""
 
 
 class BatchNorm3d(_Fused, nn.BatchNorm3d):
-    """Batch normalization of (N, C, D, H, W), as this file's head has it."""
+    """Batch normalization of (N, C, D, H, W), as `nn.batch` has it."""
 
 
 class LazyBatchNorm1d(_Fused, nn.LazyBatchNorm1d):
@@ -209,15 +209,15 @@ class _FusedAct(_Fused):
 
 
 class BatchNormAct1d(_FusedAct, nn.BatchNorm1d):
-    """act(BatchNorm1d(x) + residual) in one pass, as this file's head has it."""
+    """act(BatchNorm1d(x) + residual) in one pass, as `nn.batch` has it."""
 
 
 class BatchNormAct2d(_FusedAct, nn.BatchNorm2d):
-    """act(BatchNorm2d(x) + residual) in one pass, as this file's head has it."""
+    """act(BatchNorm2d(x) + residual) in one pass, as `nn.batch` has it."""
 
 
 class BatchNormAct3d(_FusedAct, nn.BatchNorm3d):
-    """act(BatchNorm3d(x) + residual) in one pass, as this file's head has it."""
+    """act(BatchNorm3d(x) + residual) in one pass, as `nn.batch` has it."""
 
 
 def _kernels(

@@ -21,7 +21,8 @@ class FrozenBatchNorm(nn.Module):
     the user's own assignment do. Gradients flow through to `x` and what lies before it. Fresh, it
     divides by sqrt(1 + eps).
 
-    Input (N, C, *) of any rank. The `state_dict` has the keys of torch's batch normalization and
+    Input (N, C, *) of any rank and float type; this is eval in algorithm 2 of Ioffe and Szegedy
+    2015. The `state_dict` has the keys of torch's batch normalization and
     loads one. It is no subclass of torch's class, so tools that reset running statistics
     (`torch.optim.swa_utils.update_bn`) pass it by.
     """

@@ -148,12 +148,12 @@ def _whole(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Te
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
-    """Ghost batch normalization of (N, C) or (N, C, L), as this file's head has it."""
+    """Ghost batch normalization of (N, C) or (N, C, L), as `nn.ghost` has it."""
 
 
 class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
-    """Ghost batch normalization of (N, C, H, W), as this file's head has it."""
+    """Ghost batch normalization of (N, C, H, W), as `nn.ghost` has it."""
 
 
 class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
-    """Ghost batch normalization of (N, C, D, H, W), as this file's head has it."""
+    """Ghost batch normalization of (N, C, D, H, W), as `nn.ghost` has it."""

@@ -26,7 +26,8 @@ def moment_noise(x: Tensor) -> Tensor:
 
     A unit is a channel. Per unit mu ~ U(-0.5, 0.5) and sigma ~ U(1, 1.25); then per sample and
     unit, alike at all positions, m ~ U(mu - 0.1, mu + 0.1) and s ~ Normal(sigma, 0.1), where 0.1 is
-    the standard deviation. The numbers are those of the paper's appendix A.
+    the standard deviation. The numbers are those of appendix A of Santurkar et al. 2018. The result
+    has the type of x.
     """
     per_unit = (1, x.shape[1]) + (1,) * (x.dim() - 2)
     per_sample = (x.shape[0], *per_unit[1:])
@@ -38,7 +39,7 @@ def moment_noise(x: Tensor) -> Tensor:
 
 
 class MomentNoise(nn.Module):
-    """`moment_noise` while training, the identity in eval. No state."""
+    """`moment_noise` of (N, C, *) while training, the identity in eval. No state."""
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):

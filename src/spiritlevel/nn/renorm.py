@@ -120,12 +120,12 @@ def _wider(x: Tensor) -> torch.dtype:
 
 
 class BatchRenorm1d(_Renorm, nn.BatchNorm1d):
-    """Batch renormalization of (N, C) or (N, C, L), as this file's head has it."""
+    """Batch renormalization of (N, C) or (N, C, L), as `nn.renorm` has it."""
 
 
 class BatchRenorm2d(_Renorm, nn.BatchNorm2d):
-    """Batch renormalization of (N, C, H, W), as this file's head has it."""
+    """Batch renormalization of (N, C, H, W), as `nn.renorm` has it."""
 
 
 class BatchRenorm3d(_Renorm, nn.BatchNorm3d):
-    """Batch renormalization of (N, C, D, H, W), as this file's head has it."""
+    """Batch renormalization of (N, C, D, H, W), as `nn.renorm` has it."""

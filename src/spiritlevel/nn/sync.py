@@ -53,7 +53,7 @@ __all__ = ["SyncBatchNorm", "alone"]
 
 
 class SyncBatchNorm(_Fused):
-    """act(bn(x) + residual) with the statistics of all ranks, as this file's head has it.
+    """act(bn(x) + residual) with the statistics of all ranks, as `nn.sync` has it.
 
     Input (N, C, *) of 2 to 5 axes, N may be 0; residual like it. With the constructor and the
     `state_dict` of torch's class; no subclass of it, which DistributedDataParallel refuses on CPUs,
