@@ -74,8 +74,10 @@ def test_timm_knows_it_from_when_it_is_asked_for(found):
 
 
 @pytest.mark.slow
-def test_features_come_out_by_torch_fx_as_by_modules(found):
-    assert found["norms"]["features"] == [5, 0.0]
+def test_features_that_torch_fx_takes_out_are_the_same(found):
+    count, off = found["norms"]["features"]
+    assert count == 5
+    assert off < CLOSE
 
 
 @pytest.mark.slow

@@ -123,13 +123,7 @@ class TimmGhostNet(GhostNet):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits, or what the classifier gets."""
-        if not pre_logits:
-            return self.head(x)
-        kept, self.classifier = self.classifier, nn.Identity()
-        try:
-            return self.head(x)
-        finally:
-            self.classifier = kept
+        return self.pre_logits(x) if pre_logits else self.head(x)
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
@@ -183,7 +177,8 @@ class TimmGhostNet(GhostNet):
         """Of each of `intermediates` the channels, how many times smaller it is, and its stage."""
         found, stride = [], self.conv_stem.stride[0]
         for i, stage in enumerate(self.halvings()):
-            chs = self.blocks[stage - 1][-1].ghost2.out_chs
+            before: Any = self.blocks[stage - 1]
+            chs = before[-1].ghost2.out_chs
             info = {"num_chs": chs, "reduction": stride * 2**i, "module": f"blocks.{stage - 1}"}
             found.append(info)
         last = {"num_chs": self.num_features, "module": f"blocks.{len(self.blocks) - 1}"}

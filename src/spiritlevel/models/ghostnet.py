@@ -118,7 +118,7 @@ class GhostNet(Staged):
         self.bn_head = layers.norm(_HEAD) if theirs else nn.Identity()
         self.act2 = layers.activation()
         self.dropout = nn.Dropout(drop_rate)
-        self.classifier = nn.Linear(_HEAD, num_classes)
+        self.classifier: nn.Module = nn.Linear(_HEAD, num_classes)
         self.checkpointing = checkpoint
         if deployed:
             deploy_(self).train()
@@ -133,10 +133,14 @@ class GhostNet(Staged):
         return tuple(i for i, rows in enumerate(_STAGES) if rows[0][-1] == 2)
 
     def head(self, x: Tensor) -> Tensor:
+        return convolved(self.classifier, self.pre_logits(x))
+
+    def pre_logits(self, x: Tensor) -> Tensor:
+        """The last map -> what the classifier gets, (N, 1280)."""
         x = convolved(self.conv_head, x.mean((2, 3), keepdim=True))
         x = self.act2(self.bn_head(x))
-        logits: Tensor = convolved(self.classifier, self.dropout(x.flatten(1)))
-        return logits
+        features: Tensor = self.dropout(x.flatten(1))
+        return features
 
 
 def _check_variant(variant: str, version: int, deployed: bool) -> None:
