@@ -15,7 +15,11 @@ tool = loaded(EXAMPLES.parent / "tools/notebook.py")
 SOLUTION = re.compile(
     r"<details><summary>Solution</summary>.*?```python\n(.*?)```.*?</details>", re.DOTALL
 )
-STRICT = "import warnings\nwarnings.simplefilter('error')"
+STRICT = """\
+import warnings
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", module="ipykernel")  # of its own way to end
+"""
 
 
 def lesson():
