@@ -12,6 +12,7 @@ what is drawn from them later is said in the language spoken then.
 from __future__ import annotations
 
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ from typing import Any
 from spiritlevel.errors import UsageError
 
 __all__ = [
+    "columns",
     "joined",
     "keys",
     "language_of",
@@ -128,3 +130,8 @@ def listed(parts: Sequence[str]) -> str:
     """In one phrase: a, b and c."""
     *most, end = parts
     return joined("list", most) + sentence("joints.last") + end if most else end
+
+
+def columns(text: str) -> int:
+    """How many a terminal needs for it: two for each Han character and its signs."""
+    return len(text) + sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)

@@ -27,13 +27,17 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Batch normalization you can see, trust and ship. Any command takes --debug.",
+    help="Batch normalization you can see, trust and ship. Any command takes --lang and --debug.",
 )
 
 
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    _lang: Annotated[  # taken out of the arguments before they come here
+        str | None,
+        typer.Option("--lang", metavar="[en|zh]", help="Unless given, as the locale says."),
+    ] = None,
 ) -> None:
     if version:
         print(__version__)

@@ -147,7 +147,7 @@ def _verdict_row(row: Row) -> str:
         first = _cell(f'{title}<div style="{_DIM}">{escape(row.quantity)}</div>')
     else:
         first = _cell(title, "padding-left:2em")
-    status = _cell(f"<b>{escape(f'{row.mark} {row.status}')}</b>")
+    status = _cell(f"<b>{escape(f'{row.mark} {row.verdict}')}</b>")
     return f"<tr>{first}{status}{_cell(escape(row.figure))}{_cell(escape(row.interval))}</tr>"
 
 

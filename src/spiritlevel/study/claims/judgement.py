@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
+from spiritlevel.catalogue import say
 from spiritlevel.study.stats import Interval
 
 __all__ = [
+    "PERCENT",
     "STATUSES",
     "UNASKED",
     "Judgement",
@@ -22,6 +24,9 @@ __all__ = [
     "setting",
     "times",
 ]
+
+PERCENT = " %"
+"""As a unit; each language writes it in its own way."""
 
 Status = Literal["supported", "partly", "not supported", "inconclusive"]
 STATUSES: tuple[Status, ...] = ("supported", "partly", "not supported", "inconclusive")
@@ -131,7 +136,8 @@ def number(figure: Interval | float | None, unit: str = "", digits: int = 3) -> 
         text = _power_of_ten(f"{value:.1e}")
     else:
         text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.{digits}g}".rstrip(".")
-    return text.replace("-", "−") + unit
+    text = text.replace("-", "−")
+    return say("joints.percent", n=text) if unit == PERCENT else text + unit
 
 
 def setting(value: float | None) -> str:
