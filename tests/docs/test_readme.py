@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
+from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean
 
@@ -88,9 +89,9 @@ def test_it_is_short_and_has_its_picture(language):
 
 
 RULES = {
-    "en": "[{rules} rules](docs/rules/README.md), each with a bug that fires it and a clean twin that "
-    "does not: {hits} of {cases} bugs found, no false alarm; a general linter tells {audited} of "
-    "{audits} apart",
+    "en": "[{rules} rules](docs/rules/README.md), each with a bug that fires it and a clean twin "
+    "that does not: {hits} of {cases} bugs found, no false alarm; a general linter tells {audited} "
+    "of {audits} apart",
     "zh": "[{rules} 条规则](docs/rules/README.md)，每条都有一个触发它的错误，"
     "和一个不触发它的无错孪生：{cases} 个错误找到 {hits} 个，没有误报； "
     "一个通用的检查工具能分辨出 {audits} 个中的 {audited} 个",
@@ -233,9 +234,13 @@ def test_the_verdicts_it_quotes_are_those_that_a_run_wrote(language):
                 assert cell.startswith(f"{label}{one['figure']}"), (verdict["claim"], name)
 
 
-def test_those_verdicts_are_what_todays_rules_make_of_its_records(tmp_path):
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study.load(EXAMPLE)
+
+
+def test_those_verdicts_are_what_todays_rules_make_of_its_records(study):
     measured = json.loads((EXAMPLE / "verdicts.json").read_text())["verdicts"]
-    study = Study.load(EXAMPLE)
     assert not study.missing
     assert not study.rules_changed
     assert [json.loads(json.dumps(one.to_json())) for one in study.verdicts.values()] == measured
@@ -249,10 +254,66 @@ def test_the_preset_is_still_what_was_run():
     }
 
 
-def test_the_page_beside_them_is_drawn_from_them(tmp_path):
+def test_the_page_beside_them_is_drawn_from_them(tmp_path, study):
     """Byte for byte, so that no page is kept that today's code and these records do not give."""
-    Study.load(EXAMPLE).report(tmp_path / "again.html")
+    study.report(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (EXAMPLE / "report.html").read_bytes()
+
+
+class Seen(HTMLParser):
+    """All that a reader of the page sees or hears, less code, names and the environment's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.within: list[str] = []
+        self.script: str | None = None
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        spoken = ("aria-label", "aria-valuetext", "data-copied", "data-failed", "title", "alt")
+        self.texts += [given[name] for name in spoken if given.get(name)]
+        if tag in ("style", "code", "pre", "bdi", "dl"):
+            self.within.append(tag)
+        if tag == "script":
+            self.script = given.get("type", "")
+
+    def handle_endtag(self, tag):
+        if self.within and self.within[-1] == tag:
+            self.within.pop()
+        if tag == "script":
+            self.script = None
+
+    def handle_data(self, text):
+        if self.script == "application/json":
+            self.texts += strings(json.loads(text))
+        elif self.script is None and not self.within:
+            self.texts.append(text)
+
+
+def strings(value: object) -> list[str]:
+    """All in a piece of JSON, without the HTML in them, and without what their code shows."""
+    if isinstance(value, str):
+        return [re.sub(r"<code>.*?</code>|<.*?>", " ", value)]
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for one in inner for text in strings(one)]
+    return []
+
+
+# Two words and a third of small letters: names of authors and "et al." are not.
+ENGLISH = re.compile(r"\b[A-Za-z]+[ ,;:.]+[a-z’'-]+[ ,;:.]+(?!al\b)[a-z’'-]+\b")
+
+
+def test_the_same_page_in_chinese_has_no_english_left(tmp_path, study):
+    page = study.report(tmp_path / "page.html", lang="zh").read_text()
+    assert '<html lang="zh-CN">' in page
+    seen = Seen()
+    seen.feed(page)
+    assert len(seen.texts) > 5000
+    assert [text for text in seen.texts if ENGLISH.search(text)] == []
+    # Nor does it leave the study in another language than it was asked in.
+    assert study.verdicts["converges"].words["larger"].startswith("the largest rate")
 
 
 def test_the_page_beside_them_is_whole_and_names_no_machine():
