@@ -23,6 +23,7 @@ from spiritlevel.catalogue import (
 from spiritlevel.cli import main
 from spiritlevel.cli.lines import wrapped
 from spiritlevel.errors import UsageError
+from spiritlevel.study import Study, study
 
 OTHERS = [language for language in languages() if language != "en"]
 HAN = re.compile(r"[\u3400-\u9fff]")
@@ -222,3 +223,16 @@ def test_the_columns_of_a_table_stand_beneath_each_other(capsys):
     lines = explained(capsys, "1", "3", "5", "--lang", "zh").splitlines()
     at = next(i for i, line in enumerate(lines) if "(x - 均值)²" in line)
     assert {columns(line) for line in lines[at : at + 4]} == {columns(lines[at])}
+
+
+@pytest.mark.slow
+def test_a_study_in_chinese_leaves_records_without_a_language(tmp_path):
+    found = study(preset="smoke", data="digits", out=tmp_path, live=True, lang="zh")
+    assert "论断" in found._repr_html_()
+    page = (tmp_path / "report.html").read_text()  # as it was drawn while the run went
+    assert '<html lang="zh-CN">' in page
+    assert "研究正在运行" in page
+    others = [path for path in tmp_path.iterdir() if path.name != "report.html"]
+    assert {"config.json", "environment.json", "records.jsonl"} <= {path.name for path in others}
+    assert [path for path in others if HAN.search(path.read_text())] == []
+    assert not HAN.search(Study.load(tmp_path).report(lang="en").read_text())
