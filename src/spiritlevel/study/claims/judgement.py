@@ -28,6 +28,8 @@ __all__ = [
 PERCENT = " %"
 """As a unit; each language writes it in its own way."""
 
+_NOTHING, _INFINITE = "–", "∞"
+
 Status = Literal["supported", "partly", "not supported", "inconclusive"]
 STATUSES: tuple[Status, ...] = ("supported", "partly", "not supported", "inconclusive")
 
@@ -128,9 +130,9 @@ def number(figure: Interval | float | None, unit: str = "", digits: int = 3) -> 
     """A measured figure to `digits` significant ones; an en dash for what is not there."""
     value = figure.value if isinstance(figure, Interval) else figure
     if value is None or math.isnan(value):
-        return "–"
+        return _NOTHING
     if math.isinf(value):
-        return "∞"
+        return _INFINITE
     size = abs(value)
     if value and (size < 1e-3 or size >= 1e5):
         text = _power_of_ten(f"{value:.1e}")
@@ -151,4 +153,6 @@ def _power_of_ten(text: str) -> str:
 
 
 def times(figure: Interval | float | None) -> str:
-    return number(figure, "×")
+    """In a sentence: 4.77×."""
+    text = number(figure)
+    return text if text in (_NOTHING, _INFINITE) else say("joints.times", n=text)
