@@ -8,7 +8,10 @@ from collections import Counter
 from string import Formatter
 
 import pytest
+import torch
+from torch import nn
 
+import spiritlevel as sl
 from spiritlevel.catalogue import (
     columns,
     keys,
@@ -223,6 +226,18 @@ def test_the_columns_of_a_table_stand_beneath_each_other(capsys):
     lines = explained(capsys, "1", "3", "5", "--lang", "zh").splitlines()
     at = next(i for i, line in enumerate(lines) if "(x - 均值)²" in line)
     assert {columns(line) for line in lines[at : at + 4]} == {columns(lines[at])}
+
+
+def test_a_check_and_a_probe_draw_their_page_in_the_language_asked_for(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with sl.Probe(model, every=1) as probe:
+        model(torch.randn(8, 4)).sum().backward()
+    found = sl.check(model)
+    for language, tag in (("zh", "zh-CN"), ("en", "en")):
+        page = probe.report(tmp_path / f"{language}.html", lang=language).read_text()
+        for html in (page, found.to_html(lang=language)):
+            assert f'<html lang="{tag}">' in html
+            assert bool(HAN.search(html)) == (language == "zh")
 
 
 @pytest.mark.slow

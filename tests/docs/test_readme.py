@@ -301,8 +301,11 @@ def strings(value: object) -> list[str]:
     return []
 
 
-# Two words and a third of small letters: names of authors and "et al." are not.
-ENGLISH = re.compile(r"\b[A-Za-z]+[ ,;:.]+[a-z’'-]+[ ,;:.]+(?!al\b)[a-z’'-]+\b")
+# Three words, of which names of authors and "et al." are none; or what joins pieces.
+ENGLISH = re.compile(
+    r"\b[A-Za-z]+[ ,;:.]+[a-z’'-]+[ ,;:.]+(?!al\b)[a-z’'-]+\b"
+    r"|(?<![\w-])(?:to|at|and|of|by|with|the|from|is|are|for|in)(?![\w-])"
+)
 
 
 def test_the_same_page_in_chinese_has_no_english_left(tmp_path, study):
