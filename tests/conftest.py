@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, and where the browser is."""
+"""What all tests share: one torch thread, one locale, and where the browser is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 if not torch.cuda.is_available():  # Triton looks when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ["LC_ALL"] = "C.UTF-8"  # of what tests start, too: no test speaks the reader's language
+os.environ.pop("LANGUAGE", None)
 
 
 @pytest.fixture(autouse=True)

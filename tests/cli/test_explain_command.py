@@ -320,7 +320,7 @@ def test_every_sentence_is_used_and_every_used_one_is_there():
     files = Path(command.__file__).parent.glob("*.py")
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     named = set(re.findall(r'"(?:explain\.)?(\w+)"', source))
-    named |= {f"column_{name}" for name in named}
+    named |= {f"{table}_{name}" for table in ("column", "name") for name in named}
     there = {key.removeprefix("explain.") for key in keys() if key.startswith("explain.")}
     assert there - named == set()
     assert set(re.findall(r'"explain\.(\w+)"', source)) <= there

@@ -1,4 +1,7 @@
-"""What README tells a reader to type works, and the figures it quotes are measured."""
+"""What README tells a reader to type works, and the figures it quotes are measured.
+
+README.zh-CN.md shows the same commands and is held to the same figures.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
+from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean
 
@@ -18,14 +23,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import say, speaking
 from spiritlevel.study import Study
 from spiritlevel.study.claims import CLAIMS
 from spiritlevel.study.config import PRESETS
 from spiritlevel.study.networks import title
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+READMES = {
+    "en": (ROOT / "README.md").read_text(),
+    "zh": (ROOT / "README.zh-CN.md").read_text(),
+}
+README = READMES["en"]
 EXAMPLE = ROOT / "docs/standard"
 
 
@@ -44,23 +53,66 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path}
 
 
-def test_it_is_short_and_has_its_picture():
-    assert len(README.splitlines()) <= 100
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+@pytest.fixture(params=READMES)
+def language(request) -> str:
+    return request.param
+
+
+def code(readme: str) -> list[str]:
+    return re.findall(r"^```.*?^```$", readme, re.M | re.S)
+
+
+def numerals(readme: str) -> Counter[str]:
+    """All that are not code and not in a link."""
+    prose = re.sub(r"^```.*?^```$|`.*?`|\]\(.*?\)", "", readme, flags=re.M | re.S)
+    return Counter(re.findall(r"−?\d(?:[\d,.]*\d)?", prose))
+
+
+def test_both_show_the_same_code_and_quote_the_same_numbers():
+    """python tools/readme.py takes the code over."""
+    assert code(READMES["zh"]) == code(README)
+    assert numerals(READMES["zh"]) == numerals(README)
+
+
+def test_both_lead_to_the_same_places():
+    links = {name: set(re.findall(r"\]\((.*?)\)", text)) for name, text in READMES.items()}
+    apart = {"README.md", "README.zh-CN.md"}
+    assert links["zh"] - apart == links["en"] - apart
+    assert "README.md" in links["zh"]
+
+
+def test_it_is_short_and_has_its_picture(language):
+    assert len(READMES[language].splitlines()) <= 100
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", READMES[language])
     assert pictures
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 
-def test_what_it_says_of_the_rules_is_what_was_run():
+RULES = {
+    "en": "[{rules} rules](docs/rules/README.md), each with a bug that fires it and a clean twin "
+    "that does not: {hits} of {cases} bugs found, no false alarm; a general linter tells {audited} "
+    "of {audits} apart",
+    "zh": "[{rules} 条规则](docs/rules/README.md)，每条都有一个触发它的错误，"
+    "和一个不触发它的无错孪生：{cases} 个错误找到 {hits} 个，没有误报； "
+    "一个通用的检查工具能分辨出 {audits} 个中的 {audited} 个",
+}
+
+
+def test_what_it_says_of_the_rules_is_what_was_run(language):
     cases = json.loads((ROOT / "docs/rules/cases.json").read_text())
     rules = {each["rule"] for each in cases}
     hits, alarms = sum(each["hit"] for each in cases), sum(bool(each["alarms"]) for each in cases)
     audited = [each["torch_audit"]["apart"] for each in cases if each["torch_audit"]]
-    told = " ".join(README.split())
-    assert f"[{len(rules)} rules](docs/rules/README.md)" in told
-    assert f"{hits} of {len(cases)} bugs found, no false alarm" in told
+    told = " ".join(READMES[language].split())
     assert alarms == 0
-    assert f"a general linter tells {sum(audited)} of {len(audited)} apart" in told
+    wanted = RULES[language].format(
+        rules=len(rules),
+        hits=hits,
+        cases=len(cases),
+        audited=sum(audited),
+        audits=len(audited),
+    )
+    assert wanted in told
     (finding,) = blocks("text")
     assert finding in (ROOT / "docs/rules/SL316.md").read_text()
 
@@ -156,28 +208,39 @@ def test_the_python_examples_run(tmp_path, code):
     assert done.returncode == 0, done.stderr
 
 
-def row(name: str) -> list[str]:
+def row(readme: str, name: str) -> list[str]:
     """The cells of the table's row for a claim."""
-    (line,) = [line for line in README.splitlines() if line.startswith("| ") and name in line]
+    (line,) = [line for line in readme.splitlines() if line.startswith("| ") and name in line]
     return [cell.strip() for cell in line.strip("| ").split(" | ")]
 
 
-def test_the_verdicts_it_quotes_are_those_that_a_run_wrote():
+def test_the_verdicts_it_quotes_are_those_that_a_run_wrote(language):
     measured = json.loads((EXAMPLE / "verdicts.json").read_text())["verdicts"]
     assert [verdict["claim"] for verdict in measured] == list(CLAIMS)
     networks = list(measured[0]["networks"])
-    assert row("verdict")[2:] == [title(name) for name in networks]
-    for verdict in measured:
-        _, told, *cells = row(say(f"terminal.claims.{verdict['claim']}"))
-        assert told == verdict["verdict"]
-        for name, cell in zip(networks, cells, strict=True):
-            one = verdict["networks"][name]
-            assert cell.startswith(f"{one['verdict']}: {one['figure']}"), (verdict["claim"], name)
+    readme = READMES[language]
+
+    def in_words(one: dict) -> str:
+        return say(f"terminal.verdicts.{one['verdict'].replace(' ', '_')}")
+
+    with speaking(language):
+        assert row(readme, f"| {say('terminal.verdict')} |")[2:] == [title(n) for n in networks]
+        for verdict in measured:
+            _, told, *cells = row(readme, say(f"terminal.claims.{verdict['claim']}"))
+            assert told == in_words(verdict)
+            for name, cell in zip(networks, cells, strict=True):
+                one = verdict["networks"][name]
+                label = say("joints.label", label=in_words(one))
+                assert cell.startswith(f"{label}{one['figure']}"), (verdict["claim"], name)
 
 
-def test_those_verdicts_are_what_todays_rules_make_of_its_records(tmp_path):
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study.load(EXAMPLE)
+
+
+def test_those_verdicts_are_what_todays_rules_make_of_its_records(study):
     measured = json.loads((EXAMPLE / "verdicts.json").read_text())["verdicts"]
-    study = Study.load(EXAMPLE)
     assert not study.missing
     assert not study.rules_changed
     assert [json.loads(json.dumps(one.to_json())) for one in study.verdicts.values()] == measured
@@ -191,10 +254,69 @@ def test_the_preset_is_still_what_was_run():
     }
 
 
-def test_the_page_beside_them_is_drawn_from_them(tmp_path):
+def test_the_page_beside_them_is_drawn_from_them(tmp_path, study):
     """Byte for byte, so that no page is kept that today's code and these records do not give."""
-    Study.load(EXAMPLE).report(tmp_path / "again.html")
+    study.report(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (EXAMPLE / "report.html").read_bytes()
+
+
+class Seen(HTMLParser):
+    """All that a reader of the page sees or hears, less code, names and the environment's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.within: list[str] = []
+        self.script: str | None = None
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        spoken = ("aria-label", "aria-valuetext", "data-copied", "data-failed", "title", "alt")
+        self.texts += [given[name] for name in spoken if given.get(name)]
+        if tag in ("style", "code", "pre", "bdi", "dl"):
+            self.within.append(tag)
+        if tag == "script":
+            self.script = given.get("type", "")
+
+    def handle_endtag(self, tag):
+        if self.within and self.within[-1] == tag:
+            self.within.pop()
+        if tag == "script":
+            self.script = None
+
+    def handle_data(self, text):
+        if self.script == "application/json":
+            self.texts += strings(json.loads(text))
+        elif self.script is None and not self.within:
+            self.texts.append(text)
+
+
+def strings(value: object) -> list[str]:
+    """All in a piece of JSON, without the HTML in them, and without what their code shows."""
+    if isinstance(value, str):
+        return [re.sub(r"<code>.*?</code>|<.*?>", " ", value)]
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for one in inner for text in strings(one)]
+    return []
+
+
+# Three words, of which names of authors and "et al." are none; or what joins pieces.
+ENGLISH = re.compile(
+    r"\b[A-Za-z]+[ ,;:.]+[a-z’'-]+[ ,;:.]+(?!al\b)[a-z’'-]+\b"
+    r"|(?<![\w-])(?:to|at|and|of|by|with|the|from|is|are|for|in)(?![\w-])"
+)
+
+
+def test_the_same_page_in_chinese_has_no_english_left(tmp_path, study):
+    page = study.report(tmp_path / "page.html", lang="zh").read_text()
+    assert '<html lang="zh-CN">' in page
+    seen = Seen()
+    seen.feed(page)
+    assert len(seen.texts) > 5000
+    assert [text for text in seen.texts if ENGLISH.search(text)] == []
+    # Nor does it leave the study in another language than it was asked in.
+    assert study.verdicts["converges"].words["larger"].startswith("the largest rate")
 
 
 def test_the_page_beside_them_is_whole_and_names_no_machine():
@@ -213,37 +335,51 @@ def measured(name: str) -> dict:
     return json.loads((ROOT / "docs/bench" / f"{name}.json").read_text())
 
 
-def test_the_speeds_it_quotes_are_those_that_a_run_wrote():
+SPEEDS = {
+    "en": r"takes torch ([\d.]+) times as long on two cores, ([\d.]+) in channels-last; a training "
+    r"step of MobileNetV2 ([\d.]+) times, of ResNet-18 ([\d.]+) ",
+    "zh": r"torch 的用时是它的 ([\d.]+) 倍，channels-last 下是 ([\d.]+) 倍；一个训练步，"
+    r"MobileNetV2 是 ([\d.]+) 倍， ResNet-18 是 ([\d.]+) 倍",
+}
+
+
+def test_the_speeds_it_quotes_are_those_that_a_run_wrote(language):
     (layers,) = (
         group["ratios"]
         for group in measured("norms")["figures"]
         if group["mode"] == "forward+backward" and not group["add"]
     )
     steps = {case["model"]: case["ratios"] for case in measured("fuse")["cases"]}
-    quoted = re.search(
-        r"takes torch ([\d.]+) times as long on two cores, ([\d.]+) in channels-last; a training "
-        r"step of MobileNetV2 ([\d.]+) times, of ResNet-18 ([\d.]+) ",
-        README.replace("\n", " "),
-    )
+    quoted = re.search(SPEEDS[language], READMES[language].replace("\n", " "))
     assert quoted is not None
     last = "eager channels-last"
     found = [layers["eager"], layers[last], steps["mobilenet_v2"][last], steps["resnet18"][last]]
     assert list(quoted.groups()) == [f"{ratio['value']:.2f}" for ratio in found]
 
 
-def test_what_it_says_of_a_shipped_network_is_what_a_run_wrote():
+SHIPPED = {
+    "en": r"gets (?P<exact>[\d.]+%) of (?P<data>[^ ]+ \(JPEG\)) right changes none of its "
+    r"(?P<images>[\d,]+) predictions as ONNX, `torch.export` or OpenVINO file, and gets "
+    r"(?P<int8>[\d.]+%) in int8",
+    "zh": r"一个在 (?P<data>[^ ]+ \(JPEG\)) 上正确率为 (?P<exact>[\d.]+%) 的 GhostNet， 存成 ONNX、"
+    r"`torch.export` 或 OpenVINO 文件，(?P<images>[\d,]+) 个预测一个也没有变，"
+    r"int8 下正确率为 (?P<int8>[\d.]+%)",
+}
+
+
+def test_what_it_says_of_a_shipped_network_is_what_a_run_wrote(language):
     found = json.loads((ROOT / "docs/ship.json").read_text())
     forms = found["forms"]
-    quoted = re.search(
-        r"gets ([\d.]+%) of ([^ ]+ \(JPEG\)) right changes none of its ([\d,]+) predictions as "
-        r"ONNX, `torch.export` or OpenVINO file, and gets ([\d.]+%) in int8",
-        README.replace("\n", " "),
-    )
+    quoted = re.search(SHIPPED[language], READMES[language].replace("\n", " "))
     assert quoted is not None
     exact = [forms[name] for name in ("ONNX", "torch.export", "OpenVINO")]
     assert all(form["changed"] == 0 and form["ok"] for form in exact)
-    wanted = (f"{exact[0]['accuracy']:.2%}", found["data"], f"{found['counts']['test']:,}")
-    assert quoted.groups() == (*wanted, f"{forms['ONNX, int8']['accuracy']:.2%}")
+    assert quoted.groupdict() == {
+        "exact": f"{exact[0]['accuracy']:.2%}",
+        "data": found["data"],
+        "images": f"{found['counts']['test']:,}",
+        "int8": f"{forms['ONNX, int8']['accuracy']:.2%}",
+    }
 
 
 def test_the_speeds_in_docs_are_those_that_a_run_wrote():
@@ -321,6 +457,7 @@ def test_the_zoo_page_tells_what_its_records_tell():
     page = (ROOT / "docs/zoo.md").read_text()
     assert f"{len(rows)} architectures: {len(rows)} right, 0 refused, 0 wrong" in page
     assert f"[{len(rows)} networks of others](docs/zoo.md)" in README
+    assert f"[别人的 {len(rows)} 个网络](docs/zoo.md)" in READMES["zh"]
 
 
 @pytest.mark.slow

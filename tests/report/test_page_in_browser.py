@@ -7,6 +7,7 @@ from story import HOSTILE, example_story
 from view import SIZES, View
 
 from spiritlevel import report
+from spiritlevel.catalogue import speaking
 
 pytestmark = pytest.mark.browser
 
@@ -240,3 +241,25 @@ def test_the_keyboard_reaches_the_answer_first(view):
     assert view.evaluate("document.activeElement.getAttribute('href')") == "#answer"
     box = view.page.locator(".skip").bounding_box()
     assert box["x"] >= 0
+
+
+def test_in_chinese_what_the_scripts_write_is_chinese_too(browser, tmp_path):
+    with speaking("zh"):
+        path = report.write(example_story(), tmp_path / "page.html")
+    view = View(browser, path, "phone")
+    view.page.fill("#widget-numbers", "1，3、5；7")  # as Chinese keyboards type it
+    assert view.page.inner_text("[data-result=mean]") == "4"
+    view.page.fill("#widget-numbers", "一")
+    assert view.page.inner_text("#widget-problem").startswith("“一”不是一个数")
+    hovered = view.evaluate(
+        """[...document.querySelectorAll(".js-plotly-plot")].flatMap(({ data }) =>
+             data.flatMap(({ hovertemplate }) => hovertemplate?.split("<br>").slice(1) ?? []))"""
+    )
+    assert len(hovered) > 17
+    assert [text for text in hovered if " at " in text or " to " in text] == []
+    font = "getComputedStyle(document.querySelector('{}')).fontFamily"
+    for place in ("body", ".chart svg text"):
+        assert "Noto Sans CJK SC" in view.evaluate(font.format(place))
+    assert view.evaluate("document.documentElement.scrollWidth") == 360
+    assert view.faults == []
+    view.context.close()

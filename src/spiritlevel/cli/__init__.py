@@ -4,6 +4,7 @@ use, 3 our fault."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ ended: list[int] = []
 """The signals that asked this process to end."""
 last_words: list[str] = []
 """What a command has said of its end itself."""
+_LANG = re.compile(r"--lang(=|$)")
 _puts_off: list[bool] = []
 """Whether what runs looks into `ended` itself."""
 
@@ -25,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `spiritlevel ARGV...`; a user's mistake becomes one message on stderr and exit code 2."""
     import typer
 
+    from spiritlevel.catalogue import speaking
     from spiritlevel.cli.app import app
     from spiritlevel.cli.lines import tell
     from spiritlevel.errors import ExportError, SpiritlevelError, TrainingError
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ended.clear()
     last_words.clear()
     try:
-        with _ended_by_signals():
+        with speaking(_language(arguments)), _ended_by_signals():
             result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
         if ended:  # typer has made 130 of it
             _stopped()
@@ -72,6 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
+
+
+def _language(arguments: list[str]) -> str:
+    """That of --lang, which any command takes anywhere and none sees; else the locale's."""
+    from spiritlevel.catalogue import language_of, languages
+    from spiritlevel.errors import UsageError
+
+    found = language_of(os.environ)
+    while at := next((i for i, word in enumerate(arguments, 1) if _LANG.match(word)), 0):
+        word = arguments.pop(at - 1)
+        if "=" not in word and at > len(arguments):
+            raise UsageError(f"got --lang without a language; there is: {', '.join(languages())}")
+        found = word.partition("=")[2] if "=" in word else arguments.pop(at - 1)
+    return found
 
 
 def _stopped() -> None:

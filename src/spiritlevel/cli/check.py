@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -275,11 +275,11 @@ def _write(found: Diagnosis, form: Form, out: Path | None, subject: Subject) -> 
     if form == "table" and out is None:
         print_findings(found)
         return
-    make = {
+    make: dict[str, Callable[[], str]] = {
         "table": lambda: shown(found),
         "json": found.to_json,
         "sarif": lambda: found.to_sarif(subject.source),
-        "html": found.to_html,
+        "html": lambda: found.to_html(),
     }
     text = make[form]()
     if out is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import columns, say
+from spiritlevel.cli.lines import wrapped
 
 __all__ = ["env"]
 
@@ -27,11 +27,11 @@ def env(
         print(json.dumps(found, indent=2))
         return
     lines = list(_lines(found))
-    width = max(len(name) for name, _ in lines) + 2
+    width = max(columns(name) for name, _ in lines) + 2
     room = shutil.get_terminal_size().columns - width if sys.stdout.isatty() else 10_000
     for name, value in lines:
-        for part in textwrap.wrap(value, max(room, 20)) or [""]:
-            print(f"{name:<{width}}{part}".rstrip())
+        for part in wrapped(value, max(room, 20)) or [""]:
+            print(f"{name}{' ' * (width - columns(name))}{part}".rstrip())
             name = ""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import listed, say
 from spiritlevel.cli import ended, image_options, trained
 from spiritlevel.cli.aside import told_aside
 from spiritlevel.cli.lines import printable, tell
@@ -214,8 +214,7 @@ def _tell(subject: Subject, weights: Path | str, read: Images, *fed: bool) -> No
         say(f"terminal.export.{name}") for name, is_used in zip(names, fed, strict=True) if is_used
     ]
     if used:
-        used_for = f" {say('terminal.export.and')} ".join(used)
-        told = say("terminal.export.fed_training", told=told, fed=read.fed, used_for=used_for)
+        told = say("terminal.export.fed_training", told=told, fed=read.fed, used_for=listed(used))
     tell(told)
 
 

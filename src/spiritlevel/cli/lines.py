@@ -5,8 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 
-__all__ = ["printable", "tell"]
+from spiritlevel.catalogue import columns
+
+__all__ = ["printable", "tell", "wrapped"]
+
+_CLOSING = "，。、；：！？）》」』”’…%)]}>,.;:!?"
+_OPENING = "（《「『“‘([{<"
 
 
 def printable(text: str) -> str:
@@ -19,9 +25,42 @@ def tell(text: str) -> None:
     text = printable(text)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        lines = (
-            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-            for line in text.split("\n")
-        )
-        text = "\n".join(lines)
+        text = "\n".join("\n".join(wrapped(line, width)) for line in text.split("\n"))
     print(text, file=sys.stderr)
+
+
+def wrapped(text: str, width: int, hanging: str = "") -> list[str]:
+    """Its lines of at most so many columns; all but the first begin with `hanging`.
+
+    Han text breaks between any two characters, of which none begins a line that closes something,
+    and none ends one that opens it; other text breaks between words.
+    """
+    if columns(text) == len(text):
+        return textwrap.wrap(
+            text,
+            width,
+            subsequent_indent=hanging,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    lines, line = [], ""
+    for piece in _pieces(text):
+        if line.strip() and columns(line + piece.rstrip()) > width:
+            lines.append(line.rstrip())
+            line, piece = hanging, piece.lstrip()
+        line += piece
+    return [*lines, line.rstrip()]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """What no line may break: words with the space after them, Han characters with their signs."""
+    piece = ""
+    for before, sign in zip(" " + text, text, strict=False):
+        between_words = before == " " != sign
+        beside_han = 2 in (columns(before), columns(sign))
+        may_break = between_words or (beside_han and sign not in (" ", *_CLOSING))
+        if piece and may_break and before not in _OPENING:
+            yield piece
+            piece = ""
+        piece += sign
+    yield piece

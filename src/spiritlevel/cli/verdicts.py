@@ -32,7 +32,7 @@ def print_verdicts(found: Study) -> None:
         title = Text.assemble(row.title, (f"\n{row.quantity}", "dim"))
         if not row.quantity:
             title = Text(printable(f"  {row.title}"))
-        status = Text(f"{row.mark} {row.status}", _COLOURS[row.status])
+        status = Text(f"{row.mark} {row.verdict}", _COLOURS[row.status])
         table.add_row(title, status, row.figure, row.interval)
         if after is None or after.quantity:
             table.add_row()  # each claim stands by itself

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spiritlevel import __version__
+from spiritlevel.catalogue import speaking
 from spiritlevel.doctor.baseline import fingerprints
 from spiritlevel.doctor.finding import SEVERITIES, Finding, Severity
 from spiritlevel.doctor.rule import RULES
@@ -144,9 +145,10 @@ class Diagnosis:
         log = sarif(self.model, self.findings, self.accepted, asked=self.asked, source=source)
         return json.dumps(log, indent=2, allow_nan=False)
 
-    def to_html(self) -> str:
-        """One page that needs nothing else."""
-        return render(self.to_dict())
+    def to_html(self, *, lang: str | None = None) -> str:
+        """One page that needs nothing else; `lang` is its language, "en" or "zh"."""
+        with speaking(lang):
+            return render(self.to_dict())
 
 
 def told(finding: Finding) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import columns, say
 
 __all__ = ["Differs", "ExportReport", "Verification"]
 
@@ -123,9 +123,12 @@ class ExportReport:
 
     def __str__(self) -> str:
         table = self.cells()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        widths = [max(map(columns, column)) for column in zip(*table, strict=True)]
         rows = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            "  ".join(
+                cell + " " * (width - columns(cell))
+                for cell, width in zip(row, widths, strict=True)
+            ).rstrip()
             for row in table
         ]
         return "\n".join([self.title(), "", *rows, "", *self.lines()])

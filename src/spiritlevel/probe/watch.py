@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from spiritlevel.catalogue import speaking
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend, ops
 from spiritlevel.lent.norms import batch_norms
@@ -413,12 +414,16 @@ class Probe:
                 if np.isfinite(row[column]):
                     writer.add_scalar(f"{metric}/{layer.path}", float(row[column]), step)
 
-    def report(self, path: str | Path) -> Path:
-        """A page with heat-maps of depth by time. Raises UsageError, MissingExtra."""
+    def report(self, path: str | Path, *, lang: str | None = None) -> Path:
+        """A page with heat-maps of depth by time; `lang` is its language, "en" or "zh".
+
+        Raises UsageError, MissingExtra.
+        """
         from spiritlevel.probe.record import record_of
         from spiritlevel.report import probe_page
 
-        return probe_page.write(record_of(self), Path(path))
+        with speaking(lang):
+            return probe_page.write(record_of(self), Path(path))
 
     def __repr__(self) -> str:
         steps = f"{self.counts.steps:,} steps, {len(self.readings.steps)} read"

@@ -13,7 +13,7 @@ __all__ = ["FEW", "axis", "drawable", "hover_text", "layout", "number_text", "pl
 
 # Up to this many points, each of them is marked and may have its own tick.
 FEW = 12
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FONT = "var(--font)"
 CLEAR = "rgba(0,0,0,0)"
 
 

@@ -17,7 +17,7 @@ from spiritlevel.catalogue import sentence
 from spiritlevel.errors import UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.report import shell
-from spiritlevel.report.gap import answer, bars, layer_bars
+from spiritlevel.report.gap import answer, bars, layer_bars, metric_name
 from spiritlevel.report.numbers import told
 from spiritlevel.report.words import Text
 
@@ -56,7 +56,7 @@ def render(diagnosis: Mapping[str, Any]) -> str:
             skipped_many=sum(map(len, skipped.values())),
             notes=list(map(str, diagnosis.get("notes") or [])),
             version=str(diagnosis.get("spiritlevel") or version("spiritlevel")),
-            css=[shell.file("page.css"), shell.file("doctor.css")],
+            css=shell.styles("page", "doctor"),
             policy=shell.policy([]),
         )
     )
@@ -96,8 +96,8 @@ def _count(severity: str, many: int) -> Text:
 
 
 def _gap(gap: Mapping[str, Any]) -> dict[str, Any]:
-    metric, layers = str(gap["metric"]), layer_bars(gap)
-    better = "higher" if metric == "accuracy" else "lower"
+    metric, layers = metric_name(str(gap["metric"])), layer_bars(gap)
+    better = "higher" if gap["metric"] == "accuracy" else "lower"
     return {
         "answer": answer(gap),
         "metric": metric[:1].upper() + metric[1:],

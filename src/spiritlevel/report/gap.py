@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spiritlevel.report.numbers import number, percent, told
+from spiritlevel.catalogue import keys, sentence
+from spiritlevel.report.numbers import in_percent, number, percent, told
 from spiritlevel.report.words import Text, say
 
-__all__ = ["Bar", "LayerBar", "answer", "bars", "layer_bars"]
+__all__ = ["Bar", "LayerBar", "answer", "bars", "layer_bars", "metric_name"]
 
 MODES = ("eval", "batch", "recalibrated")
 
@@ -101,14 +102,20 @@ def _apart(running: Score, batch: Score, gain: Score | None) -> bool:
 
 def _shown(value: float, metric: str) -> str:
     """Accuracy in percent to a tenth, an error in figures."""
-    return f"{100 * value:.1f} %" if metric == "accuracy" else number(value, 3)
+    return in_percent(f"{100 * value:.1f}") if metric == "accuracy" else number(value, 3)
 
 
 def _difference(value: float, metric: str) -> Any:
     """Such as 1.2 points of accuracy, or 0.31 in loss."""
     if metric == "accuracy":
         return say(["diagnosis_page.points", {"n": _points(value)}])
-    return say(["diagnosis_page.in_metric", {"n": number(value, 3), "metric": metric}])
+    return say(["diagnosis_page.in_metric", {"n": number(value, 3), "metric": metric_name(metric)}])
+
+
+def metric_name(metric: str) -> str:
+    """In words; as it stands where the catalogue has none."""
+    key = f"diagnosis_page.metrics.{metric.replace(' ', '_')}"
+    return sentence(key) if key in keys() else metric
 
 
 def _points(value: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from spiritlevel.catalogue import sentence
 from spiritlevel.errors import require
 from spiritlevel.report.axes import axis, drawable, layout, number_text, placed
 from spiritlevel.report.story import Heatmap
@@ -63,7 +64,7 @@ def heatmap_in_common(frames: Sequence[Heatmap]) -> dict[str, Any]:
             "zmax": high,
             "colorscale": [[i / (len(shades) - 1), shade] for i, shade in enumerate(shades)],
             "showscale": False,
-            "hovertemplate": "%{customdata}<br>%{text} at %{x}<extra></extra>",
+            "hovertemplate": f"%{{customdata}}<br>{_hovered()}<extra></extra>",
             "hoverongaps": False,
         },
         "layout": layout(
@@ -73,6 +74,11 @@ def heatmap_in_common(frames: Sequence[Heatmap]) -> dict[str, Any]:
             plot_bgcolor="var(--gap)",
         ),
     }
+
+
+def _hovered() -> str:
+    """What is read of a cell, where Plotly fills in its value and its column."""
+    return sentence("reader.hover").format(y="%{text}", x="%{x}")
 
 
 def map_height(frames: Sequence[Heatmap]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spiritlevel.catalogue import sentence
 
-__all__ = ["number", "percent", "seconds", "told"]
+__all__ = ["in_percent", "number", "percent", "seconds", "told"]
 
 
 def number(value: float, figures: int = 4) -> str:
@@ -24,9 +24,13 @@ def number(value: float, figures: int = 4) -> str:
 def percent(share: float) -> str:
     """Such as 82 %, and 1.2 % where a whole number would say little."""
     hundredths = 100 * share
-    return f"{number(hundredths, 2) if abs(hundredths) < 10 else f'{hundredths:.0f}'} %".replace(
-        "-", "−"
-    )
+    text = number(hundredths, 2) if abs(hundredths) < 10 else f"{hundredths:.0f}"
+    return in_percent(text.replace("-", "−"))
+
+
+def in_percent(text: str) -> str:
+    """The number with its sign, as the language writes it."""
+    return sentence("joints.percent").format(n=text)
 
 
 def seconds(value: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spiritlevel.catalogue import say
 from spiritlevel.errors import require
 from spiritlevel.files import write_whole
 from spiritlevel.report import figures, heatmap, shell
@@ -58,7 +59,7 @@ def _fill(environment: Environment, story: Story, drawn: Mapping[str, Any]) -> s
     page = environment.get_template("page.html.j2").render(
         story=story,
         drawn=drawn,
-        css=shell.file("page.css"),
+        css=shell.styles("page"),
         script=script,
         plotly=plotly["deflated"],
         policy=shell.policy([plotly["hash"], shell.hash_of(script)]),
@@ -117,8 +118,8 @@ def _duration(seconds: float) -> str:
     """Such as 42 s, 4 min 31 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return say("page.seconds", seconds=whole)
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+        return say("page.minutes", minutes=minutes, seconds=rest)
+    return say("page.hours", hours=minutes // 60, minutes=minutes % 60)

@@ -108,7 +108,7 @@ def _fill(it: Readings, drawn: list[dict[str, Any]]) -> str:
             columns=COUNTERS,
             overhead=_overhead(it),
             version=version("spiritlevel"),
-            css=[shell.file("page.css"), shell.file("doctor.css")],
+            css=shell.styles("page", "doctor"),
             script=script,
             plotly=plotly["deflated"],
             policy=shell.policy([plotly["hash"], shell.hash_of(script)]),

@@ -10,14 +10,24 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from spiritlevel.catalogue import keys, sentence
+from spiritlevel.catalogue import keys, sentence, spoken
 from spiritlevel.errors import require
 from spiritlevel.report.words import plain, say
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["deflated", "environment", "file", "hash_of", "plotly", "policy", "script", "texts"]
+__all__ = [
+    "deflated",
+    "environment",
+    "file",
+    "hash_of",
+    "plotly",
+    "policy",
+    "script",
+    "styles",
+    "texts",
+]
 
 
 def environment(filters: Mapping[str, Callable[..., Any]]) -> Environment:
@@ -39,6 +49,13 @@ def environment(filters: Mapping[str, Callable[..., Any]]) -> Environment:
 def file(name: str) -> str:
     """A file of web/."""
     return resources.files("spiritlevel.report").joinpath("web", name).read_text(encoding="utf-8")
+
+
+def styles(*names: str) -> list[str]:
+    """These style sheets of web/, and what the language spoken adds to them, if anything."""
+    own = f"{spoken()}.css"
+    there = resources.files("spiritlevel.report").joinpath("web", own).is_file()
+    return [file(f"{name}.css") for name in names] + ([file(own)] if there else [])
 
 
 @cache

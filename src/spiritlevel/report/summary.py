@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spiritlevel.catalogue import sentence
 from spiritlevel.errors import require
 from spiritlevel.report.lines import name_of
 from spiritlevel.report.story import Figure, Heatmap, Lines, Panel
@@ -24,17 +25,21 @@ def summary(figure: Figure) -> Markup:
     if "summary" in figure:
         return say(figure["summary"])
     html: type[Markup] = require("markupsafe", extra="study").Markup
-    return html(" ").join(_in_words(panel) for panel in figure["panels"])
+    return html(sentence("joints.sentences")).join(_in_words(panel) for panel in figure["panels"])
 
 
 def chart_name(figure: Figure, panel: Panel) -> str:
     """The accessible name of one of the figure's charts."""
     title, name = plain(figure["title"]), plain(panel["title"])
     if "summary" in figure and figure.get("controls"):  # whose numbers change
-        names = [title] if title == name else [title, name]
-        return ". ".join([*names, plain(figure["summary"])])
+        told = plain(figure["summary"])
+        return _titled(title, told if title == name else _titled(name, told))
     told = _in_words(panel).striptags()
-    return told if title == name else f"{title}. {told}"
+    return told if title == name else _titled(title, told)
+
+
+def _titled(title: str, rest: str) -> str:
+    return sentence("joints.title").format(title=title, rest=rest)
 
 
 def _in_words(panel: Panel) -> Markup:
@@ -57,7 +62,7 @@ def _lines_in_words(panel: Lines) -> Markup:
     xs = [x for series in panel["series"] for x in series["x"]]
     values = {
         "title": say(panel["title"]),
-        "series": html(", ").join(told),
+        "series": html(sentence("joints.clauses")).join(told),
         "x": say(panel["x"]["label"]),
         "low": _number(min(xs)),
         "high": _number(max(xs)),

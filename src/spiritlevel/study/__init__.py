@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from spiritlevel.catalogue import speaking, spoken
 from spiritlevel.errors import RecordsError, SpiritlevelError, UsageError, require
 from spiritlevel.report import write
 from spiritlevel.report.story import Live as Going
+from spiritlevel.report.story import Story
 from spiritlevel.study.claims import CLAIMS, Judgement, judge, rules
 from spiritlevel.study.config import Asked, Plan, plan_study
 from spiritlevel.study.examples import example_lines
@@ -57,6 +59,8 @@ class Study:
     config: dict[str, Any]
     torn: str | None = None
     """The beginning of a torn last line of the records, which was left out."""
+    lang: str | None = None
+    """The language that its page and its table in a notebook speak; None: what is spoken then."""
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Study:
@@ -66,13 +70,20 @@ class Study:
         file = RecordFile.read(path / RECORDS)
         return cls(path, file.records, config, file.torn)
 
-    @cached_property
+    @property
     def verdicts(self) -> dict[str, Judgement]:
         """Claim -> verdict, by the rules in `spiritlevel.study.claims`.
 
         A claim some of whose planned runs gave no result is inconclusive.
         """
-        return {claim: self._judge(claim) for claim in CLAIMS}
+        language = spoken()  # of the words that each verdict carries
+        if language not in self._judged:
+            self._judged[language] = {claim: self._judge(claim) for claim in CLAIMS}
+        return self._judged[language]
+
+    @cached_property
+    def _judged(self) -> dict[str, dict[str, Judgement]]:
+        return {}
 
     @cached_property
     def missing(self) -> frozenset[str]:
@@ -115,20 +126,30 @@ class Study:
 
     def _repr_html_(self) -> str:
         """The verdicts, in a notebook."""
-        return study_html(self)
+        with speaking(self.lang):
+            return study_html(self)
 
     def report(
-        self, path: str | os.PathLike[str] | None = None, *, live: Going | None = None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        live: Going | None = None,
+        lang: str | None = None,
     ) -> Path:
         """Draw the page from the records alone (default: `report.html` in the folder).
 
-        With `live`, for a run that goes on, the page reads itself anew now and then.
+        With `live`, for a run that goes on, the page reads itself anew now and then. `lang` is its
+        language, "en" or "zh", unless given the study's own; the records have none.
         """
         target = self.folder / "report.html" if path is None else Path(path)
+        with speaking(lang or self.lang):
+            return write(self._story(live), target)
+
+    def _story(self, live: Going | None) -> Story:
         environment = read_json(self.folder / ENVIRONMENT)
         verdicts = self.verdicts
         with _readable(self.folder):
-            story = build_story(
+            return build_story(
                 self.config,
                 environment,
                 self.records,
@@ -138,7 +159,6 @@ class Study:
                 missing=0 if live else len(self.missing),
                 live=live,
             )
-        return write(story, target)
 
 
 @contextmanager
@@ -177,6 +197,7 @@ def study(
     backend: str = "loky",
     scheduler: str | None = None,
     live: bool = False,
+    lang: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Study:
     """Train with and without normalization on real images and judge each claim of the article.
@@ -191,8 +212,9 @@ def study(
     (default: one a core) of `threads` torch threads each; with `backend="dask"` from the workers of
     the Dask scheduler at `scheduler`, tcp://HOST:PORT, of which at most `jobs` are kept busy
     (default: all). `resume=True` finishes what `out` (default: the latest run) lacks, by its own
-    plan, on either backend. `live=True` rewrites the page while the run goes. Raises UsageError,
-    DataError, RecordsError and MissingExtra.
+    plan, on either backend. `live=True` rewrites the page while the run goes. `lang` is the
+    language of the page and of what is shown, "en" or "zh"; no record depends on it. Raises
+    UsageError, DataError, RecordsError and MissingExtra.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"got jobs={jobs}; wanted at least 1 process")
@@ -218,7 +240,7 @@ def study(
             f"got {', '.join(given)} together with resume; a resumed run follows its own plan. "
             "Leave them out, or start a new run"
         )
-    with _connected(scheduler) as cluster:
+    with speaking(lang), _connected(scheduler) as cluster:
         if resume:
             run = resume_run(_latest() if out is None else Path(out), factory)
             _try_on(cluster, run.factory)
@@ -231,7 +253,7 @@ def study(
             run = begin(plan, folder, _command(asked), epochs=epochs, factory=factory)
         with Live(run.folder, tell) if live else nullcontext(tell) as heard:
             do_cells(run, jobs=jobs, tell=heard, cluster=cluster)
-    return Study.load(run.folder)
+    return replace(Study.load(run.folder), lang=lang)
 
 
 def _check_backend(backend: str, scheduler: str | None) -> None:

@@ -233,7 +233,11 @@ def _bell(records: Records) -> Example:
         return _example("bell", [], None)
     words = _bell_words(records)
     rows = [
-        [f"±{k}", f"{100 * erf(k / sqrt(2)):.1f} %", *(f"{words[f'{m}_{k}']} %" for m in _MOMENTS)]
+        [
+            f"±{k}",
+            _percent(f"{100 * erf(k / sqrt(2)):.1f}"),
+            *(_percent(words[f"{moment}_{k}"]) for moment in _MOMENTS),
+        ]
         for k in (1, 2, 3)
     ]
     middles = [low + 0.05 for low in EDGES[:-1]]
@@ -251,6 +255,10 @@ def _bell(records: Records) -> Example:
 
 
 _MOMENTS = ("before", "after")
+
+
+def _percent(text: str) -> str:
+    return say("joints.percent", n=text)
 
 
 def _bell_words(records: Records) -> dict[str, str]:

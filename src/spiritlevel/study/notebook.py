@@ -146,5 +146,5 @@ def _verdict_row(row: Row) -> list[str]:
         first = cell(f'{title}<div style="{DIM}">{escape(row.quantity)}</div>', _WIDE)
     else:
         first = cell(title, f"padding-left:2em;{_WIDE}")
-    status = cell(f"<b>{escape(f'{row.mark} {row.status}')}</b>")
+    status = cell(f"<b>{escape(f'{row.mark} {row.verdict}')}</b>")
     return [first, status, cell(escape(row.figure)), cell(escape(row.interval))]

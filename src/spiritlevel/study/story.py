@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spiritlevel.catalogue import joined, say
 from spiritlevel.report.story import Claim, Headline, Live, Story
 from spiritlevel.report.story import Part as StoryPart
 from spiritlevel.report.words import Text, plain
@@ -103,7 +104,7 @@ def _headline(part: Part) -> Headline:
         "quantity": _quantity(part),
         "value": part.text,
         "interval": interval_text(part),
-        "level": "95 %",
+        "level": say("joints.percent", n=95),
         "n": part.n,
         "records": list(part.records),
     }
@@ -132,7 +133,7 @@ def _sentences(verdict: Judgement, plan: Plan) -> list[Text]:
     claim = verdict.claim
     several = verdict.by_network or {networks(claim, plan)[0]: verdict}
     done = "measured_on" if plan.networks else "measured"
-    words = dict(verdict.words) | {"networks": ", ".join(map(title, several))}
+    words = dict(verdict.words) | {"networks": joined("list", list(map(title, several)))}
     sentences: list[Text] = [[f"claims.{claim}.{done}", words]]
     for name, one in several.items():
         if one.headline.value is None:
@@ -163,4 +164,4 @@ def interval_text(part: Part) -> str | None:
     if part.interval is None:
         return None
     low = number(part.interval.low, digits=part.digits)
-    return f"{low} to {number(part.interval.high, part.unit, part.digits)}"
+    return say("reader.spread", low=low, high=number(part.interval.high, part.unit, part.digits))

@@ -25,6 +25,8 @@ class Row:
     quantity: str
     """What the figure is; empty for a network, whose claim has said it."""
     status: str
+    verdict: str
+    """The status in words."""
     mark: str
     figure: str
     interval: str
@@ -43,7 +45,8 @@ def verdict_rows(verdicts: Mapping[str, Judgement]) -> Iterator[Row]:
 
 def _row(title: str, quantity: str, verdict: Judgement, *, figures: bool = True) -> Row:
     headline, mark = verdict.headline, _MARKS[verdict.status]
+    told = say(f"terminal.verdicts.{verdict.status.replace(' ', '_')}")
     if not figures:
-        return Row(title, quantity, verdict.status, mark, "", "")
+        return Row(title, quantity, verdict.status, told, mark, "", "")
     interval = interval_text(headline) or "–"
-    return Row(title, quantity, verdict.status, mark, headline.text, interval)
+    return Row(title, quantity, verdict.status, told, mark, headline.text, interval)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from spiritlevel import explain as arithmetic
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import listed, say
 from spiritlevel.cli.explain.page import Page, scaled, setting, times
 from spiritlevel.explain import BatchExplanation, readable
 
@@ -24,7 +24,7 @@ def print_batch(page: Page, told: BatchExplanation) -> None:
         lambda c: row(c, channels[c].mean, channels[c].variance, channels[c].unbiased_variance),
     )
     page.step(say("explain.normalized_array"))
-    page.formula(f"(x - mean) / √(variance + {setting(told.eps)})")
+    page.formula(say("explain.formula_normalized", eps=setting(told.eps)))
 
     def normalized(c: int) -> list[str]:
         mean, variance = channels[c].normalized_mean, channels[c].normalized_variance
@@ -45,26 +45,34 @@ def _print_together(page: Page, told: BatchExplanation) -> None:
     axes = told.axes.replace("C", "")
     sizes = [size for axis, size in enumerate(told.shape) if axis != 1]
     product = f"{times(sizes)} = {told.count:,}" if len(sizes) > 1 else f"{told.count:,}"
-    over = f"{', '.join(axes[:-1])} and {axes[-1]}" if len(axes) > 1 else axes
     page.prose(
-        say("explain.together_text", axes=over, channels=f"{len(told.channels):,}", product=product)
+        say(
+            "explain.together_text",
+            axes=listed(axes),
+            channels=f"{len(told.channels):,}",
+            product=product,
+        )
     )
-    listed = [[f"{value:g}" for value in channel.values] for channel in told.channels]
-    if listed[0]:
-        width = max(len(word) for words in listed for word in words)
+    shown = [[f"{value:g}" for value in channel.values] for channel in told.channels]
+    if shown[0]:
+        width = max(len(word) for words in shown for word in words)
         page.table(
             ("channel", "values"),
-            len(listed),
-            lambda c: [str(c), "  ".join(f"{word:>{width}}" for word in listed[c])],
+            len(shown),
+            lambda c: [str(c), "  ".join(f"{word:>{width}}" for word in shown[c])],
         )
 
 
 def _print_running(page: Page, told: BatchExplanation) -> None:
     values = {"momentum": setting(told.momentum), "value": f"{told.first_value:g}"}
     page.prose(say("explain.running_text", **values))
-    page.formula("running = (1 - momentum) * running + momentum * batch")
-    result = f"(x - running mean) / √(running variance + {setting(told.eps)})"
-    page.formula(f"eval()  = {scaled(result, Fraction(told.gamma), Fraction(told.beta))}")
+    result = say("explain.formula_eval", eps=setting(told.eps))
+    page.formulas(
+        {
+            say("explain.name_running"): say("explain.formula_running"),
+            "eval()": scaled(result, Fraction(told.gamma), Fraction(told.beta)),
+        }
+    )
     steps, train = told.running, told.train_output
     page.table(
         ("step", "running_mean", "running_variance", "eval", "train"),

@@ -36,17 +36,18 @@ def print_numbers(page: Page, told: Explanation) -> None:
     count = len(told.values)
     page.title(say("explain.title", count=f"{count:,}") if count > 1 else say("explain.title_one"))
     page.step(say("explain.mean"))
-    page.formula(f"mean = {listed_sum(told.values)} / {count} {equals(told.mean)}")
+    page.formula(f"{_name('mean')} = {listed_sum(told.values)} / {count} {equals(told.mean)}")
     page.step(say("explain.differences"))
     columns = told.values, told.differences, told.squares
     page.table(
         ("x", "difference", "square"), count, lambda i: [cell(column[i]) for column in columns]
     )
     page.step(say("explain.variance"))
-    page.formula(f"variance = {listed_sum(told.squares)} / {count} {equals(told.variance)}")
+    variance = _name("variance")
+    page.formula(f"{variance} = {listed_sum(told.squares)} / {count} {equals(told.variance)}")
     page.step(say("explain.deviation_eps" if told.eps else "explain.deviation"))
-    under = f"(variance + {setting(told.eps)})" if told.eps else "variance"
-    page.formula(f"deviation = √{under} {equals(told.deviation)}")
+    under = f"({variance} + {setting(told.eps)})" if told.eps else variance
+    page.formula(f"{_name('deviation')} = √{under} {equals(told.deviation)}")
     page.step(say("explain.normalized"))
     if told.normalized:
         _print_normalized(page, told, told.normalized)
@@ -63,7 +64,7 @@ def _print_normalized(page: Page, told: Explanation, normalized: Normalized) -> 
     page.prose(say(f"explain.{check}", **values))
     if _scales(told):
         page.step(say("explain.scale"))
-        page.formula(f"y = {scaled('normalized', told.gamma, told.beta)}")
+        page.formula(f"y = {scaled(_name('normalized'), told.gamma, told.beta)}")
         _print_results(page, "normalized", normalized.results, normalized.outputs)
         variance = cell(told.gamma**2 * normalized.variance)
         page.prose(say("explain.check_scale", mean=cell(told.beta), variance=variance))
@@ -111,13 +112,14 @@ def _print_layer(page: Page, told: Explanation) -> None:
     new = told.momentum
     page.item(say("explain.layer_running", momentum=cell(new)))
     over = f"{listed_sum(told.squares)} / {len(told.values) - 1}"
-    page.formula(f"  unbiased variance = {over} {equals(told.unbiased_variance)}")
+    formulas = {_name("unbiased_variance"): f"{over} {equals(told.unbiased_variance)}"}
     for name, start, batch, result in (
-        ("mean    ", 0, told.mean, told.running_mean),
-        ("variance", 1, told.unbiased_variance, told.running_variance),
+        ("running_mean", 0, told.mean, told.running_mean),
+        ("running_variance", 1, told.unbiased_variance, told.running_variance),
     ):
         terms = f"{cell(1 - new)} * {start} + {cell(new)} * {cell(batch)}"
-        page.formula(f"  running {name}  = {terms} {equals(result)}")
+        formulas[_name(name)] = f"{terms} {equals(result)}"
+    page.formulas(formulas, indent=2)
 
 
 def _print_torch_eps(page: Page, variance: Fraction) -> None:
@@ -125,6 +127,10 @@ def _print_torch_eps(page: Page, variance: Fraction) -> None:
     key = "explain.torch_eps" if less < 1 else "explain.torch_eps_large"
     values = {"percent": short(less), "variance": readable(variance)}
     page.item(say(key, eps=setting(arithmetic.TORCH_EPS), **values))
+
+
+def _name(what: str) -> str:
+    return say(f"explain.name_{what}")
 
 
 def _scales(told: Explanation) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from spiritlevel.catalogue import say
+from spiritlevel.cli.lines import wrapped
 from spiritlevel.explain import Exact, exact, readable
 
 __all__ = [
@@ -62,14 +63,17 @@ class Page:
 
     def prose(self, text: str, hanging: str = "") -> None:
         width = min(self.console.width, WIDEST) - INDENT if self.in_terminal else PIPE_WIDTH
-        lines = textwrap.wrap(
-            text, max(width, 20), subsequent_indent=hanging, break_on_hyphens=False
-        )
-        for line in lines:
+        for line in wrapped(text, max(width, 20), hanging):
             self.console.print(" " * INDENT + line, soft_wrap=True)
 
     def formula(self, text: str) -> None:
         self.console.print(" " * INDENT + text, soft_wrap=True)
+
+    def formulas(self, told: Mapping[str, str], indent: int = 0) -> None:
+        """Name = formula, the equals signs beneath each other."""
+        width = max(map(cell_len, told))
+        for name, text in told.items():
+            self.formula(f"{' ' * indent}{set_cell_size(name, width)} = {text}")
 
     def item(self, text: str) -> None:
         """A paragraph that begins with a dash."""

@@ -75,7 +75,8 @@ function plotted(common, frame) {
 function lines({ as, x, y, low, high }, log) {
   const color = `var(--arm-${as.arm})`;
   const [dots, thin] = [as.style === "dots", as.style === "thin"];
-  const spread = low ? " (%{customdata[0]:.3~g} to %{customdata[1]:.3~g})" : "";
+  const [from, to] = ["%{customdata[0]:.3~g}", "%{customdata[1]:.3~g}"];
+  const value = low ? `%{y:.4~g} (${say("spread", { low: from, high: to })})` : "%{y:.4~g}";
   const trace = {
     type: "scatter",
     x,
@@ -84,7 +85,7 @@ function lines({ as, x, y, low, high }, log) {
     marker: { color, symbol: as.symbol, size: dots ? 9 : 7 },
     line: { color, width: thin ? 1 : 2, dash: as.style === "dash" ? "7px,4px" : "solid" },
     opacity: thin ? 0.6 : 1,
-    hovertemplate: `${as.hover}<br>%{y:.4~g}${spread} at %{x:.6~g}<extra></extra>`,
+    hovertemplate: `${as.hover}<br>${say("hover", { y: value, x: "%{x:.6~g}" })}<extra></extra>`,
   };
   if (!low) return [trace];
   trace.customdata = low.map((end, i) => [end, high[i]]);

@@ -34,7 +34,8 @@ function openFigure(source) {
   }
 
   function settings() {
-    return it.controls.map(({ label, values }, i) => `${label} ${values[at[i]]}`).join(", ");
+    const told = it.controls.map(({ label, values }, i) => say("setting", { name: label, value: values[at[i]] }));
+    return told.join(words.settings);
   }
 
   /** What stands around the charts. */

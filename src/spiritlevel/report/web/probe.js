@@ -130,7 +130,7 @@ function lineFigure() {
         mode: columns.length > 12 ? "lines" : "lines+markers",
         marker: { color: "var(--arm-batch)", symbol: "square", size: 7 },
         line: { color: "var(--arm-batch)", width: 2 },
-        hovertemplate: "%{y:.4~g} at %{x}<extra></extra>",
+        hovertemplate: `${say("hover", { y: "%{y:.4~g}", x: "%{x}" })}<extra></extra>`,
       },
     ],
     layout,

@@ -19,7 +19,7 @@ function number(text) {
 }
 
 function numbersIn(text) {
-  const words = text.split(/[\s,;]+/).filter((word) => word !== "");
+  const words = text.split(/[\s,;，；、]+/).filter((word) => word !== "");
   if (words.length === 0) throw new Problem("numbers", "empty");
   if (words.length > MOST) throw new Problem("numbers", "too_many", { n: words.length, most: MOST });
   return words.map((word) => {
@@ -118,7 +118,7 @@ function widget(form) {
     if (name === "reset") {
       for (const [field, text] of Object.entries(DEFAULTS)) inputs[field].value = text;
     } else {
-      const known = inputs.numbers.value.split(/[\s,;]+/).map(number).filter((value) => value !== null);
+      const known = inputs.numbers.value.split(/[\s,;，；、]+/).map(number).filter((value) => value !== null);
       const changed = known.map((value) => Number(CHANGES[name](value).toPrecision(12)));
       inputs.numbers.value = changed.join(", ");
     }

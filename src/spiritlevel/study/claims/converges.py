@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from statistics import geometric_mean
 from typing import Any
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import joined, say
 from spiritlevel.study.claims.common import (
     Arm,
     arm_numbers,
@@ -19,7 +19,7 @@ from spiritlevel.study.claims.common import (
     shape,
     training_cells,
 )
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, setting, times
+from spiritlevel.study.claims.judgement import PERCENT, Judgement, Part, Status, setting, times
 from spiritlevel.study.config import Plan
 from spiritlevel.study.networks import init_title
 from spiritlevel.study.records import Cell, Records
@@ -246,9 +246,9 @@ def ghostnet_arms(records: Records) -> Iterator[Part]:
             yield Part(
                 f"claims.converges.ghostnet_{norm}",
                 None if diverged else 100 * _mean_accuracy(runs[best]),
-                "Han et al. 2020" if norm == "batch" else "control: no norm",
+                "Han et al. 2020" if norm == "batch" else say("claims.sources.no_norm"),
                 n=len(runs[best]),
-                unit=" %",
+                unit=PERCENT,
                 words={
                     "init": init_title(init),
                     "lr": setting(best),
@@ -273,5 +273,5 @@ def _words(records: Records, speed: Interval | None, ratio: float | None) -> dic
         else say("claims.converges.larger", ratio=times(ratio)),
         "rate_none": setting(rates["none"]),
         "rate_batch": setting(rates["batch"]),
-        "norms": ", ".join(norms(records)),
+        "norms": joined("list", norms(records)),
     }

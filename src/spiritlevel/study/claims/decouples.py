@@ -8,7 +8,15 @@ from statistics import geometric_mean
 from typing import Any
 
 from spiritlevel.study.claims.common import landscape_cells, shape
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, number, times
+from spiritlevel.study.claims.judgement import (
+    PERCENT,
+    Judgement,
+    Part,
+    Status,
+    agree,
+    number,
+    times,
+)
 from spiritlevel.study.config import Plan
 from spiritlevel.study.networks import network
 from spiritlevel.study.records import Cell, Records
@@ -72,7 +80,7 @@ def judge(records: Records) -> Judgement:
         SANTURKAR,
         n=len(pairs),
         holds=layers,
-        unit=" %",
+        unit=PERCENT,
         records=read,
     )
     identities = _identities(records, scale)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
+from spiritlevel.catalogue import say
 from spiritlevel.study.stats import Interval
 
 __all__ = [
+    "PERCENT",
     "STATUSES",
     "UNASKED",
     "Judgement",
@@ -22,6 +24,11 @@ __all__ = [
     "setting",
     "times",
 ]
+
+PERCENT = " %"
+"""As a unit; each language writes it in its own way."""
+
+_NOTHING, _INFINITE = "–", "∞"
 
 Status = Literal["supported", "partly", "not supported", "inconclusive"]
 STATUSES: tuple[Status, ...] = ("supported", "partly", "not supported", "inconclusive")
@@ -123,15 +130,16 @@ def number(figure: Interval | float | None, unit: str = "", digits: int = 3) -> 
     """A measured figure to `digits` significant ones; an en dash for what is not there."""
     value = figure.value if isinstance(figure, Interval) else figure
     if value is None or math.isnan(value):
-        return "–"
+        return _NOTHING
     if math.isinf(value):
-        return "∞"
+        return _INFINITE
     size = abs(value)
     if value and (size < 1e-3 or size >= 1e5):
         text = _power_of_ten(f"{value:.1e}")
     else:
         text = f"{value:.0f}" if size >= 100 or value == 0 else f"{value:#.{digits}g}".rstrip(".")
-    return text.replace("-", "−") + unit
+    text = text.replace("-", "−")
+    return say("joints.percent", n=text) if unit == PERCENT else text + unit
 
 
 def setting(value: float | None) -> str:
@@ -145,4 +153,6 @@ def _power_of_ten(text: str) -> str:
 
 
 def times(figure: Interval | float | None) -> str:
-    return number(figure, "×")
+    """In a sentence: 4.77×."""
+    text = number(figure)
+    return text if text in (_NOTHING, _INFINITE) else say("joints.times", n=text)

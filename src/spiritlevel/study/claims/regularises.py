@@ -164,7 +164,7 @@ def _arms(records: Records) -> Iterator[Part]:
     for arm, settings in ARMS.items():
         if arm not in ("off", "16") and records.select("gap", **settings):
             found = mean_interval(_list(differences(records, arm)))
-            source = HOFFER if arm in ("64", "4") else "control: no batch noise"
+            source = HOFFER if arm in ("64", "4") else say("claims.sources.no_noise")
             more: dict[str, Any] = {"records": _numbers(records, "off", arm)}
             words = {"arm": _name(arm)}
             yield Part.of("claims.regularises.difference", found, source, words=words, **more)
@@ -199,7 +199,8 @@ def _words(records: Records, found: Interval | None, slope: Interval | None) -> 
         "target": setting(targets[0] if targets else None),
         "difference": number(found),
         "off": number(fmean(known) if known else None),
-        "lower_in": f"{sum(v < 0 for v in values)} of {len(values)}",
+        "lower": str(sum(v < 0 for v in values)),
+        "seeds": str(len(values)),
         "slope": number(slope),
         "rival": _name(best[1]) if best[1] in ARMS else "–",
         "rival_difference": number(best[0]),

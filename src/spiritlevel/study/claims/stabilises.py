@@ -15,7 +15,15 @@ from spiritlevel.study.claims.common import (
     training_cell,
     training_cells,
 )
-from spiritlevel.study.claims.judgement import Judgement, Part, Status, agree, setting, times
+from spiritlevel.study.claims.judgement import (
+    PERCENT,
+    Judgement,
+    Part,
+    Status,
+    agree,
+    setting,
+    times,
+)
 from spiritlevel.study.config import Plan
 from spiritlevel.study.networks import init_title, network
 from spiritlevel.study.records import Cell, Records
@@ -199,7 +207,7 @@ def _context(records: Records, arms: dict[str, Arm | None]) -> Iterator[Part]:
                 value,
                 source,
                 n=len(runs),
-                unit=" %",
+                unit=PERCENT,
                 words=words,
                 records=arm_numbers(records, {norm: arm}),
             )
