@@ -127,9 +127,8 @@ class Structure:
             return None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of the user's code, which he hears when he runs it
+                # Of the user's code, who hears it where it runs.
+                warnings.simplefilter("ignore")
                 tracer = traced_in(root, self._closed, training=True)
         except Exception:  # whatever the user's code does with a symbol
             return None
