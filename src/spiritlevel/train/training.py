@@ -103,7 +103,7 @@ class Training:
         self.checkpoints = Checkpoints(folder)
         self.weights = WeightFiles(folder, recipe, self.sets.preprocessing)
         self._at = _State()
-        self._saved, self._last_saved = time.monotonic(), (0, 0)
+        self._saved_time, self._saved_at = time.monotonic(), (0, 0)
         self.began = 0
         """Updates that were done before this process."""
         self.probe: Probe | None = None
@@ -200,7 +200,7 @@ class Training:
         start, rate = time.perf_counter(), learner.learning_rate
         loss, hits = self._gradients()
         norm = learner.gradient_norm()
-        late = time.monotonic() - self._saved >= self.config.save_every
+        late = time.monotonic() - self._saved_time >= self.config.save_every
         rows = self.group.rows([loss, hits, self._stop(), late])
         loss, hits = rows[:, 0].sum().item(), int(rows[:, 1].sum())
         if not math.isfinite(loss) or not (learner.scaled or norm.isfinite()):
@@ -307,15 +307,15 @@ class Training:
     def _save(self) -> None:
         """A checkpoint; every process takes part."""
         now = self._at.step, self._at.validated
-        if now == self._last_saved:
+        if now == self._saved_at:
             return
-        self._last_saved = now
+        self._saved_at = now
         self._agree()
         states = self.group.objects(chance(self.group.device))
         if self.group.leads:
             state = snapshot(self.config, self._fingerprint, self.learner, vars(self._at), states)
             self.checkpoints.save(state, step=self._at.step)
-        self._saved = time.monotonic()
+        self._saved_time = time.monotonic()
 
     def _finish(self) -> dict[str, Any]:
         """The test images are looked at here for the first time."""
