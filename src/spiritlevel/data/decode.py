@@ -146,9 +146,7 @@ def _opened(path: File) -> Iterator[Image.Image]:
         ) from error
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         unknown = isinstance(error, pil.UnidentifiedImageError)
         raise DataError(
             f"got {str(path)!r}, which cannot be read as an image "

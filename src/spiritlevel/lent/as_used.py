@@ -65,6 +65,7 @@ def borrowed(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 def refuse_lazy(model: nn.Module) -> None:
+    """Raises UsageError for a model with layers whose shapes are still to be told."""
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise UsageError(
             "got a model with lazy layers; run it once on a batch before it is measured"
@@ -152,6 +153,7 @@ def takes_batch(norm: nn.Module) -> bool:
 
 
 def active_dropouts(model: nn.Module) -> list[nn.Module]:
+    """Those with a chance above 0, in whatever mode."""
     return [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p > 0]
 
 

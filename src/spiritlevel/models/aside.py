@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from spiritlevel.kernels import backend
+from spiritlevel.kernels.activations import Activation
 
 __all__ = [
+    "ACTS",
     "TYPES",
     "by_layers",
     "cast",
@@ -38,6 +40,8 @@ __all__ = [
 TYPES = (torch.float32, torch.bfloat16)
 """On a processor; on a GPU float16 too."""
 
+ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
+"""Layers after the norms of Ghost modules that our kernels of whole modules know."""
 
 _CPU = torch.device("cpu")
 _by_layers = False

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.kernels import backend
-from spiritlevel.kernels.activations import Activation
 from spiritlevel.kernels.remade import spared
 from spiritlevel.models.aside import (
+    ACTS,
     TYPES,
     by_layers,
     cast,
@@ -31,8 +31,6 @@ from spiritlevel.nn import BatchNorm2d
 from spiritlevel.nn.observe import Values, observed, tell_of
 
 __all__ = ["branched_module", "halved_sum"]
-
-_ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
 
 
 class _Sum(NamedTuple):
@@ -120,7 +118,7 @@ def _summed(branches: Sequence[nn.Module], act: nn.Module) -> _Sum | None:
     """None where somebody looks at a part of it, or it is none that we know."""
     convs: list[Any] = []
     norms: list[Any] = []
-    places: list[Any] = [(act, *_ACTS)]
+    places: list[Any] = [(act, *ACTS)]
     for branch in branches:
         if isinstance(branch, ConvNormAct):
             conv, norm = branch.conv, branch.bn1
@@ -151,7 +149,7 @@ def _joined(x: Tensor, first: _Sum, second: _Sum, residual: Any, alone: bool) ->
     backend.ran["cpu"] += len(norms)
     whole = (x.shape[0], 2 * first.convs[0].out_channels, *x.shape[2:])
     fits = isinstance(residual, Tensor) and residual.shape == whole and residual.dtype is x.dtype
-    given = x, _branches(first), _branches(second), _ACTS[type(first.act)]
+    given = x, _branches(first), _branches(second), ACTS[type(first.act)]
     with spared(x) if alone else nullcontext():
         out, call = branched_halves(*given, residual if fits else None, again=residual is None)
     _follow(norms, call.statistics, x.numel() // x.shape[1])
@@ -184,7 +182,7 @@ def _follow(norms: Sequence[Any], statistics: tuple[Tensor, Tensor], count: int)
 
 def _told(x: Tensor, first: _Sum, second: _Sum, call: Any) -> None:
     """Of each norm, and of the activations; what they read is made again where it is wanted."""
-    y, each, kind = call.y, zip(*call.statistics, strict=True), _ACTS[type(first.act)]
+    y, each, kind = call.y, zip(*call.statistics, strict=True), ACTS[type(first.act)]
 
     @cache
     @torch.no_grad()

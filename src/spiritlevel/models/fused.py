@@ -20,6 +20,7 @@ from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import Activation
 from spiritlevel.kernels.remade import remember, spared
 from spiritlevel.models.aside import (
+    ACTS,
     by_layers,
     cast,
     channels_last,
@@ -40,7 +41,6 @@ from spiritlevel.nn.observe import observed, tell_of
 __all__ = ["ghost_module", "squeeze_excite"]
 
 _NORMS: tuple[type, ...] = (BatchNorm2d, BatchNormAct2d)
-_ACTS = {nn.Identity: Activation("identity"), nn.ReLU: Activation("relu")}
 
 
 def ghost_module(
@@ -61,11 +61,11 @@ def ghost_module(
     conv, norm, act, cheap, norm2, act2 = layers
     if not (type(norm) in _NORMS and type(norm2) in _NORMS):
         return None
-    if type(act) is type(act2) and type(act) not in _ACTS:  # it was made so
+    if type(act) is type(act2) and type(act) not in ACTS:  # it was made so
         return None
     halves = (first, nn.Sequential), (second, nn.Sequential)
     convs = (conv, nn.Conv2d), (cheap, nn.Conv2d)
-    acts = (act, *_ACTS), (act2, *_ACTS), (parts["bn"], nn.Identity), (parts["act"], nn.Identity)
+    acts = (act, *ACTS), (act2, *ACTS), (parts["bn"], nn.Identity), (parts["act"], nn.Identity)
     if foreign(*halves, *convs, (norm, *_NORMS), (norm2, *_NORMS), *acts):
         return None
     kind, channels = _activation(norm, act), conv.out_channels
@@ -175,8 +175,8 @@ def _is_linear(conv: nn.Conv2d, inner: int, outer: int) -> bool:
 
 def _activation(norm: Any, act: nn.Module) -> Activation | None:
     """Of a norm and the layer after it, one of which is none."""
-    after = _ACTS.get(type(act))
+    after = ACTS.get(type(act))
     if type(norm) is not BatchNormAct2d:
         return after
     within: Activation = norm.act
-    return within if after == Activation("identity") and within in _ACTS.values() else None
+    return within if after == Activation("identity") and within in ACTS.values() else None

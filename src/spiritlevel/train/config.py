@@ -8,7 +8,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from spiritlevel.errors import UsageError, require
 from spiritlevel.train.feed import AUGMENTS
 from spiritlevel.train.recipe import Recipe
 from spiritlevel.train.recipes import published_recipe
-from spiritlevel.train.typed import refuse_unknown, typed
+from spiritlevel.train.typed import refuse_unknown, type_fields
 
 __all__ = ["AMP", "Config", "house_recipe", "parse_toml", "read_toml", "stretched"]
 
@@ -62,10 +61,7 @@ class Config:
     """Seconds at most from checkpoint to checkpoint; one is written after each epoch, too."""
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            kept = typed(kind, value, partial(_refusal, name, value))
-            object.__setattr__(self, name, kept)
+        type_fields(self, _KINDS, _refusal)
         for name, (wanted, sound) in {
             "model": ("a name", bool(self.model)),
             "data": ("a source of images", bool(self.data)),

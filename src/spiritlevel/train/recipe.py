@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from functools import partial
 from typing import Any
 
 from spiritlevel.errors import UsageError
-from spiritlevel.train.typed import refuse_unknown, typed
+from spiritlevel.train.typed import refuse_unknown, type_fields
 
 __all__ = ["Recipe"]
 
@@ -66,10 +65,7 @@ class Recipe:
     """Alpha of CutMix: see `mix`. 0: none."""
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            kept = typed(kind, value, partial(_refusal, name, value))
-            object.__setattr__(self, name, kept)
+        type_fields(self, _KINDS, _refusal)
         for name, (wanted, holds) in _RULES.items():
             if not holds(getattr(self, name)):
                 raise _refusal(name, getattr(self, name), wanted)

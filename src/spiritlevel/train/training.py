@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiritlevel.errors import RecordsError, TrainingError, UsageError
+from spiritlevel.errors import TrainingError, UsageError
 from spiritlevel.files import write_whole
 from spiritlevel.kernels import tune_allocator
 from spiritlevel.probe.watch import Probe
@@ -38,6 +38,7 @@ from spiritlevel.train.journal import Journal
 from spiritlevel.train.learner import Learner
 from spiritlevel.train.prepared import Build, prepared
 from spiritlevel.train.progress import Progress, Stopped
+from spiritlevel.train.snapshot import refuse_foreign, snapshot
 from spiritlevel.train.weight_files import WeightFiles, digest
 
 __all__ = ["CONFIG", "RESULT", "Training"]
@@ -102,7 +103,7 @@ class Training:
         self.checkpoints = Checkpoints(folder)
         self.weights = WeightFiles(folder, recipe, self.sets.preprocessing)
         self._at = _State()
-        self._saved, self._last_saved = time.monotonic(), (0, 0)
+        self._saved_time, self._saved_at = time.monotonic(), (0, 0)
         self.began = 0
         """Updates that were done before this process."""
         self.probe: Probe | None = None
@@ -131,27 +132,12 @@ class Training:
         held: list[dict[str, Any]] = []
 
         def use(state: dict[str, Any]) -> None:
-            self._refuse_foreign(state)
+            refuse_foreign(state, self.config, self._fingerprint, self.learner)
             held.append(state)
 
         if self.group.leads:
             self.checkpoints.newest(use, self._note)
         return held[0] if held else None
-
-    def _refuse_foreign(self, state: dict[str, Any]) -> None:
-        """Raises UsageError for the checkpoint of another run."""
-        theirs = state["config"]
-        if other := self.config.differs(theirs):
-            raise UsageError(f"got the checkpoint of another run: {'; '.join(other)}")
-        if state["images"] != self._fingerprint:
-            raise RecordsError(
-                f"got images from {self.config.data} that differ from those that this run began "
-                "with; wanted the same. Start a new run for the new images"
-            )
-        if odd := self.learner.differs(state["learner"]):
-            raise UsageError(
-                f"got a checkpoint of another model than {self.config.model} is now: {odd}"
-            )
 
     def _set_chance(self, states: list[dict[str, Any]]) -> None:
         if len(states) != self.group.size:
@@ -214,7 +200,7 @@ class Training:
         start, rate = time.perf_counter(), learner.learning_rate
         loss, hits = self._gradients()
         norm = learner.gradient_norm()
-        late = time.monotonic() - self._saved >= self.config.save_every
+        late = time.monotonic() - self._saved_time >= self.config.save_every
         rows = self.group.rows([loss, hits, self._stop(), late])
         loss, hits = rows[:, 0].sum().item(), int(rows[:, 1].sum())
         if not math.isfinite(loss) or not (learner.scaled or norm.isfinite()):
@@ -321,24 +307,15 @@ class Training:
     def _save(self) -> None:
         """A checkpoint; every process takes part."""
         now = self._at.step, self._at.validated
-        if now == self._last_saved:
+        if now == self._saved_at:
             return
-        self._last_saved = now
+        self._saved_at = now
         self._agree()
         states = self.group.objects(chance(self.group.device))
         if self.group.leads:
-            self.checkpoints.save(
-                {
-                    "format": 1,
-                    "config": self.config.to_dict(),
-                    "images": self._fingerprint,
-                    "at": vars(self._at),
-                    "learner": self.learner.state_dict(),
-                    "chance": states,
-                },
-                step=self._at.step,
-            )
-        self._saved = time.monotonic()
+            state = snapshot(self.config, self._fingerprint, self.learner, vars(self._at), states)
+            self.checkpoints.save(state, step=self._at.step)
+        self._saved_time = time.monotonic()
 
     def _finish(self) -> dict[str, Any]:
         """The test images are looked at here for the first time."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from spiritlevel.errors import UsageError
 
-__all__ = ["refuse_unknown", "typed"]
+__all__ = ["refuse_unknown", "type_fields"]
 
 _IN_WORDS = {
     "float": "a number",
@@ -19,8 +20,8 @@ _IN_WORDS = {
 }
 
 
-def typed(kind: str, value: Any, refused: Callable[[str], UsageError]) -> Any:
-    """The value as a `kind`, of those above; a whole number is a number too.
+def _typed(kind: str, value: Any, refused: Callable[[str], UsageError]) -> Any:
+    """The value as a `kind`, of `_IN_WORDS`; a whole number is a number too.
 
     Raises `refused(wanted)`.
     """
@@ -35,8 +36,20 @@ def typed(kind: str, value: Any, refused: Callable[[str], UsageError]) -> Any:
         case "str" if isinstance(value, str):
             return value
         case "tuple[float, ...]" if isinstance(value, list | tuple):
-            return tuple(typed("float", item, refused) for item in value)
+            return tuple(_typed("float", item, refused) for item in value)
     raise refused(_IN_WORDS[kind])
+
+
+def type_fields(
+    made: Any, kinds: Mapping[str, str], refusal: Callable[[str, Any, str], UsageError]
+) -> None:
+    """The fields of a frozen dataclass, given as the user has them, become of their `kinds`.
+
+    Raises `refusal(field, value, wanted)`.
+    """
+    for name, kind in kinds.items():
+        value = getattr(made, name)
+        object.__setattr__(made, name, _typed(kind, value, partial(refusal, name, value)))
 
 
 def refuse_unknown(names: Iterable[object], fields: Sequence[str], what: str) -> None:
