@@ -42,7 +42,9 @@ _FEW, _MOST = 96, 384
 at most."""
 _PARTS, _LEAST = 32, 8
 """Parts of all rows, at most, and where the sums that each of them has of its own would be many
-numbers beside those of the rows. Also parts of all images, at least."""
+numbers beside those of the rows."""
+_APART = 8
+"""Parts of all images, at least, before one has several."""
 FLOORS = {"relu": 0.0, "identity": -math.inf}
 """What each activation lets nothing below."""
 
@@ -58,10 +60,10 @@ def by_images(
 ) -> Plan:
     """Chunks of some channels of one image, or of several small ones, that work in `ring` bytes.
 
-    `scratch(width, channels, images)` are those that a chunk needs, `sums` those of each part.
+    `scratch(width, channels, images)` tells what a chunk needs; each part has `sums` of its own.
     """
     N, C, height, width = shape
-    images = max(1, min(N // _LEAST, _WIDTH // width))
+    images = max(1, min(N // _APART, _WIDTH // width))
     most = max(8, ring // scratch(width, 1, images) // 8 * 8)
     group = min(C, -(-C // -(-C // most) // 8) * 8)
     parts = -(-N // images)
