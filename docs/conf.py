@@ -36,7 +36,7 @@ python_maximum_signature_line_length = 78
 add_module_names = False
 nitpick_ignore_regex = [
     ("py:.*", r"(?!spiritlevel\.).*"),
-    ("py:class", r"spiritlevel\.(study\.(records|run)|report)\..*"),
+    ("py:class", r"spiritlevel\.(study\.(records|run)|report|nn\.as_timm)\..*"),
 ]
 """What is not ours is described elsewhere, which a build without a network cannot look up; nor has
 what only a type names, and nobody makes or is given by itself, a description."""

@@ -389,8 +389,8 @@ def quoted(readme: str) -> str:
     found += [steps["mobilenet_v2"], steps["resnet18"]]
     pattern = (
         r"(takes torch )[\d.]+( times as long on two cores, )[\d.]+( in channels-last; a training "
-        r"step of MobileNetV2\n)[\d.]+( times, of ResNet-18 )[\d.]+"
-    )
+        r"step of MobileNetV2 )[\d.]+( times, of ResNet-18 )[\d.]+"
+    ).replace(" ", r"\s")  # wherever its lines end
     values = iter(found)
     text, made = re.subn(
         pattern,

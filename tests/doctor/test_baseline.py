@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import spiritlevel.doctor.check  # noqa: F401  the rules, by whose names findings are told
 from spiritlevel.doctor import baseline
 from spiritlevel.doctor.diagnosis import Diagnosis
 from spiritlevel.doctor.finding import Finding
