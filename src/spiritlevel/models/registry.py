@@ -110,7 +110,10 @@ def create_model(
     if weights is not None:
         load_weights(model, weights, new_head=new_head)
     elif new_head:
-        raise UsageError("got new_head=True without weights, of which the head would not be taken")
+        raise UsageError(
+            "got new_head=True without weights, of which the head would not be taken; wanted both. "
+            "Give weights=, or leave new_head out"
+        )
     return model
 
 

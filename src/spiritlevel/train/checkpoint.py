@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign pickle raises whatever it likes
-        raise RecordsError("got what is no checkpoint") from error
+        raise RecordsError("got what is no checkpoint; wanted one that a run wrote") from error
     if not isinstance(state, dict) or state.get("format") != 1:
-        raise RecordsError("got a checkpoint of another program")
+        raise RecordsError("got a checkpoint of another program; wanted one that a run wrote")
     return state

@@ -96,7 +96,10 @@ def _lines(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UsageError(f"got {error.strerror or error} while reading {path}") from error
+        raise UsageError(
+            f"got {error.strerror or error} while reading {path}; wanted a file that can be gone "
+            "on with. Change its permissions, or start a new run by another --out"
+        ) from error
 
 
 def _is_before(line: str, step: int, epochs: int) -> bool:
