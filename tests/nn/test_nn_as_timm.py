@@ -47,7 +47,6 @@ class Elsewhere(nn.GELU):
         ({"act_layer": "swish"}, "silu"),
         ({"act_layer": "relu", "drop_layer": None}, "relu"),
     ],
-    ids=str,
 )
 def test_the_activation_they_ask_for(words, wanted):
     layer = BatchNormAct2d(3, **words)
