@@ -93,11 +93,7 @@ def example_diagnosis() -> dict[str, Any]:
         ],
         "accepted": 2,
         "asked": ["SL106", "SL201", "SL301", "SL502"],
-        "skipped": [
-            {"rule": "SL401", "why": "needs a probe"},
-            {"rule": "SL402", "why": "needs a probe"},
-            {"rule": "SL504", "why": HOSTILE},
-        ],
+        "skipped": {"SL401": "needs a probe", "SL402": "needs a probe", "SL504": HOSTILE},
         "notes": [HOSTILE],
     }
 

@@ -193,7 +193,11 @@ def parametrized(model):
     ("make", "why"),
     [
         (lambda _: nn.Sequential(Mine(3)), "is a Mine with a forward that may do more"),
-        (fused, "is fused with what follows it; convert before you fuse"),
+        (
+            fused,
+            "is fused with what follows it, which goes to batch, sync and frozen only; convert "
+            "before you fuse",
+        ),
         (hooked, "is hooked"),
         (parametrized, "is parametrized"),
         (lambda _: nn.Sequential(nn.LazyBatchNorm2d()), "is lazy; run the model once"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ import typer
 from spiritlevel.catalogue import say
 from spiritlevel.cli import image_options
 from spiritlevel.cli.aside import told_aside
+from spiritlevel.cli.lines import tell
 from spiritlevel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
 
     builder = subject.builder(spec)
     if (told := builder.told()) is not None:
-        _say(told)
+        tell(told)
     read = None
     if images.data is not None:
         batch_size = images.batch_size or _BATCH
@@ -206,7 +206,7 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
             batch_size=batch_size,
             most=images.most,
         )
-        _say(say("terminal.check.fed", name=read.name, fed=read.fed, batch_size=batch_size))
+        tell(say("terminal.check.fed", name=read.name, fed=read.fed, batch_size=batch_size))
     built = builder.build(None if read is None else read.prepared)
     subject.moved(built.model, device, "--map-location")
     if weights is not None:
@@ -214,7 +214,7 @@ def _built(spec: str, weights: Path | None, device: str, images: _Images) -> tup
     if images.loader is None:
         return built, read
     loader, place = subject.named_loader(images.loader)
-    _say(say("terminal.check.own_loader", spec=images.loader, place=place))
+    tell(say("terminal.check.own_loader", spec=images.loader, place=place))
     return built, loader
 
 
@@ -262,10 +262,10 @@ def _keep(subject: Subject, path: Path | None) -> None:
     from spiritlevel.models.weights import save_weights
 
     if path is None:
-        _say(say("terminal.check.unsaved"))
+        tell(say("terminal.check.unsaved"))
     else:
         save_weights(subject.model, path)
-        _say(say("terminal.check.weights", path=path))
+        tell(say("terminal.check.weights", path=path))
 
 
 def _write(found: Diagnosis, form: Form, out: Path | None, subject: Subject) -> None:
@@ -286,11 +286,7 @@ def _write(found: Diagnosis, form: Form, out: Path | None, subject: Subject) -> 
         print(text)
     else:
         write_whole(out, text.rstrip("\n") + "\n")
-        _say(say("terminal.check.written", path=out, summary=found.summary()))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+        tell(say("terminal.check.written", path=out, summary=found.summary()))
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def evaluate(
     found = trained.Weights.of(run, (f"{weights}.safetensors",))
     with told_aside():
         fed, images = _fed(found, data, image_size, mean, std)
-        subject = found.model(model, fed, trained.of(found))
+        subject = found.model(model, fed, found.told_by)
         place = trained.moved(subject.model, device)
         x, y = _rows(images, fed, split)
         tell(say("terminal.eval.model", name=subject.spec, weights=found.file or run))

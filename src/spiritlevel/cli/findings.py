@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spiritlevel.catalogue import say
+from spiritlevel.cli.lines import UNBROKEN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["print_findings", "print_rule", "print_rules", "shown"]
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-_UNBROKEN = 1000
-"""Columns: wider than any row of words."""
 _WIDEST = 110
 """Columns: beyond it a line of words is hard to follow."""
 
@@ -42,7 +41,7 @@ def shown(found: Diagnosis) -> str:
     from rich.console import Console
 
     text = io.StringIO()
-    _print(found, Console(file=text, width=_UNBROKEN, highlight=False))
+    _print(found, Console(file=text, width=UNBROKEN, highlight=False))
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
@@ -131,5 +130,5 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=False)
-    console.width = min(console.width, _WIDEST) if console.is_terminal else _UNBROKEN
+    console.width = min(console.width, _WIDEST) if console.is_terminal else UNBROKEN
     return console

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 from spiritlevel.catalogue import columns
 
-__all__ = ["printable", "tell", "wrapped"]
+__all__ = ["UNBROKEN", "printable", "tell", "wrapped"]
+
+UNBROKEN = 1000
+"""Columns: wider than any row of words, where no line is to be broken."""
 
 _CLOSING = "，。、；：！？）》」』”’…%)]}>,.;:!?"
 _OPENING = "（《「『“‘([{<"

@@ -11,6 +11,7 @@ import typer
 
 from spiritlevel.catalogue import say
 from spiritlevel.cli import ended
+from spiritlevel.cli.lines import UNBROKEN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["models"]
 
-_UNBROKEN, _WIDE, _LEAST = 1000, 100, 78
-"""Columns: where no line is broken, where each row is one, and what a row of two lines takes."""
+_WIDE, _LEAST = 100, 78
+"""Columns: where each row is one line, and what a row of two lines takes."""
 
 
 def models(
@@ -59,7 +60,7 @@ def models(
         print(json.dumps([row.to_json() for row in rows], indent=2))
         return
     console = Console(highlight=False, markup=False)
-    console.width = max(console.width, _LEAST) if console.is_terminal else _UNBROKEN
+    console.width = max(console.width, _LEAST) if console.is_terminal else UNBROKEN
     shown = [row for row in rows if row.counts is not None]
     console.print(_table(shown, norm, " " if console.width >= _WIDE else "\n"))
     console.print()

@@ -69,7 +69,7 @@ def predict(
             "of a run, or of spiritlevel.models.save_weights(..., preprocessing=...)"
         )
     with told_aside():
-        subject = found.model(model, fed, trained.of(found))
+        subject = found.model(model, fed, found.told_by)
         place = trained.moved(subject.model, device)
         subject.model.eval()
     if sys.stderr.isatty():

@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from spiritlevel.catalogue import say
 from spiritlevel.cli.lines import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from spiritlevel.study import Progress
     from spiritlevel.train.progress import Progress as Trained
 
 __all__ = ["Bar", "Share", "Steps"]
 
 
-class Bar:
-    """Cells done and the time left."""
+_LINE_SECONDS = 15.0
+"""From one line to the next, where there is no terminal."""
 
-    LINE_SECONDS = 15.0
+
+class _OnStderr:
+    """Within its block a bar, if this is a terminal; what is said stands above it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Any = None
+        self.last = time.monotonic()
+        """When there was a line."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bar, never broken or coloured."""
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def _is_due(self) -> bool:
+        """Whether it is time for another line, which is then taken to be said."""
+        now = time.monotonic()
+        due = now - self.last > _LINE_SECONDS
+        if due:
+            self.last = now
+        return due
+
+
+class Bar(_OnStderr):
+    """Cells done and the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
         from spiritlevel.study.pace import Pace
 
-        self.console = Console(stderr=True)
+        super().__init__(Console(stderr=True))
         self.pace = Pace()
-        self.last = time.monotonic()
-        self.bar: Any = None
         self.folder: Path | None = None
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def tell(self, progress: Progress) -> None:
         """Draw what is done."""
@@ -54,7 +79,7 @@ class Bar:
             self._line(progress)
 
     def say(self, text: str) -> None:
-        """A line above the bar, never broken or coloured."""
+        """A line above the bar, never coloured; at a terminal broken between words."""
         wrap = not self.console.is_terminal
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=wrap)
 
@@ -80,46 +105,26 @@ class Bar:
         self.bar.update(self.task, completed=progress.share, told=self._told(progress))
 
     def _line(self, progress: Progress) -> None:
-        now, told = time.monotonic(), self._told(progress)
-        if (
-            progress.record is None
-            or progress.done == progress.cells
-            or now - self.last > self.LINE_SECONDS
-        ):
-            self.last = now
+        told = self._told(progress)
+        if progress.record is None or progress.done == progress.cells or self._is_due():
+            self.last = time.monotonic()
             self.say(f"{say('terminal.training')} {told}")
 
 
-class Share:
+class Share(_OnStderr):
     """Which share of one piece of work is done, and what is being done."""
-
-    LINE_SECONDS = 15.0
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True)
-        self.last = time.monotonic()
-        self.bar: Any = None
-
-    def __enter__(self) -> Share:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        super().__init__(Console(stderr=True))
 
     def tell(self, share: float | None, what: str) -> None:
         """Draw it; `share` is 0 to 1, or None where it is not known."""
         if self.console.is_terminal:
             self._draw(share, what)
-        elif share is not None and time.monotonic() - self.last > self.LINE_SECONDS:
-            self.last = time.monotonic()
+        elif share is not None and self._is_due():
             self.say(say("terminal.bench.progress", percent=int(100 * share), what=what))
-
-    def say(self, text: str) -> None:
-        """A line above the bar, never broken or coloured."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, share: float | None, what: str) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -133,10 +138,9 @@ class Share:
         self.bar.update(self.task, description=what, **known)
 
 
-class Steps:
+class Steps(_OnStderr):
     """Updates done, how they go, and the time left."""
 
-    LINE_SECONDS = 15.0
     _KEPT = 0.95
     """Share of the mean so far in the next: what is shown is of the last twenty updates or so."""
 
@@ -148,18 +152,10 @@ class Steps:
                 """Whoever read along has left; the run has not."""
                 self.quiet = True
 
-        self.console = Unread(stderr=True, quiet=quiet)
-        self.last = 0.0
-        self.bar: Any = None
+        super().__init__(Unread(stderr=True, quiet=quiet))
+        self.last = -math.inf  # the first update has a line
         self.mean: dict[str, float] = {}
         self.seen = 0
-
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def tell(self, at: Trained) -> None:
         if at.note is not None:
@@ -168,13 +164,8 @@ class Steps:
         self._follow(at)
         if self.console.is_terminal:
             self._draw(at)
-        elif time.monotonic() - self.last > self.LINE_SECONDS:
-            self.last = time.monotonic()
+        elif self._is_due():
             self.say(self._told(at))
-
-    def say(self, text: str) -> None:
-        """A line above the bar, never broken or coloured."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _follow(self, at: Trained) -> None:
         self.seen += 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spiritlevel.cli.subject import Fed, Subject
     from spiritlevel.data import Preprocessing
 
-__all__ = ["IN_A_RUN", "Weights", "moved", "of"]
+__all__ = ["IN_A_RUN", "Weights", "moved"]
 
 IN_A_RUN = ("best.safetensors", "last.safetensors")
 
@@ -57,8 +57,13 @@ class Weights:
         told = self.told.get("preprocessing")
         return None if told is None else Preprocessing.from_dict(told)
 
-    def model(self, spec: str | None, fed: Fed, of: str) -> Subject:
-        """With these weights: `spec`, else what they tell, for what it is `fed`, which is `of`.
+    @property
+    def told_by(self) -> str:
+        """What tells how the model is fed, for an error."""
+        return "images" if self.preprocessing is None else "preprocessing beside them"
+
+    def model(self, spec: str | None, fed: Fed, told_by: str) -> Subject:
+        """With these weights: `spec`, else what they tell, for what it is `fed`, as `told_by`.
 
         Raises UsageError.
         """
@@ -71,7 +76,7 @@ class Weights:
                 tell(code)
             built = builder.build(fed)
         elif "model" in self.told:
-            built = _told_by_weights(self.told["model"], self.given, fed, of)
+            built = _told_by_weights(self.told["model"], self.given, fed, told_by)
         else:
             raise UsageError(
                 f"got weights {self.file or self.given} that do not tell their model; wanted "
@@ -105,7 +110,7 @@ def _file(given: str, names: Sequence[str]) -> Path | None:
     return path
 
 
-def _told_by_weights(options: dict[str, Any], given: str, fed: Fed, of: str) -> Subject:
+def _told_by_weights(options: dict[str, Any], given: str, fed: Fed, told_by: str) -> Subject:
     from spiritlevel.cli.subject import Subject
     from spiritlevel.models import create_model
 
@@ -121,15 +126,10 @@ def _told_by_weights(options: dict[str, Any], given: str, fed: Fed, of: str) -> 
         own = options.get(name, value)
         if own != value:
             raise UsageError(
-                f"got weights {given} of a model with {name}={own}, and {of} with "
+                f"got weights {given} of a model with {name}={own}, and {told_by} with "
                 f"{value}; wanted the same. Give the data that it was trained on"
             )
     return Subject(model, options["name"])
-
-
-def of(weights: Weights) -> str:
-    """What tells how the model is fed, for an error."""
-    return "images" if weights.preprocessing is None else "preprocessing beside them"
 
 
 def moved(model: nn.Module, device: str | None) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spiritlevel.catalogue import say
-from spiritlevel.cli.lines import printable
+from spiritlevel.cli.lines import UNBROKEN, printable
 
 if TYPE_CHECKING:
     from spiritlevel.study import Study
@@ -38,7 +38,7 @@ def print_verdicts(found: Study) -> None:
             table.add_row()  # each claim stands by itself
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = _UNBROKEN
+        console.width = UNBROKEN
     console.print()
     console.print(table)
     for line in found.examples:
@@ -46,8 +46,6 @@ def print_verdicts(found: Study) -> None:
     console.print()
 
 
-_UNBROKEN = 1000
-"""Columns: wider than any row of words."""
 _COLOURS = {
     "supported": "green",
     "partly": "yellow",

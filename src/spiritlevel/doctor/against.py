@@ -178,8 +178,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     bare, _ = unwrapped(model)
     named = dict(bare.named_parameters())
     for path, norm in _norms(model)[0].items():
-        held = {name: t for name, t in norm._buffers.items() if name not in _STATISTICS}
-        named.update({f"{path}.{name}": t for name, t in held.items() if t is not None})  # type: ignore[misc]
+        own = {name: t for name, t in norm._buffers.items() if name not in _STATISTICS}
+        named.update({f"{path}.{name}": t for name, t in own.items() if t is not None})  # type: ignore[misc]
     return {
         name: local(t.detach())
         for name, t in named.items()

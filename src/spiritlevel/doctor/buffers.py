@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import RECALIBRATE, held, listed, running
+from spiritlevel.doctor.running import RECALIBRATE, held, listed, running, type_name
 
 __all__: list[str] = []
 
@@ -195,8 +195,8 @@ def counter_not_integer(rule: Rule, case: Case) -> Iterator[Finding]:
         count = wrong[path]
         yield rule.found(
             path,
-            f"num_batches_tracked is {float(count):g} in {str(count.dtype).removeprefix('torch.')}"
-            f"{more}; wanted an integer type",
+            f"num_batches_tracked is {float(count):g} in {type_name(count.dtype)}{more}; wanted an "
+            "integer type",
             fix="average floating-point tensors only, and take the counter of one of the models",
             layers=list(wrong),
             count=float(count),

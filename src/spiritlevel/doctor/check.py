@@ -54,7 +54,7 @@ from spiritlevel.surgery.verify import run
 
 __all__ = ["RULES", "check"]
 
-_ROOMS = (
+_RULES_OF = (
     construction,
     order,
     modes,

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import counted, listed, momentum, running
+from spiritlevel.doctor.running import counted, listed, momentum, running, spared, type_name
 
 __all__: list[str] = []
 
@@ -178,7 +178,7 @@ def half_precision_statistics(rule: Rule, case: Case) -> Iterator[Finding]:
         lost = f"a step below {digit:.2%} of a value may be lost"
         if share is not None:
             lost += f", so at momentum {share:g} the average may stop {digit / share:.1%} away"
-        name = str(dtype).removeprefix("torch.")
+        name = type_name(dtype)
         what = "its parameters" if share is None else "its running statistics"
         yield rule.found(
             path,
@@ -248,12 +248,10 @@ def _moving(case: Case) -> dict[str, nn.Module]:
 
 def _frozen(model: nn.Module, norm: nn.Module) -> bool:
     """In eval while the model trains, or in eval and without grad."""
-    own = list(norm.parameters(recurse=False))
-    spared = not any(p.requires_grad for p in own)
-    return not norm.training and (model.training or (bool(own) and spared))
+    return not norm.training and (model.training or spared(norm))
 
 
 def _numbers(norm: nn.Module) -> list[Tensor]:
     """Parameters, then buffers, but for the counter."""
-    held_here = [t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
-    return [t for t in held_here if t.is_floating_point()]
+    own = (*norm._parameters.values(), *norm._buffers.values())
+    return [t for t in own if t is not None and t.is_floating_point()]

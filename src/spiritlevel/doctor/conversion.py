@@ -12,7 +12,7 @@ from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.doctor.running import at_init, listed, momentum, running
-from spiritlevel.probe.layers import WEIGHT_LAYERS
+from spiritlevel.doctor.structure import WEIGHTS
 from spiritlevel.surgery.tracer import hooked
 
 __all__: list[str] = []
@@ -21,7 +21,6 @@ SEVERE = 0.05
 """Of the largest value: above it a conversion is broken, below it an export may be coarse."""
 SCALE = 1e-3
 """Relative change of a channel's output by another eps; a thousand times what rounding makes."""
-_WEIGHTS = (*WEIGHT_LAYERS, nn.modules.conv._ConvTransposeNd)
 
 
 @rule(
@@ -126,10 +125,8 @@ def outputs_differ(rule: Rule, case: Case) -> Iterator[Finding]:
     if both.shapes is not None:
         told = f"gives {both.shapes[0]}, the reference {both.shapes[1]}"
     else:
-        told = (
-            f"outputs differ by {both.relative:.2g} of the largest, wanted {both.tolerance:g} at "
-        )
-        told += "most"
+        told = f"outputs differ by {both.relative:.2g} of the largest, wanted "
+        told += f"{both.tolerance:g} at most"
         if both.agreement is not None:
             told += f"; {both.agreement:.0%} of {both.samples} samples keep their class"
         if both.first is not None:
@@ -273,7 +270,7 @@ def not_foldable(rule: Rule, case: Case) -> Iterator[Finding]:
 def _shared_output(case: Case, norm: nn.Module) -> str:
     for chain in case.structure.before(norm):
         layer = chain[0].module if chain else None
-        if layer is None or not isinstance(layer, _WEIGHTS):
+        if layer is None or not isinstance(layer, WEIGHTS):
             continue
         others = [s for s in case.structure.readers(layer) if s.module is not norm]
         if others and case.structure.calls(layer) == 1 and case.structure.sure(layer):

@@ -12,7 +12,7 @@ from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.drift import harmless
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import at_init, counted, listed, running
+from spiritlevel.doctor.running import at_init, counted, listed, running, spared
 from spiritlevel.doctor.twins import NEAR
 from spiritlevel.probe.compare import unwrapped
 
@@ -144,10 +144,8 @@ def _frozen(model: nn.Module | None, norm: nn.Module) -> tuple[bool, bool]:
     """By its parameters, and by its mode."""
     if model is None:
         return False, False
-    own = list(norm.parameters(recurse=False))
-    spared = bool(own) and not any(p.requires_grad for p in own)
     learns = any(p.requires_grad for p in model.parameters())
-    return spared and learns, model.training and not norm.training
+    return spared(norm) and learns, model.training and not norm.training
 
 
 @rule(

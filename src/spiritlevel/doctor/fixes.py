@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.doctor.finding import Finding
+from spiritlevel.doctor.running import type_name
 from spiritlevel.probe.population import Population
 from spiritlevel.surgery.eligible import places
 from spiritlevel.surgery.log import Entry, note
@@ -114,11 +115,7 @@ def _turn_momentum(_patient: Patient, _path: str, norm: Any) -> str | None:
 def _to_float(_patient: Patient, _path: str, norm: nn.Module) -> str | None:
     kinds = {t.dtype for t in (*norm.parameters(), *norm.buffers()) if t.is_floating_point()}
     norm.float()
-    return f"{', '.join(sorted(map(_called, kinds)))} -> float32"
-
-
-def _called(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return f"{', '.join(sorted(map(type_name, kinds)))} -> float32"
 
 
 def _freeze(_patient: Patient, _path: str, norm: nn.Module) -> str | None:

@@ -39,7 +39,7 @@ class Loader:
         if self.samples is None or not self.batch_size or self.samples == 0:
             return None
         rest = self.samples % self.batch_size
-        if rest and (not self.drop_last):
+        if rest and not self.drop_last:
             return rest
         return self.batch_size if self.samples >= self.batch_size else None
 
@@ -49,14 +49,12 @@ class Loader:
         if not isinstance(batches, DataLoader):
             return None
         iterable = isinstance(batches.dataset, IterableDataset)
-        sampler = batches.sampler
         own = batches.batch_sampler
-        if own is not None and type(own) is BatchSampler:
-            sampler = own.sampler
+        known = own is None or type(own) is BatchSampler
+        sampler = own.sampler if type(own) is BatchSampler else batches.sampler
         samples = None
         with suppress(TypeError, NotImplementedError):
             samples = len(batches.dataset if iterable else sampler)  # type: ignore[arg-type]
-        known = own is None or type(own) is BatchSampler
         return Loader(
             batch_size=getattr(own, "batch_size", batches.batch_size) if known else None,
             drop_last=bool(getattr(own, "drop_last", batches.drop_last)),

@@ -10,7 +10,7 @@ from torch import nn
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import listed, momentum, running
+from spiritlevel.doctor.running import listed, momentum, running, spared
 from spiritlevel.doctor.twins import twins
 
 __all__: list[str] = []
@@ -117,10 +117,8 @@ def frozen_but_training(rule: Rule, case: Case) -> Iterator[Finding]:
 
 def _drifts(norm: nn.Module) -> bool:
     """Whether all its parameters are frozen and a batch would move its running statistics."""
-    parameters = list(norm.parameters(recurse=False))
-    frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
     tracks = running(norm) is not None and getattr(norm, "track_running_stats", True)
-    return bool(frozen and norm.training and tracks and momentum(norm) != 0.0)
+    return bool(spared(norm) and norm.training and tracks and momentum(norm) != 0.0)
 
 
 def _had_gradient(norm: nn.Module) -> bool:

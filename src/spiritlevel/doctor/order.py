@@ -11,13 +11,11 @@ from torch.nn.parameter import is_lazy
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import held, listed
-from spiritlevel.doctor.structure import Step
-from spiritlevel.probe.layers import WEIGHT_LAYERS
+from spiritlevel.doctor.running import held, listed, spared
+from spiritlevel.doctor.structure import WEIGHTS, Step
 
 __all__: list[str] = []
 
-_WEIGHTS = (*WEIGHT_LAYERS, nn.modules.conv._ConvTransposeNd)
 _MOVES = frozenset({"transpose", "permute", "movedim", "swapaxes", "contiguous", "Identity"})
 """Change where a channel stands, not what is in it."""
 
@@ -79,7 +77,7 @@ def bias_before_norm(rule: Rule, case: Case) -> Iterator[Finding]:
     layers: list[str] = []
     for path, module in case.model.named_modules():
         bias = getattr(module, "bias", None)
-        if not isinstance(module, _WEIGHTS) or bias is None or is_lazy(bias):
+        if not isinstance(module, WEIGHTS) or bias is None or is_lazy(bias):
             continue
         readers = list(_through_moves(case, case.structure.readers(module)))
         # Whether it is sure is asked last: source code may have to be read for it.
@@ -276,9 +274,7 @@ def _centres(case: Case, step: Step) -> bool:
         return True
     if norm is None or norm not in case.batch_norms.values():
         return False
-    own = list(norm.parameters(recurse=False))
-    spared = bool(own) and not any(p.requires_grad for p in own)
-    return norm.training or not (case.model.training or spared)
+    return norm.training or not (case.model.training or spared(norm))
 
 
 def _torchs(norm: nn.Module) -> bool:

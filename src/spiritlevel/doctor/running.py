@@ -21,6 +21,8 @@ __all__ = [
     "local",
     "momentum",
     "running",
+    "spared",
+    "type_name",
     "varies",
 ]
 
@@ -66,6 +68,17 @@ def momentum(norm: nn.Module) -> float | None:
     """The new batch's share, as torch has it; None is the mean over all batches."""
     value: Any = getattr(norm, "momentum", None)
     return float(value) if isinstance(value, int | float) else None
+
+
+def spared(norm: nn.Module) -> bool:
+    """Whether it has parameters of its own, and none of them learns."""
+    own = list(norm.parameters(recurse=False))
+    return bool(own) and not any(p.requires_grad for p in own)
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Such as float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def varies(values: Tensor | None, start: float) -> bool:

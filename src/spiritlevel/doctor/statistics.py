@@ -22,7 +22,10 @@ from spiritlevel.doctor.drift import (
 )
 from spiritlevel.doctor.finding import Finding, Severity
 from spiritlevel.doctor.rule import Rule, rule
+from spiritlevel.doctor.running import type_name
+from spiritlevel.lent.score import Metric
 from spiritlevel.probe.evidence import Layer
+from spiritlevel.probe.gap import CURED
 
 __all__: list[str] = []
 
@@ -34,11 +37,8 @@ STUCK = 0.25
 """Share of the channels that no longer move, though they are off, from which it is told."""
 OFF = 0.1
 """Deviations, or of log variance: below it a statistic that does not move is where it should be."""
-MUCH = {"accuracy": 0.1, "mean squared error": 0.5}
+MUCH: dict[Metric, float] = {"accuracy": 0.1, "mean squared error": 0.5}
 """A gap that makes results wrong: ten points, or half of the error in eval mode."""
-
-CURED = 0.8
-"""The share of a gap that recalibrating closes, from which only the statistics were wrong."""
 
 
 @rule(
@@ -148,24 +148,20 @@ def step_below_ulp(rule: Rule, case: Case) -> Iterator[Finding]:
         if share > STUCK:
             yield rule.found(
                 path,
-                f"{share:.0%} of the channels have running statistics in {_name(layer.dtype)} that "
-                f"a step at momentum {momentum:g} no longer changes, though they are off (at most "
-                f"{STUCK:.0%})",
+                f"{share:.0%} of the channels have running statistics in {type_name(layer.dtype)} "
+                f"that a step at momentum {momentum:g} no longer changes, though they are off (at "
+                f"most {STUCK:.0%})",
                 fix="keep batch norms in float32: module.float() after model.half() or .bfloat16()",
                 stuck=share,
                 threshold=STUCK,
                 momentum=momentum,
-                dtype=_name(layer.dtype),
+                dtype=type_name(layer.dtype),
             )
 
 
 def _stays(running: Tensor, goal: Tensor, momentum: float, dtype: torch.dtype) -> Tensor:
     held = running.to(dtype)
     return (held.double() * (1 - momentum) + goal * momentum).to(dtype) == held
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @rule(
@@ -202,8 +198,7 @@ def eval_gap(rule: Rule, case: Case) -> Iterator[Finding]:
     # No lag behind the weights explains statistics that are as far off as that.
     strong = any(drift and drift.strong for drift in drifts)
     young = any(is_young(layer) for layer in trained) and not strong
-    scale = 1.0 if gap.metric == "accuracy" else max(abs(gap.eval.value), 1e-30)
-    large = gap.gain.value >= MUCH[gap.metric] * scale
+    large = gap.reaches(MUCH)
     lags = (gap.cured or 0.0) > CURED and not any(drift and drift.far for drift in drifts)
     text = gap.lines()[0]
     if best is not None:

@@ -20,7 +20,10 @@ from spiritlevel.surgery.reach import looked_into
 from spiritlevel.surgery.tracer import hooked, layer, traced_in
 from spiritlevel.surgery.work import wraps
 
-__all__ = ["Step", "Structure"]
+__all__ = ["WEIGHTS", "Step", "Structure"]
+
+WEIGHTS = (*WEIGHT_LAYERS, nn.modules.conv._ConvTransposeNd)
+"""Layers of a weight that a norm may follow."""
 
 
 class Step(NamedTuple):
@@ -197,9 +200,7 @@ class Structure:
         module = node.meta.get("module")
         if module is None:
             return operation(node) in WEIGHING
-        return module in self._norms or isinstance(
-            module, (*WEIGHT_LAYERS, nn.modules.conv._ConvTransposeNd, *NOT_OF_ZERO)
-        )
+        return module in self._norms or isinstance(module, (*WEIGHTS, *NOT_OF_ZERO))
 
     def _outside(self, output: fx.Node) -> list[fx.Node] | None:
         """Where a part is called whose output this is; None where that is not known."""

@@ -24,7 +24,13 @@ from spiritlevel.models.branched import halved_sum
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.layers import ConvNormAct, Layers
 from spiritlevel.models.normed import normed
-from spiritlevel.nn import BatchNormAct2d, FrozenBatchNorm, MomentNoise, SyncBatchNorm
+from spiritlevel.nn import (
+    BatchNormAct2d,
+    FrozenBatchNorm,
+    FrozenBatchNormAct,
+    MomentNoise,
+    SyncBatchNorm,
+)
 from spiritlevel.nn.affine import factor_and_shift
 
 __all__ = ["Reparameterised", "deploy", "deploy_", "merged"]
@@ -185,7 +191,8 @@ def _in_eval(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """What a norm does in eval, as a factor and a shift (C,) in float64. Raises UsageError."""
     if isinstance(norm, nn.Identity | MomentNoise):
         return torch.ones_like(like), torch.zeros_like(like)
-    if isinstance(norm, BatchNormAct2d) or (isinstance(norm, SyncBatchNorm) and norm.fused):
+    synced = isinstance(norm, SyncBatchNorm) and norm.fused
+    if synced or isinstance(norm, BatchNormAct2d | FrozenBatchNormAct):
         raise UsageError(
             "got a model whose norms are fused with what follows them; wanted one as it was made. "
             "Deploy first, then fuse the copy"

@@ -15,7 +15,7 @@ from spiritlevel.nn.batch import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from spiritlevel.nn.frozen import FrozenBatchNorm
+from spiritlevel.nn.frozen import FrozenBatchNorm, FrozenBatchNormAct
 from spiritlevel.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from spiritlevel.nn.noise import (
     MomentNoise,
@@ -42,6 +42,7 @@ __all__ = [
     "BatchRenorm2d",
     "BatchRenorm3d",
     "FrozenBatchNorm",
+    "FrozenBatchNormAct",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",

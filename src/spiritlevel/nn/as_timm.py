@@ -67,8 +67,11 @@ def read(kind: str, act: str | Activation, words: TimmsWords) -> Activation:
 
 
 def _refuse_plain(kind: str, act: str | Activation) -> None:
-    """Raises UsageError where the constructor is called by timm, which says nothing of `act`."""
-    caller = sys._getframe(3).f_globals.get("__name__", "")
+    """Raises UsageError where the constructor is called by timm, which says nothing of `act`.
+
+    A user who leaves `act` out makes the same call: only the caller tells them apart.
+    """
+    caller = sys._getframe(3).f_globals.get("__name__", "")  # past this, `read` and the constructor
     if caller.partition(".")[0] == "timm" and activation(act) != _IDENTITY:
         raise UsageError(
             f"got {kind} as the norm_layer of {caller}, which wants a plain norm and adds "

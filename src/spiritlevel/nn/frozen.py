@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spiritlevel.kernels.activations import Activation, activation
 from spiritlevel.nn.observe import tell
 
-__all__ = ["FrozenBatchNorm"]
+__all__ = ["FrozenBatchNorm", "FrozenBatchNormAct"]
 
 
 class FrozenBatchNorm(nn.Module):
@@ -22,8 +23,8 @@ class FrozenBatchNorm(nn.Module):
     divides by sqrt(1 + eps).
 
     Input (N, C, *) of any rank and float type; this is eval in algorithm 2 of Ioffe and Szegedy
-    2015. The `state_dict` has the keys of torch's batch normalization and
-    loads one. It is no subclass of torch's class, so tools that reset running statistics
+    2015. The `state_dict` has the keys of torch's batch normalization and loads one. It is no
+    subclass of torch's class, so tools that reset running statistics
     (`torch.optim.swa_utils.update_bn`) pass it by.
     """
 
@@ -56,10 +57,43 @@ class FrozenBatchNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._normalized(x)
+        tell(self, x, y)
+        return y
+
+    def _normalized(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+
+class FrozenBatchNormAct(FrozenBatchNorm):
+    """act(FrozenBatchNorm(x) + residual): what `convert` makes of a `BatchNormAct2d`.
+
+    `residual` has the shape of x, or one that is spread over it. Raises UsageError for an
+    activation that there is not.
+    """
+
+    act: Activation
+
+    def __init__(
+        self,
+        num_features: int,
+        act: str | Activation = "relu",
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_features, eps, device, dtype)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        z = self._normalized(x)
+        y = self.act(z if residual is None else z + residual)
         tell(self, x, y)
         return y
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}"
+        return f"{super().extra_repr()}, act={self.act}"

@@ -77,8 +77,27 @@ class _Calls:
     positions: int = 0
     without: Pooled | None = None
     rank: int = 0
-    most: int = 0
     calls: int = 0
+    """In this pass so far."""
+    most: int = 0
+    """Calls, in one pass."""
+
+    def add(self, batch: int, values: int, pooled: Pooled) -> None:
+        """One call more: to its batch, and to its place among the calls of the pass."""
+        if self.batches[-1:] == [batch]:
+            self.values[-1] = min(self.values[-1], values)
+            self.pooled[-1] = self.pooled[-1].merged(pooled)
+        else:
+            self.batches.append(batch)
+            self.values.append(values)
+            self.pooled.append(pooled)
+        place = min(self.calls, MOST_CALLS - 1)
+        if place < len(self.by_call):
+            self.by_call[place] = self.by_call[place].merged(pooled)
+        else:
+            self.by_call.append(pooled)
+        self.calls += 1
+        self.most = max(self.most, self.calls)
 
 
 class Recorder:
@@ -105,26 +124,12 @@ class Recorder:
         pooled = Pooled.of_samples(mean_NC, var_NC, low_NC, x[0, 0].numel())
         if not bool((pooled.mean + pooled.var).isfinite().all()):
             return False  # float64 holds the square of any float32: the input itself was not
-        place, kept.rank = kept.calls, x.dim()
-        kept.calls += 1
-        kept.most = max(kept.most, kept.calls)
-        if kept.batches[-1:] == [self._batch]:
-            kept.values[-1] = min(kept.values[-1], values)
-            kept.pooled[-1] = kept.pooled[-1].merged(pooled)
-        else:
-            kept.batches.append(self._batch)
-            kept.values.append(values)
-            kept.pooled.append(pooled)
-        if place < min(len(kept.by_call), MOST_CALLS):
-            kept.by_call[place] = kept.by_call[place].merged(pooled)
-        elif place < MOST_CALLS:
-            kept.by_call.append(pooled)
-        else:
-            kept.by_call[-1] = kept.by_call[-1].merged(pooled)
-        if place == 0:
+        if kept.calls == 0:
             kept.all_samples &= len(x) == self._size
             mean = mean_NC.mean(0)
             kept.spreads.append((len(x), mean, (mean_NC - mean).square().sum(0)))
+        kept.rank = x.dim()
+        kept.add(self._batch, values, pooled)
         if self.padding and x.dim() == 3:
             self._pad(kept, x)
         return True

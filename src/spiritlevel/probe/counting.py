@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OTHER", "Counts", "LayerCounts", "Mode", "in_backward"]
+__all__ = ["MANY", "OTHER", "Counts", "LayerCounts", "Mode", "in_backward", "walk_now"]
 
 _KINDS = 1024
 """Different shapes that are told apart; all others are counted as one."""
 OTHER = -1
 """What sizes of those are counted as."""
 _OTHER = torch.Size((0, 0, 0, 0, 0, 0, 0))
-_MANY = 64
+MANY = 64
 """Passes a step that are told apart."""
 
 
@@ -36,13 +36,13 @@ class Mode(NamedTuple):
 MODES = tuple(Mode(training, grad) for training in (False, True) for grad in (False, True))
 """By 2 * training + grad."""
 
-in_backward_task = torch._C._current_graph_task_id
-"""-1, unless autograd is walking back."""
+walk_now = torch._C._current_graph_task_id
+"""The number of autograd's walk back that goes on; -1 where none does."""
 
 
 def in_backward() -> bool:
     """Whether autograd is walking back: what runs forward now, a checkpoint runs again."""
-    return in_backward_task() != -1
+    return walk_now() != -1
 
 
 class LayerCounts:
@@ -109,7 +109,7 @@ class LayerCounts:
             wrote = wrote and module.__dict__.get("momentum") != 0  # then all stays as it is
         else:
             wrote = self._wrote_unseen(module, training)
-        if in_backward_task() != -1:
+        if walk_now() != -1:
             self.recomputed += 1
             self.recomputed_writes += wrote
             return
@@ -141,8 +141,8 @@ class LayerCounts:
 
     def step(self) -> None:
         """The optimizer has stepped."""
-        self.per_step[self._in_step if self._in_step < _MANY else _MANY] += 1
-        self._written[self._without_grad if self._without_grad < _MANY else _MANY] += 1
+        self.per_step[self._in_step if self._in_step < MANY else MANY] += 1
+        self._written[self._without_grad if self._without_grad < MANY else MANY] += 1
         self._in_step = self._without_grad = 0
 
 

@@ -9,7 +9,7 @@ on them, and the share of the gap that closes says how much of it is that layer'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,12 @@ from spiritlevel.probe.batches_in import Reading, Recorder
 from spiritlevel.probe.evidence import Evidence
 from spiritlevel.surgery.statistics import set_statistics, tracks
 
-__all__ = ["LEAST_GAP", "MOST_LAYERS", "MOST_PASSES", "Gap", "LayerGap", "gap"]
+__all__ = ["CURED", "LEAST_GAP", "MOST_LAYERS", "MOST_PASSES", "Gap", "LayerGap", "gap"]
 
 LEAST_GAP: dict[Metric, float] = {"accuracy": 0.02, "mean squared error": 0.05}
 """Below it a gap is none: two points of accuracy, or a share of the error in eval mode."""
+CURED = 0.8
+"""The share of a gap that recalibrating closes, from which only the statistics were wrong."""
 MOST_LAYERS = 24
 """That are ranked: those whose running statistics are the furthest from the batches'."""
 MOST_PASSES = 48
@@ -76,8 +78,14 @@ class Gap:
         """Whether eval mode does worse than batch statistics, beyond chance and by a matter."""
         if self.gain is None or self.untrained:
             return False
+        return self.gain.low > 0 and self.reaches(LEAST_GAP)
+
+    def reaches(self, least: Mapping[Metric, float]) -> bool:
+        """Whether the gain is as large: in points of accuracy, or as a share of eval's error."""
+        if self.gain is None:
+            return False
         scale = 1.0 if self.metric == "accuracy" else max(abs(self.eval.value), 1e-30)
-        return self.gain.low > 0 and self.gain.value >= LEAST_GAP[self.metric] * scale
+        return self.gain.value >= least[self.metric] * scale
 
     @property
     def cured(self) -> float | None:
@@ -87,21 +95,20 @@ class Gap:
         return (self.recalibrated.value - self.eval.value) / (self.batch.value - self.eval.value)
 
     def to_dict(self) -> dict[str, Any]:
-        found = {
-            name: None if each is None else each.to_dict()
-            for name, each in (
-                ("eval", self.eval),
-                ("batch", self.batch),
-                ("recalibrated", self.recalibrated),
-                ("gain", self.gain),
-            )
+        scores = {
+            "eval": self.eval,
+            "batch": self.batch,
+            "recalibrated": self.recalibrated,
+            "gain": self.gain,
         }
-        layers = [vars(each).copy() for each in self.layers]
-        notes = list(self.notes)
-        head = {"metric": self.metric, "samples": self.samples}
-        return {**head, **found, "blames": self.blames, "untrained": self.untrained} | {
-            "layers": layers,
-            "notes": notes,
+        return {
+            "metric": self.metric,
+            "samples": self.samples,
+            **{name: None if each is None else each.to_dict() for name, each in scores.items()},
+            "blames": self.blames,
+            "untrained": self.untrained,
+            "layers": [vars(each).copy() for each in self.layers],
+            "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
@@ -123,7 +130,7 @@ class Gap:
                 ", eval mode does better" if worse else ""
             )
         cured = self.cured
-        if cured is None or cured > 0.8:
+        if cured is None or cured > CURED:
             return "batch normalization is the gap"
         if cured > 0.2:
             return "batch normalization is the gap, of which recalibrating closes a part"
@@ -159,8 +166,7 @@ def gap(
     that of the same batches. The model is left as it was found. Raises UsageError.
     """
     taken = take(batches, most_batches)
-    pairs = [(i, b) for i, b in enumerate(taken.batches) if targets(b) is not None]
-    if len(pairs) < len(taken.batches):
+    if any(targets(batch) is None for batch in taken.batches):
         return None
     with borrowed(model) as buffers_back:
         return _Scoring(model, evidence, taken, forward, progress, buffers_back).run()
@@ -186,7 +192,8 @@ class _Scoring:
         self.order = [path for path, layer in layers if layer.called and not layer.frozen]
         self.notes = list(taken.notes)
         self.untrained = bool(self.order) and all(
-            evidence.layers[path].as_built and _as_built(self.norms[path]) for path in self.order
+            evidence.layers[path].as_built and _channels_alike(self.norms[path])
+            for path in self.order
         )
         refused = set(evidence.dropped)
         batches = enumerate(taken.batches)
@@ -303,7 +310,7 @@ class _Scoring:
                 set_statistics(self.norms[path], reading.pooled, len(reading.batches))
 
 
-def _as_built(norm: nn.Module) -> bool:
+def _channels_alike(norm: nn.Module) -> bool:
     """Whether gamma and beta are the same in all channels: training tells them apart."""
     learned = [getattr(norm, name, None) for name in ("weight", "bias")]
     return all(not isinstance(t, Tensor) or bool((t == t.flatten()[:1]).all()) for t in learned)

@@ -192,7 +192,7 @@ def _thinned(x: Tensor) -> Tensor:
     return x[:: max(1, min(len(x), x.numel() // MOST_VALUES))]
 
 
-def _range(x: Tensor, axis: int) -> Moments:
+def _range(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Least and largest of each channel, in the order that is fastest."""
     if x.dim() < 2:
         return x.amin()[None], x.amax()[None]

@@ -12,18 +12,24 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from spiritlevel.errors import UsageError
-from spiritlevel.probe.counting import Counts, in_backward
+from spiritlevel.probe.counting import MANY, Counts, in_backward, walk_now
 from spiritlevel.probe.hooks import Hook
 
 __all__ = ["Steps", "Watcher"]
 
 _SENTINELS = 3
 """Parameters whose gradients and versions stand for all of them."""
+_MOST_OVERFLOWS = 64
+"""Kept on a device before they are read, which waits for it."""
 
 
 class Watcher(Protocol):
@@ -60,15 +66,13 @@ class Steps:
         self.model, self.counts, self.watcher = model, counts, watcher
         self.optimizer = _innermost(optimizer)
         """The one given; else the last that stepped."""
-        from torch.optim import Optimizer
-
         self._given = isinstance(self.optimizer, Optimizer)
         """Of another kind, its steps are not told: the parameters tell them."""
         self._sentinels: list[nn.Parameter] = []
         self._stepping: list[Any] = []
         """Optimizers within `step`, the outermost first."""
         self._closure = False
-        self._stepped = False
+        self.stepped = False
         """Whether an optimizer of torch's was ever seen to step."""
         self._owned: WeakKeyDictionary[Any, tuple[int, bool]] = WeakKeyDictionary()
         self._walk_of_step: int | None = None
@@ -89,13 +93,8 @@ class Steps:
 
     def attach(self, stack: ExitStack) -> None:
         """Until the stack closes."""
-        from torch.optim import optimizer as optim
-
-        for register, hook in (
-            (optim.register_optimizer_step_pre_hook, self._pre),
-            (optim.register_optimizer_step_post_hook, self._post),
-        ):
-            stack.callback(register(hook).remove)
+        stack.callback(register_optimizer_step_pre_hook(self._pre).remove)
+        stack.callback(register_optimizer_step_post_hook(self._post).remove)
         learning = self._learning()
         spread = learning[:: max(1, len(learning) // _SENTINELS)][:_SENTINELS]
         # A backward pass reaches the last first, when all others are as they were; of a weight and
@@ -119,7 +118,7 @@ class Steps:
         self._look_for_skipped()
         versions = self._version()
         moved = versions != self._versions
-        if moved and not self._stepped and not self._given:
+        if moved and not self.stepped and not self._given:
             self._ended()
         elif moved and self._in_step:
             self.counts.perturbed += 1
@@ -132,16 +131,16 @@ class Steps:
 
     def _before_gradient(self, _gradient: Tensor) -> None:
         """A backward pass is about to add to a gradient."""
-        if torch._C._current_graph_task_id() != self._walk and self._since_backward:
+        if walk_now() != self._walk and self._since_backward:
             self._look_for_skipped(late=True)
 
     def _after_gradient(self, _parameter: Tensor) -> None:
-        walk = torch._C._current_graph_task_id()
+        walk = walk_now()
         if walk == self._walk:
             return
         self._walk, self._at_backward = walk, self._version()
         self.counts.backwards += 1
-        self.counts.per_backward[min(self._since_backward, 64)] += 1
+        self.counts.per_backward[min(self._since_backward, MANY)] += 1
         self._since_backward = 0
         self._backward_open = True
 
@@ -164,7 +163,7 @@ class Steps:
         self._stepping.append(optimizer)
         if len(self._stepping) > 1:
             return None
-        self._stepped = True
+        self.stepped = True
         if not self._given:
             self.optimizer = optimizer
         found = getattr(optimizer, "found_inf", None)
@@ -200,8 +199,12 @@ class Steps:
 
     def _is_new(self) -> bool:
         """Whether the model has run since the last step: several optimizers may make one step."""
-        walk = torch._C._current_graph_task_id()
-        return self._in_step > 0 or (self._walk if walk == -1 else walk) != self._walk_of_step
+        return self._in_step > 0 or self._last_walk() != self._walk_of_step
+
+    def _last_walk(self) -> int | None:
+        """The walk back that goes on, else the last one."""
+        walk = walk_now()
+        return self._walk if walk == -1 else walk
 
     def _ended(self) -> None:
         counts = self.counts
@@ -211,13 +214,12 @@ class Steps:
                 counts.first_eval_step = counts.steps
         elif self._modes:
             self._was_training = True
-        counts.per_step[min(self._in_step, 64)] += 1
+        counts.per_step[min(self._in_step, MANY)] += 1
         counts.steps += 1
         self._in_step, self._backward_open, self._modes = 0, False, set()
-        walk = torch._C._current_graph_task_id()
-        self._walk_of_step = self._walk if walk == -1 else walk
+        self._walk_of_step = self._last_walk()
         self._versions = self._version()
-        if len(self._overflows) >= 64:
+        if len(self._overflows) >= _MOST_OVERFLOWS:
             self.settle()
         self.watcher.after_step()
 

@@ -335,7 +335,7 @@ class Probe:
                 f"{blind} of {len(self._norms)} normalization layers {where}: of these gamma, beta "
                 "and gradients are read; inputs, outputs, running statistics and passes are not"
             )
-        if self.counts.steps and not self._steps._stepped:
+        if self.counts.steps and not self._steps.stepped:
             found.append(
                 "no optimizer of torch's stepped: a change of the parameters counts as a step, and "
                 "gradients and updates are not read"
@@ -393,9 +393,9 @@ class Probe:
             self._ends(self.model, None, None)
 
     def log_to(self, writer: Any, *, first_step: int = 0) -> None:
-        """Give a few numbers of each layer to a TensorBoard `SummaryWriter`, or what has its
+        """Give a few numbers of each layer to a writer, such as TensorBoard's `SummaryWriter`.
 
-        `add_scalar(tag, value, step)`: those read so far, and each sample when it is taken. The
+        Those read so far, and each sample when it is taken, by `add_scalar(tag, value, step)`. The
         probe's step 0 is the writer's `first_step`. Raises UsageError.
         """
         if not callable(getattr(writer, "add_scalar", None)):

@@ -110,17 +110,12 @@ def _gap(gap: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _by_reason(skipped: Mapping[str, str] | Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """The rules that were not asked, by what they want: given by rule, or as rule and why."""
-    pairs = skipped.items() if isinstance(skipped, Mapping) else _pairs(skipped)
+def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    """The rules that were not asked, by what they want."""
     found: dict[str, list[str]] = {}
-    for rule, why in pairs:
+    for rule, why in skipped.items():
         found.setdefault(str(why), []).append(str(rule))
     return found
-
-
-def _pairs(skipped: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    return [(one["rule"], one["why"]) for one in skipped]
 
 
 def _accepted(accepted: int | Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spiritlevel.catalogue import sentence
 
-__all__ = ["in_percent", "number", "percent", "seconds", "told"]
+__all__ = ["in_figures", "in_percent", "number", "percent", "seconds", "told"]
 
 
 def number(value: float, figures: int = 4) -> str:
@@ -17,6 +17,11 @@ def number(value: float, figures: int = 4) -> str:
         return f"{value}".replace("-", "−")
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value)}".replace("-", "−")
+    return in_figures(value, figures)
+
+
+def in_figures(value: float, figures: int) -> str:
+    """So many significant figures at most, such as 1.2e6."""
     mantissa, _, exponent = f"{value:.{figures}g}".partition("e")
     return (f"{mantissa}e{int(exponent)}" if exponent else mantissa).replace("-", "−")
 

@@ -16,73 +16,63 @@ def pooled(value: Any) -> dict[str, Any]:
 
     An item refers only to earlier ones. web/charts.js has the way back.
     """
-    ids: dict[tuple[Any, ...], int] = {}
-    seen: list[int] = []  # how often, by id
-    sizes: list[int] = []  # about how many characters, by id
-    known: dict[int, int] = {}  # id() of a container -> id; all stay alive with `value`
-    _count(value, ids, seen, sizes, known)
+    census = _Census()
+    census.count(value)
     pool: list[Any] = []
     places: dict[int, int] = {}
 
     def emitted(item: Any) -> Any:
         if not isinstance(item, dict | list):
             return item
-        key = known[id(item)]
-        if key in places:
-            return {"$": places[key]}
+        kind = census.kind_of[id(item)]
+        if kind in places:
+            return {"$": places[kind]}
         whole = (
             {name: emitted(one) for name, one in item.items()}
             if isinstance(item, dict)
             else [emitted(one) for one in item]
         )
-        if seen[key] < 2 or sizes[key] < _WORTH:
+        if census.times[kind] < 2 or census.sizes[kind] < _WORTH:
             return whole
         pool.append(whole)
-        places[key] = len(pool) - 1
-        return {"$": places[key]}
+        places[kind] = len(pool) - 1
+        return {"$": places[kind]}
 
     found = emitted(value)
     return {"pool": pool, "value": found}
 
 
-def _count(
-    item: Any,
-    ids: dict[tuple[Any, ...], int],
-    seen: list[int],
-    sizes: list[int],
-    known: dict[int, int],
-) -> tuple[Any, int]:
-    """The key of an item, equal for equal items, and about its size; containers are counted."""
-    if not isinstance(item, dict | list):
-        # The type, too: 1, 1.0 and True are equal, and not the same in JSON.
-        return (type(item), item), len(str(item)) + 1
-    if isinstance(item, list) and {dict, list}.isdisjoint(map(type, item)):
-        text = json.dumps(item)  # most of a page is in such lists
-        return _counted(item, (text,), len(text), ids, seen, sizes, known)
-    names = tuple(item) if isinstance(item, dict) else None
-    parts = [
-        _count(one, ids, seen, sizes, known)
-        for one in (item.values() if isinstance(item, dict) else item)
-    ]
-    key = (names, *(part[0] for part in parts))
-    size = 2 + sum(part[1] for part in parts) + sum(len(name) + 3 for name in names or ())
-    return _counted(item, key, size, ids, seen, sizes, known)
+class _Census:
+    """Of lists and dicts, where equal ones are of one kind: a number from 0."""
 
+    def __init__(self) -> None:
+        self.kinds: dict[tuple[Any, ...], int] = {}
+        self.times: list[int] = []
+        """How often each kind comes."""
+        self.sizes: list[int] = []
+        """About how many characters each takes."""
+        self.kind_of: dict[int, int] = {}
+        """By `id`: all that is counted stays alive with the value."""
 
-def _counted(
-    item: Any,
-    key: tuple[Any, ...],
-    size: int,
-    ids: dict[tuple[Any, ...], int],
-    seen: list[int],
-    sizes: list[int],
-    known: dict[int, int],
-) -> tuple[int, int]:
-    if key not in ids:
-        ids[key] = len(seen)
-        seen.append(0)
-        sizes.append(size)
-    place = ids[key]
-    seen[place] += 1
-    known[id(item)] = place
-    return place, size
+    def count(self, item: Any) -> tuple[Any, int]:
+        """What is equal for equal items alone, and about the item's size."""
+        if not isinstance(item, dict | list):
+            # The type, too: 1, 1.0 and True are equal, and not the same in JSON.
+            return (type(item), item), len(str(item)) + 1
+        if isinstance(item, list) and {dict, list}.isdisjoint(map(type, item)):
+            text = json.dumps(item)  # most of a page is in such lists
+            return self._enter(item, (text,), len(text))
+        names = tuple(item) if isinstance(item, dict) else None
+        parts = [self.count(one) for one in (item.values() if isinstance(item, dict) else item)]
+        key = (names, *(part for part, _ in parts))
+        size = 2 + sum(size for _, size in parts) + sum(len(name) + 3 for name in names or ())
+        return self._enter(item, key, size)
+
+    def _enter(self, item: Any, key: tuple[Any, ...], size: int) -> tuple[int, int]:
+        kind = self.kinds.setdefault(key, len(self.times))
+        if kind == len(self.times):
+            self.times.append(0)
+            self.sizes.append(size)
+        self.times[kind] += 1
+        self.kind_of[id(item)] = kind
+        return kind, size

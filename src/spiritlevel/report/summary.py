@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from spiritlevel.catalogue import sentence
 from spiritlevel.errors import require
 from spiritlevel.report.lines import name_of
+from spiritlevel.report.numbers import in_figures
 from spiritlevel.report.story import Figure, Heatmap, Lines, Panel
 from spiritlevel.report.words import plain, say
 
@@ -97,5 +98,4 @@ def _map_in_words(panel: Heatmap) -> Markup:
 
 
 def _number(value: float) -> str:
-    mantissa, _, exponent = f"{value:.3g}".partition("e")
-    return (f"{mantissa}e{int(exponent)}" if exponent else mantissa).replace("-", "−")
+    return in_figures(value, 3)

@@ -32,6 +32,7 @@ from spiritlevel import __version__
 from spiritlevel.data import Images
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import tune_allocator
+from spiritlevel.study import theirs
 from spiritlevel.study.engine import kernels, measure
 from spiritlevel.study.environment import processor
 from spiritlevel.study.factory import Factory
@@ -171,8 +172,8 @@ def _client(address: str) -> Client:
             return made.result(timeout=2 * _CONNECT_SECONDS)
         except Exception as error:
             raise UsageError(
-                f"got no Dask scheduler at {address} ({_line(error)}); wanted one that answers: "
-                "start it by `dask scheduler`, and name the address that it prints"
+                f"got no Dask scheduler at {address} ({theirs.told(error)}); wanted one that "
+                "answers: start it by `dask scheduler`, and name the address that it prints"
             ) from error
 
 
@@ -220,8 +221,8 @@ def _workers(client: Client, address: str) -> dict[str, dict[str, str]]:
 def _check_versions(where: str, there: dict[str, str] | Exception) -> None:
     if isinstance(there, Exception):
         raise UsageError(
-            f"got {_line(there)} from {where}; wanted spiritlevel {__version__} there, with its "
-            "extras study and dask, as here: install it"
+            f"got {theirs.told(there)} from {where}; wanted spiritlevel {__version__} there, "
+            "with its extras study and dask, as here: install it"
         ) from there
     here = _about()
     other = [name for name in _VERSIONS if there[name] != here[name]]
@@ -248,11 +249,6 @@ def _about() -> dict[str, str]:
 def _import_factory(code: bytes) -> str | None:
     factory: Factory = pickle.loads(code)  # noqa: S301 - from our own client
     return factory.digest()
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 # ---- here, while cells are out -------------------------------------------------------------------
@@ -282,7 +278,7 @@ class _Cells(DaskDistributedBackend):  # type: ignore[misc]
 
 
 def _given_up(cell: Cell, error: BaseException, threads: int) -> Record:
-    told = _line(error)
+    told = theirs.told(error)
     if isinstance(error, KilledWorker):
         told = (
             f"KilledWorker: {error.allowed_failures + 1} workers died while they ran it, the last "

@@ -179,8 +179,8 @@ def plan_study(asked: Asked) -> Plan:
     plan = _with_grid(plan, asked.norms, asked.lrs)
     plan = _with_images(plan, asked)
     if asked.model is not None:
-        plan = replace(plan, networks=(asked.model,))
-        plan = replace(plan, size=plan.image_size or 32, gap_size=plan.image_size or 32)
+        size = plan.image_size or 32
+        plan = replace(plan, networks=(asked.model,), size=size, gap_size=size)
     if asked.epochs is not None and not 0 < asked.epochs < float("inf"):
         raise UsageError(f"got epochs={asked.epochs}; wanted a number above 0")
     if asked.threads is not None:

@@ -57,8 +57,8 @@ def _versions() -> dict[str, str]:
     found = {"spiritlevel": __version__}
     found["python"] = f"{platform.python_version()} ({platform.python_implementation()})"
     for package in ("torch", "numpy", *_LIBRARIES):
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
+        if (version := _version(package)) is not None:
+            found[package] = version
     return found
 
 
@@ -203,11 +203,7 @@ def _extras() -> Iterable[tuple[str, list[str]]]:
         if found and found[2] not in ("all", "dev"):
             needs.setdefault(found[2], []).append(found[1])
     for extra, packages in needs.items():
-        yield extra, [package for package in packages if not _installed(package)]
-
-
-def _installed(package: str) -> bool:
-    return _version(package) is not None
+        yield extra, [package for package in packages if _version(package) is None]
 
 
 def _version(package: str) -> str | None:

@@ -29,7 +29,7 @@ from spiritlevel.study import theirs
 from spiritlevel.study.imports import own_files
 from spiritlevel.study.named import named
 from spiritlevel.study.records import read_json
-from spiritlevel.study.trial import Asked, Source, passing, try_out
+from spiritlevel.study.trial import Request, Source, passing, try_out
 
 __all__ = ["Factory", "as_factory", "load_factory", "told_in"]
 
@@ -45,7 +45,7 @@ class Factory:
     line: int
     folder: str | None = None
     """From where another process imports it by `spec`; None: it travels as code."""
-    _tried: set[Asked] = field(default_factory=set, repr=False)
+    _tried: set[Request] = field(default_factory=set, repr=False)
 
     def build(
         self, *, num_classes: int, in_chans: int, norm: str, image_size: int | None = None
@@ -56,7 +56,7 @@ class Factory:
         twin is tried out, which leaves torch's random state as it was. Raises UsageError for a
         network that a study cannot use, and for whatever the user's code raises.
         """
-        asked = Asked(num_classes, in_chans, norm, image_size)
+        asked = Request(num_classes, in_chans, norm, image_size)
         if asked not in self._tried:
             try_out(self._call, asked, self._source)
             self._tried.add(asked)
@@ -94,7 +94,7 @@ class Factory:
         where = f"{self.spec} ({theirs.place(self.file, self.line)})"
         return Source(where, self.file, self.folder, not_taken)
 
-    def _call(self, asked: Asked) -> nn.Module:
+    def _call(self, asked: Request) -> nn.Module:
         arguments = _arguments(self, asked)
         try:
             model = self.function(**arguments)
@@ -114,7 +114,7 @@ class Factory:
             self._settle(model, asked)
         return model
 
-    def _settle(self, model: nn.Module, asked: Asked) -> None:
+    def _settle(self, model: nn.Module, asked: Request) -> None:
         """Let lazy layers draw their weights here, whichever pass would have been their first."""
         images = torch.zeros_like(asked.images())
         with passing(images, asked, self._source, "the first pass"), torch.no_grad():
@@ -127,7 +127,7 @@ class Factory:
             return load_factory, (self.spec, self.folder), self._tried
         return Factory, (self.spec, self.function, self.file, self.line), self._tried
 
-    def __setstate__(self, tried: set[Asked]) -> None:
+    def __setstate__(self, tried: set[Request]) -> None:
         self._tried.update(tried)
 
 
@@ -204,7 +204,7 @@ def _signature(factory: Factory) -> inspect.Signature:
         ) from None
 
 
-def _arguments(factory: Factory, asked: Asked) -> dict[str, Any]:
+def _arguments(factory: Factory, asked: Request) -> dict[str, Any]:
     """What the function's signature asks for. Raises UsageError where it takes no norm."""
     signature = _signature(factory)
     parameters = signature.parameters.values()

@@ -48,7 +48,6 @@ class Progress:
     """Told once before the first cell and after each: what is done, of how much."""
 
     folder: Path
-
     done: int
     cells: int
     share: float

@@ -16,7 +16,7 @@ from spiritlevel.nn import BatchNorm2d, norm_layer
 from spiritlevel.probe import norm_places
 from spiritlevel.study import theirs
 
-__all__ = ["Asked", "passing", "try_out"]
+__all__ = ["Request", "Source", "passing", "try_out"]
 
 _BATCH = 4  # images of a trial pass
 _SIZE = 32  # px, where none is named
@@ -25,8 +25,8 @@ _DO = "Make it by spiritlevel.nn.norm_layer(norm)(num_features)"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a network is to fit."""
+class Request:
+    """What a network is asked to fit."""
 
     num_classes: int
     in_chans: int
@@ -55,7 +55,7 @@ class Source:
         return f" It does not take {' or '.join(unread)}: let it." if unread else ""
 
 
-def try_out(make: Callable[[Asked], nn.Module], asked: Asked, source: Source) -> None:
+def try_out(make: Callable[[Request], nn.Module], asked: Request, source: Source) -> None:
     """Raises UsageError, naming what to change. Torch's random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         model = make(asked)
@@ -127,7 +127,7 @@ def _check_places(usual: nn.Module, model: nn.Module, norm: str, source: Source)
             )
 
 
-def _check_logits(model: nn.Module, asked: Asked, source: Source) -> None:
+def _check_logits(model: nn.Module, asked: Request, source: Source) -> None:
     for training in (True, False):
         mode = "training" if training else "eval"
         images = asked.images()
@@ -151,7 +151,7 @@ def _check_logits(model: nn.Module, asked: Asked, source: Source) -> None:
 
 
 @contextmanager
-def passing(images: Tensor, asked: Asked, source: Source, what: str) -> Iterator[None]:
+def passing(images: Tensor, asked: Request, source: Source, what: str) -> Iterator[None]:
     """What the user's forward raises within it, told as the user's."""
     try:
         yield
@@ -166,7 +166,7 @@ def passing(images: Tensor, asked: Asked, source: Source, what: str) -> Iterator
         ) from error
 
 
-def _of_shapes(error: str, asked: Asked, source: Source) -> str:
+def _of_shapes(error: str, asked: Request, source: Source) -> str:
     if "channels" in error and "in_chans" not in source.not_taken:
         return f" Let its first layer have in_chans={asked.in_chans} of them."
     hint = source.hint("in_chans", "image_size")

@@ -20,7 +20,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from spiritlevel.errors import UsageError
-from spiritlevel.nn import FrozenBatchNorm, NormFactory, NormSpec, SyncBatchNorm, norm_layer
+from spiritlevel.nn import (
+    FrozenBatchNorm,
+    FrozenBatchNormAct,
+    NormFactory,
+    NormSpec,
+    SyncBatchNorm,
+    norm_layer,
+)
 from spiritlevel.surgery.eligible import FUSED, PLAIN, adds, ends_in_more, places
 from spiritlevel.surgery.log import Entry, note
 from spiritlevel.surgery.tracer import hooked
@@ -28,6 +35,11 @@ from spiritlevel.surgery.tracer import hooked
 __all__ = ["convert"]
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm)
+_WITH_MORE: dict[type[nn.Module], type[nn.Module]] = {
+    **FUSED,
+    FrozenBatchNorm: FrozenBatchNormAct,
+}
+"""Kind -> the one that adds and activates, too."""
 _WEIGHTS = {nn.Linear: 1, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
@@ -38,9 +50,10 @@ def convert(model: nn.Module, norm: NormSpec) -> nn.Module:
     running statistics stay the same objects where shapes agree, with their `requires_grad`; so do
     device, dtype, mode, a layer shared by several places, and what a batch norm does without
     (affine, bias, running statistics, as far as the new layer can). `eps` and `momentum` stay,
-    unless `norm` names others. A layer that is fused with what follows it goes to "sync" and back,
-    with its activation; to others it does not. `model.spiritlevel_log` tells which layers were
-    converted, and which were left and why. Raises UsageError, and has then changed nothing.
+    unless `norm` names others. A layer that is fused with what follows it goes to "batch", "sync"
+    and "frozen" with its activation; to others it does not. `model.spiritlevel_log` tells which
+    layers were converted, and which were left and why. Raises UsageError, and has then changed
+    nothing.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"got {type(model).__name__} to convert; wanted a torch.nn.Module")
@@ -129,7 +142,10 @@ def _made(
 
 def _with_what_follows(old: nn.Module, new: nn.Module, dim: int | None) -> str | None:
     """The new layer ends in the old one's activation, or why it cannot."""
-    fused = "is fused with what follows it; convert before you fuse"
+    fused = (
+        "is fused with what follows it, which goes to batch, sync and frozen only; convert before "
+        "you fuse"
+    )
     if isinstance(new, SyncBatchNorm):
         if isinstance(old, SyncBatchNorm):
             new.stands_for = old.stands_for
@@ -137,16 +153,23 @@ def _with_what_follows(old: nn.Module, new: nn.Module, dim: int | None) -> str |
             new.stands_for = cast(type[_BatchNorm], type(old))
         elif dim is None:
             new.stands_for = None
+        elif isinstance(old, FrozenBatchNormAct) and new.stands_for is not None:
+            new.stands_for = FUSED[new.stands_for]
         new.process_group = new.process_group or getattr(old, "process_group", None)
-    elif isinstance(old, SyncBatchNorm) and old.stands_for not in PLAIN.values():
-        if (kind := FUSED.get(type(new))) is None and old.fused:
+    elif _may_add(old):
+        if (kind := _WITH_MORE.get(type(new))) is None and ends_in_more(old):
             return fused
-        new.__class__ = kind or type(new)  # it takes a residual, as the old one may be given
-    elif ends_in_more(old):
-        return fused
+        new.__class__ = kind or type(new)
     if ends_in_more(old) and adds(new):
         new.act = old.act
     return None
+
+
+def _may_add(old: nn.Module) -> bool:
+    """Whether it may be given a residual, as far as is known."""
+    if isinstance(old, SyncBatchNorm):
+        return old.stands_for not in PLAIN.values()
+    return ends_in_more(old)
 
 
 def _numbers(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from spiritlevel.nn import SyncBatchNorm, batch
+from spiritlevel.nn import FrozenBatchNormAct, SyncBatchNorm, batch
 from spiritlevel.surgery.tracer import Slot, touched
 
 __all__ = ["FUSED", "PLAIN", "adds", "ends_in_more", "places", "why_left"]
@@ -32,12 +32,14 @@ FUSED: dict[type[nn.Module], type[_BatchNorm]] = {
 
 def adds(module: nn.Module) -> bool:
     """Whether its forward takes a residual."""
-    return type(module) in FUSED.values() or isinstance(module, SyncBatchNorm)
+    return type(module) in FUSED.values() or isinstance(module, SyncBatchNorm | FrozenBatchNormAct)
 
 
 def ends_in_more(module: nn.Module) -> bool:
     """Whether it is known to do more than normalize: to add, or to end in an activation."""
-    return module.fused if isinstance(module, SyncBatchNorm) else type(module) in FUSED.values()
+    if isinstance(module, SyncBatchNorm):
+        return module.fused
+    return type(module) in FUSED.values() or isinstance(module, FrozenBatchNormAct)
 
 
 def places(model: nn.Module) -> dict[nn.Module, list[Slot]]:

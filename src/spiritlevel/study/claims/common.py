@@ -14,6 +14,7 @@ from spiritlevel.study.records import Cell, Records
 __all__ = [
     "Arm",
     "arm_numbers",
+    "arm_runs",
     "best_arm",
     "grid",
     "landscape_cells",
@@ -93,6 +94,11 @@ def arm_numbers(records: Records, arms: Mapping[str, Arm | None]) -> tuple[int, 
         if arm is not None
         for number in records.numbers("train", norm=norm, init=arm[0], lr=arm[1])
     )
+
+
+def arm_runs(records: Records, norm: str, arm: Arm | None) -> dict[int, dict[str, Any]]:
+    """seed -> what came of the norm's training run from these weights at this rate."""
+    return {} if arm is None else records.by_seed("train", norm=norm, init=arm[0], lr=arm[1])
 
 
 def best_arm(records: Records, norm: str, **settings: object) -> Arm | None:

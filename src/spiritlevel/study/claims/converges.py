@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from statistics import geometric_mean
-from typing import Any
 
 from spiritlevel.catalogue import joined, say
 from spiritlevel.study.claims.common import (
-    Arm,
     arm_numbers,
+    arm_runs,
     best_arm,
     grid,
     landscape_cells,
@@ -161,7 +160,7 @@ def _rates(records: Records) -> tuple[float | None, bool | None, int]:
 
 def _steps(records: Records) -> dict[int, tuple[int, int]]:
     """seed -> steps without and with BN, each at its best, to where the net without ends."""
-    plain, normed = (_best(records, norm) for norm in ("none", "batch"))
+    plain, normed = (arm_runs(records, norm, best_arm(records, norm)) for norm in ("none", "batch"))
     planned = max(records.values("train", "steps"), default=0)
     found: dict[int, tuple[int, int]] = {}
     for seed in sorted(plain.keys() & normed.keys()):
@@ -173,11 +172,6 @@ def _steps(records: Records) -> dict[int, tuple[int, int]]:
         )
         found[seed] = (none, batch)
     return found
-
-
-def _best(records: Records, norm: str) -> dict[int, dict[str, Any]]:
-    arm: Arm | None = best_arm(records, norm)
-    return {} if arm is None else records.by_seed("train", norm=norm, init=arm[0], lr=arm[1])
 
 
 def _faster(speed: Interval | None) -> bool | None:

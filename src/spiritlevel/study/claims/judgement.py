@@ -144,7 +144,7 @@ def number(figure: Interval | float | None, unit: str = "", digits: int = 3) -> 
 
 def setting(value: float | None) -> str:
     """A number that somebody chose, such as a learning rate: no more digits than it has."""
-    return "–" if value is None else _power_of_ten(f"{value:g}").replace("-", "−")
+    return _NOTHING if value is None else _power_of_ten(f"{value:g}").replace("-", "−")
 
 
 def _power_of_ten(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from spiritlevel.study.claims.common import (
     Arm,
     arm_numbers,
+    arm_runs,
     best_arm,
     landscape_cells,
     shape,
@@ -107,16 +108,12 @@ def noise_rate(records: Records) -> float | None:
 
 def drift_ratios(records: Records, arms: dict[str, Arm | None]) -> dict[int, list[float]]:
     """seed -> by layer, the drift without BN over the drift with it, each arm at its best."""
-    plain, normed = (_runs(records, norm, arms[norm]) for norm in ("none", "batch"))
+    plain, normed = (arm_runs(records, norm, arms[norm]) for norm in ("none", "batch"))
     return {
         seed: [a / b for a, b in zip(plain[seed]["drift"], normed[seed]["drift"], strict=True)]
         for seed in sorted(plain.keys() & normed.keys())
         if all(plain[seed]["drift"]) and all(normed[seed]["drift"])
     }
-
-
-def _runs(records: Records, norm: str, arm: Arm | None) -> dict[int, dict[str, Any]]:
-    return {} if arm is None else records.by_seed("train", norm=norm, init=arm[0], lr=arm[1])
 
 
 def _steady(ratios: Sequence[Sequence[float]]) -> bool | None:
@@ -198,7 +195,7 @@ def _context(records: Records, arms: dict[str, Arm | None]) -> Iterator[Part]:
     inits = records.values("train", "init", norm="noisy-none")
     told += [("noisy-none", (init, lr), SANTURKAR) for init in inits if lr is not None]
     for norm, arm, source in told:
-        runs = _runs(records, norm, arm)
+        runs = arm_runs(records, norm, arm)
         if runs:
             value = 100 * fmean(run["test_accuracy_batch"] for run in runs.values())
             words = {"norm": norm, "lr": setting(arm[1])}

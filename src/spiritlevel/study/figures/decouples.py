@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from spiritlevel.report.story import Arm, Figure, Lines, Series
 from spiritlevel.report.words import Text
@@ -31,7 +32,7 @@ def figures(records: Records) -> Iterator[Figure]:
         yield figure("decouples.layers", _layers(pairs), records=read)
 
 
-def _errors(networks: list[dict], layers: list[dict]) -> Lines:  # type: ignore[type-arg]
+def _errors(networks: list[dict[str, Any]], layers: list[dict[str, Any]]) -> Lines:
     """A single layer at each eps, and the network's own layers, with BN and without."""
     scales = layers[0]["scales"]
     drawn: list[Series] = [
@@ -57,7 +58,7 @@ def _errors(networks: list[dict], layers: list[dict]) -> Lines:  # type: ignore[
     )
 
 
-def _trajectories(run: dict) -> Lines:  # type: ignore[type-arg]
+def _trajectories(run: dict[str, Any]) -> Lines:
     found = run["trajectories"]
     steps = list(range(len(found["loss"])))
     drawn = [
@@ -68,7 +69,7 @@ def _trajectories(run: dict) -> Lines:  # type: ignore[type-arg]
     return lines("labels.trajectories_panel", axis("step"), axis("loss"), drawn)
 
 
-def _layers(pairs: list[dict]) -> Lines:  # type: ignore[type-arg]
+def _layers(pairs: list[dict[str, Any]]) -> Lines:
     """A dot a pair of runs: the cross-layer figure without and with BN; diagonal: equality."""
     x = [pair["none"]["relative"] for pair in pairs]
     y = [pair["batch"]["relative"] for pair in pairs]

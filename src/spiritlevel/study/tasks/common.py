@@ -14,7 +14,17 @@ from spiritlevel.data import Images, Prepared, prepare
 from spiritlevel.study.networks import network
 from spiritlevel.train import Curve, Observer, train
 
-__all__ = ["compact", "feed", "final_loss", "run", "seeded", "smoothed", "steps_to", "tail_mean"]
+__all__ = [
+    "SMOOTH",
+    "compact",
+    "feed",
+    "final_loss",
+    "run",
+    "seeded",
+    "smoothed",
+    "steps_to",
+    "tail_mean",
+]
 
 SMOOTH = 20
 """Batches in the running mean by which a training accuracy is judged."""

@@ -111,8 +111,8 @@ def _shares(model: nn.Module, x: Tensor) -> dict[str, Any]:
             hooks.callback(norm.register_forward_pre_hook(hook).remove)
         model.train()
         model(x)
-    distance = torch.cat(values).abs()
     everything = torch.cat(values)
+    distance = everything.abs()
     histogram = torch.histogram(everything, bins=torch.tensor(EDGES)).hist / len(everything)
     return {
         "within": {str(k): (distance <= k).float().mean().item() for k in (1, 2, 3)},

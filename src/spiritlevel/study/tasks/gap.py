@@ -17,8 +17,7 @@ from spiritlevel.study.networks import build
 from spiritlevel.study.tasks.common import compact, feed, seeded
 from spiritlevel.train import SGD, Score, score
 
-__all__ = ["at_training_loss", "gap"]
-
+__all__ = ["MIN_IMAGES", "at_training_loss", "gap"]
 
 MIN_IMAGES = 500
 """What a run draws to train on: few enough to overfit."""

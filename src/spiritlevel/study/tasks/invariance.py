@@ -66,10 +66,9 @@ def _worst(loss: Loss, weight: Tensor, u: Tensor) -> list[float]:
 
 def _trajectories(loss: Loss, weight: Tensor, u: Tensor) -> dict[str, Any]:
     """SGD from W at lr, from 10 W at 100 lr (the same lr / ||W||^2), and from 10 W at lr."""
-    start, steps2 = _descend(loss, weight, u, LR)
-    same_rate, _ = _descend(loss, weight * STRETCH, u, LR * STRETCH**2)
-    same_lr, _ = _descend(loss, weight * STRETCH, u, LR)
-    grown = steps2["weight_norm2_after"] - steps2["weight_norm2_before"]
+    start, grown, squared_steps = _descend(loss, weight, u, LR)
+    same_rate, *_ = _descend(loss, weight * STRETCH, u, LR * STRETCH**2)
+    same_lr, *_ = _descend(loss, weight * STRETCH, u, LR)
     return {
         "loss": start,
         "loss_same_effective_rate": same_rate,
@@ -78,13 +77,12 @@ def _trajectories(loss: Loss, weight: Tensor, u: Tensor) -> dict[str, Any]:
         "worst_difference": float(np.abs(np.subtract(start, same_rate)).max()),
         # <W, g> = 0 means ||W||^2 grows by exactly the squared length of each step.
         "norm_growth": grown,
-        "sum_of_squared_steps": steps2["sum"],
+        "sum_of_squared_steps": squared_steps,
     }
 
 
-def _descend(
-    loss: Loss, start: Tensor, u: Tensor, lr: float
-) -> tuple[list[float], dict[str, float]]:
+def _descend(loss: Loss, start: Tensor, u: Tensor, lr: float) -> tuple[list[float], float, float]:
+    """The losses, by how much ||W||^2 has grown, and the sum of the steps' squared lengths."""
     weight = start.clone().requires_grad_()
     losses: list[float] = []
     total = 0.0
@@ -95,6 +93,5 @@ def _descend(
         with torch.no_grad():
             weight -= lr * gradient
         total += float((lr * gradient).square().sum())
-    norms = (float(w.detach().square().sum()) for w in (start, weight))
-    before, after = norms
-    return losses, {"weight_norm2_before": before, "weight_norm2_after": after, "sum": total}
+    before, after = (float(w.detach().square().sum()) for w in (start, weight))
+    return losses, after - before, total

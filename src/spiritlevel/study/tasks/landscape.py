@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from statistics import median
 from typing import Any
 
 from torch import Tensor
 
 from spiritlevel.data import Images
-from spiritlevel.probe import along_gradient, covariate_shift, weight_layers
+from spiritlevel.probe import ShiftReading, along_gradient, covariate_shift, weight_layers
 from spiritlevel.study.networks import build
 from spiritlevel.study.tasks.common import compact, feed, final_loss, run, seeded
 
@@ -18,6 +19,7 @@ __all__ = ["evenly", "landscape"]
 
 ETAS = (0.5, 1.0, 2.0, 4.0)
 """Step lengths along -g as multiples of the learning rate: Santurkar et al. 2018, section 3.2."""
+_SHIFT = tuple(field.name for field in fields(ShiftReading))
 _MOST_LAYERS = 8
 """Each costs a forward and backward pass a reading."""
 
@@ -30,20 +32,20 @@ def landscape(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
     learning = [name for name, m in weight_layers(model).items() if m.weight.requires_grad]
     chosen = evenly(learning[1:], _MOST_LAYERS)
     readings: list[dict[str, float]] = []
-    shifts: list[list[tuple[float, float, float]]] = []
+    shifts: list[list[ShiftReading]] = []
     steps: list[int] = []
 
     def observe(step: int, x: Tensor, y: Tensor) -> None:
         lr = settings["lr"]
         reading = along_gradient(model, x, y, steps=[eta * lr for eta in ETAS])
         readings.append(vars(reading) | {"beta_norm2": reading.beta * reading.weight_norm2})
-        shift = covariate_shift(model, x, y, lr=lr, layers=chosen)
-        shifts.append([(s.l2, s.cosine, s.relative) for s in shift.values()])
+        shifts.append([*covariate_shift(model, x, y, lr=lr, layers=chosen).values()])
         steps.append(step)
 
     curve = run(model, data, settings, observe)
     by_layer = [
-        [_middle(step[i][q] for step in shifts) for q in range(3)] for i in range(len(shifts[0]))
+        {name: _middle(getattr(reading, name) for reading in of_layer) for name in _SHIFT}
+        for of_layer in zip(*shifts, strict=True)
     ]
     return {
         "loss": compact(curve.loss),
@@ -54,14 +56,8 @@ def landscape(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
         "over_time": {name: [r[name] for r in readings] for name in readings[0]},
         "median": {name: _middle(r[name] for r in readings) for name in readings[0]},
         "shift_layers": chosen,
-        "shift": [
-            dict(zip(("l2", "cosine", "relative"), layer, strict=True)) for layer in by_layer
-        ],
-        "shift_median": {
-            "l2": _middle(layer[0] for layer in by_layer),
-            "cosine": _middle(layer[1] for layer in by_layer),
-            "relative": _middle(layer[2] for layer in by_layer),
-        },
+        "shift": by_layer,
+        "shift_median": {name: _middle(layer[name] for layer in by_layer) for name in _SHIFT},
     }
 
 

@@ -40,18 +40,14 @@ def scaling(settings: Mapping[str, Any], images: Images) -> dict[str, Any]:
             f"got {settings['network']}, in which no norm is fed by a weight layer directly; "
             "wanted one that is: its scale is what a norm takes away"
         )
-    errors: dict[str, list[float]] = {}
-    for eps in EPSILONS:
-        errors[str(eps)], cosine = _worst(_made(settings, data, "batch", eps), x, y, layers)
-        if eps == 0:
-            exact = cosine
+    found = {eps: _worst(_made(settings, data, "batch", eps), x, y, layers) for eps in EPSILONS}
     without, cosine_without = _worst(_made(settings, data, "none", 0.0), x, y, layers)
     return {
         "scales": list(SCALES),
         "layers": layers,
-        "errors": errors,
+        "errors": {str(eps): errors for eps, (errors, _) in found.items()},
         "errors_without": without,
-        "cosine": exact,
+        "cosine": found[0.0][1],
         "cosine_without": cosine_without,
     }
 
