@@ -8,8 +8,11 @@ import importlib
 import json
 import pkgutil
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+INTEGRATIONS = tuple(f".integrations.{name}" for name in ("ignite", "lightning", "transformers"))
 
 
 class Without:
@@ -25,7 +28,10 @@ class Without:
 
 
 def every_module():
-    """What importing each module of spiritlevel raises; None where it imports."""
+    """What importing each module of spiritlevel raises; None where it imports.
+
+    But for the integrations, each of which imports its library: see `features`.
+    """
     import spiritlevel
 
     def said(name):
@@ -35,7 +41,8 @@ def every_module():
             return f"{type(error).__name__}: {error}"
 
     packages = pkgutil.walk_packages(spiritlevel.__path__, "spiritlevel.")
-    return {each.name: said(each.name) for each in packages if not each.name.endswith("__main__")}
+    apart = (".__main__", *INTEGRATIONS)
+    return {each.name: said(each.name) for each in packages if not each.name.endswith(apart)}
 
 
 def verbs():
@@ -99,6 +106,9 @@ def features(folder):
     )
     yield "cpu", lambda: sl.kernels.use("cpu").__enter__()
     yield "triton", lambda: sl.kernels.use("gpu").__enter__()
+    yield "timm", lambda: importlib.import_module("spiritlevel.integrations.timm").register()
+    for name in INTEGRATIONS:
+        yield name.rpartition(".")[2], partial(importlib.import_module, f"spiritlevel{name}")
 
 
 def said(call):

@@ -24,7 +24,7 @@ SILENT = {
     "doctor/structure.py": "a user's own code, traced, who hears it when it runs",
     "export/quiet.py": "nothing but one error is heard of an export; see below",
     "export/runtimes.py": "torch.export's reader warns of its own file",
-    "models/weights.py": "a model made anew on the device meta, to compare shapes",
+    "models/weight_metadata.py": "a model made anew on the device meta, to compare shapes",
     "study/cluster.py": "Dask warns of its own graphs and of its end",
     "study/engine.py": "joblib warns of workers that it replaces",
     "study/trial.py": "groups that do not divide are told where it trains",

@@ -21,12 +21,14 @@ MODULES = {
     "scikit-learn": "sklearn",
     "tomli-w": "tomli_w",
 }
+BROUGHT = {"lightning": "pytorch_lightning"}
+"""Another name of the same, which pip installs along."""
 # torch depends on it, so that no installation lacks it.
 ALWAYS_THERE = {"jinja2"}
 SETS = {"all", "dev", "docs"}
 """Of other extras, or of tools that no module imports."""
-FOR_OTHERS = {"ignite", "lightning", "timm", "transformers", "zoo"}
-"""Packages that spiritlevel is used with, and tested beside."""
+FOR_OTHERS = {"zoo"}
+"""Packages of networks that it is tested on."""
 
 
 def packages(extra):
@@ -42,6 +44,7 @@ def packages(extra):
 
 def modules(*extras):
     found = {MODULES.get(name, name) for extra in extras for name in packages(extra)}
+    found |= {other for name, other in BROUGHT.items() if name in found}
     return sorted(found - ALWAYS_THERE)
 
 
