@@ -194,13 +194,8 @@ def test_what_a_console_block_shows_is_what_is_printed():
                 assert [line for line in shown if line.strip() not in (*told, "...")] == []
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        pytest.param(code, marks=pytest.mark.slow if "sl.study(" in code else ())
-        for code in blocks("python")
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("code", blocks("python"))
 def test_the_python_examples_run(tmp_path, code):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
