@@ -26,6 +26,10 @@ class Without:
             return None
         return self.finder.find_spec(name, path, target)
 
+    def find_distributions(self, context):
+        """Of all that is installed, these included: what imports asks for modules."""
+        return getattr(self.finder, "find_distributions", lambda _: ())(context)
+
 
 def every_module():
     """What importing each module of spiritlevel raises; None where it imports.

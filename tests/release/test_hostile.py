@@ -129,3 +129,21 @@ def test_no_line_of_the_source_unpickles_what_it_is_given():
     # A function, from our own client.
     assert pickles == {("cluster.py", "pickle.loads")}
     assert not [name for _, name, _ in found if name.endswith("Unpickler")]
+
+
+UNPICKLES = (
+    r"(jit\.load|joblib\.load|(pd|pandas)\.read_pickle|dill\.loads?|marshal\.loads?|shelve\.open)$"
+)
+
+
+def test_nor_by_another_name():
+    """`from torch import load`, or what else ends in a pickle."""
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in (
+                *("torch", "numpy", "pandas", "joblib", "pickle", "cloudpickle", "dill"),
+            ):
+                taken = {name.name for name in node.names}
+                assert not taken & {"load", "loads", "read_pickle", "Unpickler"}, file
+            if isinstance(node, ast.Call):
+                assert not re.search(UNPICKLES, ast.unparse(node.func)), file

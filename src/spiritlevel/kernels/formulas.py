@@ -14,7 +14,7 @@ import numpy as np
 
 from spiritlevel.kernels.compiled import erf32, exp32, jit, naming
 
-__all__ = ["formulas"]
+__all__ = ["OF_THE_PACKAGE", "formulas"]
 
 
 def _identity(_number: Any) -> tuple[Any, Any]:
@@ -110,6 +110,8 @@ _BY_NAME = {
     "hardsigmoid": _hardsigmoid,
     "gelu": _gelu,
 }
+OF_THE_PACKAGE = frozenset(_BY_NAME)
+"""Others were added since: what is compiled of those is not told by the package's sources."""
 
 
 @cache

@@ -25,6 +25,7 @@ from spiritlevel.kernels.compiled import (
     naming,
     wait,
 )
+from spiritlevel.kernels.formulas import OF_THE_PACKAGE
 from spiritlevel.kernels.passes import STAGE, WORK, passes
 
 __all__ = ["kernel", "step"]
@@ -38,7 +39,7 @@ def step(name: str, layout: str, kind: str, act: str, add: str) -> int:
     def run(address, part, first, last):
         do(work_at(address), part, first, last)
 
-    return _compiled(run, 4, (name, layout, kind, act, add))
+    return _compiled(run, 4, (name, layout, kind, act, add), keep=act in OF_THE_PACKAGE)
 
 
 @cache
@@ -79,13 +80,14 @@ def kernel() -> int:
     return _compiled(run, 1, ("kernel",))
 
 
-def _compiled(run: Any, arguments: int, name: tuple[str, ...]) -> int:
+def _compiled(run: Any, arguments: int, name: tuple[str, ...], keep: bool = True) -> int:
     with naming(*name):
         named(run)
     signature = ((types.int64,) * arguments, types.void)
     compiled: Any = CFunc(run, signature, locals={}, options={**OPTIONS, "nopython": True})
     try:
-        compiled._cache = _Kept(run, (*name, _sources()))
+        if keep:
+            compiled._cache = _Kept(run, (*name, _sources()))
     except RuntimeError:
         _warn("no folder that Numba could write to")
     compiled.compile()
