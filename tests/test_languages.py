@@ -9,6 +9,7 @@ from string import Formatter
 
 import pytest
 import torch
+from seen import ENGLISH, seen
 from torch import nn
 
 import spiritlevel as sl
@@ -238,6 +239,46 @@ def test_a_check_and_a_probe_draw_their_page_in_the_language_asked_for(tmp_path)
         for html in (page, found.to_html(lang=language)):
             assert f'<html lang="{tag}">' in html
             assert bool(HAN.search(html)) == (language == "zh")
+
+
+def english(page: str, allowed: set[str]) -> list[str]:
+    """What is left of it, less the pieces that are English in any language."""
+    texts = {" ".join(re.sub(r"\{\w+\}", "", text).split()) for text in seen(page)}
+    return sorted(text for text in texts - allowed if ENGLISH.search(text))
+
+
+def test_a_probe_page_in_chinese_has_no_english_left(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    with sl.Probe(model, every=1) as probe:
+        for _ in range(3):
+            model(torch.randn(8, 4)).sum().backward()
+            model.zero_grad()
+    page = probe.report(tmp_path / "zh.html", lang="zh").read_text()
+    heading = "Sequential 训练时，各层看到了什么"
+    assert f"<h1>{heading}</h1>" in page
+    assert f"<title>{heading}</title>" in page
+    assert english(page, allowed=set(probe.unseen)) == []
+    assert english(probe.report(tmp_path / "en.html").read_text(), allowed=set()) != []
+
+
+def test_a_diagnosis_page_in_chinese_has_english_in_its_findings_alone():
+    """Their messages, fixes, evidence and what a rule needs; gap and notes come from the check."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4, bias=True), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    batches = [(torch.randn(16, 4) + 3, torch.randint(2, (16,))) for _ in range(4)]
+    found = sl.check(model, batches)
+    told = found.to_dict()
+    assert told["findings"]
+    assert told["gap"]
+    allowed = {" ".join(str(each[part]).split()) for each in told["findings"] for part in FINDING}
+    for each in told["findings"]:
+        allowed |= {str(piece) for pair in each["evidence"].items() for piece in pair}
+    allowed |= {*told["notes"], *(told["gap"].get("notes") or [])}
+    assert english(found.to_html(lang="zh"), allowed) == []
+    assert english(found.to_html(lang="en"), allowed) != []
+
+
+FINDING = ("message", "fix", "name")
 
 
 @pytest.mark.slow

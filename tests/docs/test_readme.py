@@ -15,13 +15,13 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import pytest
 from PIL import Image
+from seen import ENGLISH, seen
 
 from spiritlevel.catalogue import say, speaking
 from spiritlevel.study import Study
@@ -255,61 +255,12 @@ def test_the_page_beside_them_is_drawn_from_them(tmp_path, study):
     assert (tmp_path / "again.html").read_bytes() == (EXAMPLE / "report.html").read_bytes()
 
 
-class Seen(HTMLParser):
-    """All that a reader of the page sees or hears, less code, names and the environment's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self.within: list[str] = []
-        self.script: str | None = None
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        spoken = ("aria-label", "aria-valuetext", "data-copied", "data-failed", "title", "alt")
-        self.texts += [given[name] for name in spoken if given.get(name)]
-        if tag in ("style", "code", "pre", "bdi", "dl"):
-            self.within.append(tag)
-        if tag == "script":
-            self.script = given.get("type", "")
-
-    def handle_endtag(self, tag):
-        if self.within and self.within[-1] == tag:
-            self.within.pop()
-        if tag == "script":
-            self.script = None
-
-    def handle_data(self, text):
-        if self.script == "application/json":
-            self.texts += strings(json.loads(text))
-        elif self.script is None and not self.within:
-            self.texts.append(text)
-
-
-def strings(value: object) -> list[str]:
-    """All in a piece of JSON, without the HTML in them, and without what their code shows."""
-    if isinstance(value, str):
-        return [re.sub(r"<code>.*?</code>|<.*?>", " ", value)]
-    if isinstance(value, dict | list):
-        inner = value.values() if isinstance(value, dict) else value
-        return [text for one in inner for text in strings(one)]
-    return []
-
-
-# Three words, of which names of authors and "et al." are none; or what joins pieces.
-ENGLISH = re.compile(
-    r"\b[A-Za-z]+[ ,;:.]+[a-z’'-]+[ ,;:.]+(?!al\b)[a-z’'-]+\b"
-    r"|(?<![\w-])(?:to|at|and|of|by|with|the|from|is|are|for|in)(?![\w-])"
-)
-
-
 def test_the_same_page_in_chinese_has_no_english_left(tmp_path, study):
     page = study.report(tmp_path / "page.html", lang="zh").read_text()
     assert '<html lang="zh-CN">' in page
-    seen = Seen()
-    seen.feed(page)
-    assert len(seen.texts) > 5000
-    assert [text for text in seen.texts if ENGLISH.search(text)] == []
+    texts = seen(page)
+    assert len(texts) > 5000
+    assert [text for text in texts if ENGLISH.search(text)] == []
     # Nor does it leave the study in another language than it was asked in.
     assert study.verdicts["converges"].words["larger"].startswith("the largest rate")
 

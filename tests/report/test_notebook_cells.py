@@ -10,6 +10,7 @@ from notebook_reader import Reader
 from story import HOSTILE
 from test_colours import contrast
 
+from spiritlevel.catalogue import speaking
 from spiritlevel.report.diagnosis_cell import _COLOURS, diagnosis_html
 from spiritlevel.report.notebook import band, block, cell, code, folded, table
 from spiritlevel.report.probe_cell import probe_html
@@ -93,6 +94,14 @@ def test_numbers_that_are_not_finite_are_shown():
     seen = Reader(diagnosis_html(diagnosis(gap=gap, findings=[]), "nothing found"))
     assert "It cannot be told." in seen.text
     assert "nan %" in seen.rows(0)[1][1]
+
+
+def test_in_chinese_its_heads_and_titles_are_chinese():
+    one = finding("warning", "SL301", "blocks.1.bn", fix="a")
+    with speaking("zh"):
+        seen = Reader(diagnosis_html(diagnosis(findings=[one]), ""))
+    assert [seen.rows(table)[0][1] for table in (0, 1)] == ["准确率", "准确率"]
+    assert "怎么办：a" in seen.text
 
 
 def test_severities_can_be_told_on_light_and_dark_ground():

@@ -26,7 +26,6 @@ def record_of(probe: Probe) -> dict[str, Any]:
         variances = metrics.pop(f"{end}_var")
         metrics[f"{end}_std"] = np.sqrt(np.maximum(variances, 0.0)).tolist()
     return {
-        "title": f"{type(probe.model).__name__} while it trains",
         "model": type(probe.model).__name__,
         "every": probe.every,
         "steps": list(readings.steps),

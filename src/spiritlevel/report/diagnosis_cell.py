@@ -8,7 +8,7 @@ from typing import Any
 
 from spiritlevel.catalogue import say
 from spiritlevel.report import words
-from spiritlevel.report.gap import answer, bars, layer_bars
+from spiritlevel.report.gap import answer, bars, layer_bars, metric_name
 from spiritlevel.report.notebook import (
     DIM,
     Html,
@@ -59,7 +59,7 @@ def _gap(gap: Mapping[str, Any]) -> Html:
         for one in bars(gap)
     ]
     names = [say(f"diagnosis_page.{name}") for name in ("mode", "interval")]
-    heads = [names[0], str(gap["metric"]), names[1], ""]
+    heads = [names[0], metric_name(gap["metric"]), names[1], ""]
     return f"<div>{words.say(answer(gap))}</div>{table(heads, ways)}{_layers(gap)}"
 
 
@@ -71,7 +71,7 @@ def _layers(gap: Mapping[str, Any]) -> Html:
         (cell(code(one.module)), cell(escape(one.value)), cell(one.closed), cell(bar(one.width)))
         for one in found[:_LAYERS]
     ]
-    heads = [say("notebook.alone"), str(gap["metric"]), say("diagnosis_page.closed"), ""]
+    heads = [say("notebook.alone"), metric_name(gap["metric"]), say("diagnosis_page.closed"), ""]
     rest = len(found) - _LAYERS
     return table(heads, rows) + (lines([more(rest)], DIM) if rest > 0 else "")
 
@@ -88,8 +88,8 @@ def _row(finding: Mapping[str, Any]) -> Sequence[Html]:
     )
     parts = [f"<div>{escape(str(finding['message']))}</div>"]
     if fix := str(finding["fix"] or ""):
-        title = escape(say("diagnosis_page.fix"))
-        parts.append(f'<div style="white-space:pre-wrap"><b>{title}:</b> {escape(fix)}</div>')
+        title = escape(say("joints.label", label=say("diagnosis_page.fix")))
+        parts.append(f'<div style="white-space:pre-wrap"><b>{title}</b>{escape(fix)}</div>')
     if evidence := finding["evidence"]:
         numbers = [(cell(escape(str(k))), cell(escape(told(v)))) for k, v in evidence.items()]
         parts.append(folded(say("notebook.evidence"), table([], numbers), DIM))
