@@ -45,7 +45,7 @@ class _Seen(HTMLParser):
 def _strings(value: object) -> list[str]:
     """All in a piece of JSON, without the HTML in them, and without what their code shows."""
     if isinstance(value, str):
-        return [re.sub(r"<code>.*?</code>|<.*?>", " ", value)]
+        return [re.sub(r"<.*?>", " ", re.sub(r"<code>.*?</code>", "…", value))]
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return [text for one in inner for text in _strings(one)]
@@ -57,6 +57,9 @@ ENGLISH = re.compile(
     r"\b[A-Za-z]+[ ,;:.]+[a-z’'-]+[ ,;:.]+(?!al\b)[a-z’'-]+\b"
     r"|(?<![\w-])(?:to|at|and|of|by|with|the|from|is|are|for|in)(?![\w-])"
 )
+
+# What is filled in stands as the sentence does: a space beside Latin text, none between Han.
+ILL_SPACED = re.compile(r"[一-鿿] [一-鿿]|[一-鿿][A-Za-z0-9]|[A-Za-z0-9][一-鿿]")
 
 
 def seen(page: str) -> list[str]:

@@ -9,7 +9,7 @@ from string import Formatter
 
 import pytest
 import torch
-from seen import ENGLISH, seen
+from seen import ENGLISH, ILL_SPACED, seen
 from torch import nn
 
 import spiritlevel as sl
@@ -156,7 +156,15 @@ def test_another_thread_is_not_spoken_for():
     assert told == ["The answer"]
 
 
-@pytest.mark.parametrize("language", ["fr", "", "../zh", "ZH"])
+@pytest.mark.parametrize("language", ["zh-CN", "zh_CN", "zh-Hans", "ZH", "zh_CN.UTF-8"])
+def test_a_language_may_be_named_as_a_page_or_a_locale_names_it(capsys, language):
+    with speaking(language):
+        assert spoken() == "zh"
+    assert say("page.answer", language) == "答案"
+    assert "批归一化" in explained(capsys, "1", "3", "5", "--lang", language)
+
+
+@pytest.mark.parametrize("language", ["fr", "fr-FR", "", "-", "../zh", "zh/CN", "zha"])
 def test_a_language_that_is_not_there_is_refused_with_those_that_are(language):
     with pytest.raises(UsageError, match=r"got language .*; there is: en, zh$"), speaking(language):
         pass
@@ -243,8 +251,9 @@ def test_a_check_and_a_probe_draw_their_page_in_the_language_asked_for(tmp_path)
 
 def english(page: str, allowed: set[str]) -> list[str]:
     """What is left of it, less the pieces that are English in any language."""
-    texts = {" ".join(re.sub(r"\{\w+\}", "", text).split()) for text in seen(page)}
-    return sorted(text for text in texts - allowed if ENGLISH.search(text))
+    texts = {" ".join(re.sub(r"\{\w+\}", "…", text).split()) for text in seen(page)}
+    wrong = re.compile(f"{ENGLISH.pattern}|{ILL_SPACED.pattern}")
+    return sorted(text for text in texts - allowed if wrong.search(text))
 
 
 def test_a_probe_page_in_chinese_has_no_english_left(tmp_path):

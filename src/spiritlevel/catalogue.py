@@ -54,10 +54,11 @@ def spoken() -> str:
 
 @contextmanager
 def speaking(language: str | None) -> Iterator[None]:
-    """What is said inside is said in this language; None changes nothing. Raises UsageError."""
-    if language is not None:
-        _known(language)
-    before = _spoken.set(_spoken.get() if language is None else language)
+    """What is said inside is said in this language; None changes nothing. Raises UsageError.
+
+    Who says zh-CN or zh_CN means zh, as in a locale.
+    """
+    before = _spoken.set(_spoken.get() if language is None else _known(language))
     try:
         yield
     finally:
@@ -85,11 +86,11 @@ def _language(locale: str) -> str:
 
 
 def _known(language: str) -> str:
-    if language not in languages():
+    if (found := _language(language)) not in languages():
         raise UsageError(
             f"got language {language!r}, which has no catalogue; there is: {', '.join(languages())}"
         )
-    return language
+    return found
 
 
 @cache

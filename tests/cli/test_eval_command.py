@@ -188,6 +188,12 @@ def test_grey_images_for_a_network_of_colour_ones(tmp_path, capsys):
     assert "digits: grey images, turned into RGB" in err
 
 
+def test_in_chinese_the_images_too_are_named_in_chinese(run, capsys):
+    assert main(["eval", str(run), *DIGITS, "--lang", "zh"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith("digits 的 359 张测试图像")
+
+
 def test_colour_images_for_a_network_of_grey_ones(run, tmp_path, capsys):
     data = folder_of(digits(), tmp_path / "photos", "012", mode="RGB")
     assert main(["eval", str(run), "--data", data]) == 2

@@ -21,7 +21,7 @@ from statistics import mean
 import numpy as np
 import pytest
 from PIL import Image
-from seen import ENGLISH, seen
+from seen import ENGLISH, ILL_SPACED, seen
 
 from spiritlevel.catalogue import say, speaking
 from spiritlevel.study import Study
@@ -261,6 +261,7 @@ def test_the_same_page_in_chinese_has_no_english_left(tmp_path, study):
     texts = seen(page)
     assert len(texts) > 5000
     assert [text for text in texts if ENGLISH.search(text)] == []
+    assert [text for text in texts if ILL_SPACED.search(text)] == []
     # Nor does it leave the study in another language than it was asked in.
     assert study.verdicts["converges"].words["larger"].startswith("the largest rate")
 

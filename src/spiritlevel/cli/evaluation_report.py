@@ -93,7 +93,8 @@ def print_evaluation(told: dict[str, Any]) -> None:
 
     low, high = told["interval"]
     data = one_line(told["data"])
-    line("accuracy", low=low, high=high, data=data, **_of(told, "accuracy", "images", "split"))
+    split = say(f"terminal.eval.splits.{told['split']}")
+    line("accuracy", low=low, high=high, data=data, split=split, **_of(told, "accuracy", "images"))
     line("loss", loss=_shown(told["loss"]))
     if told["not_finite"]:
         line("not_finite", count=told["not_finite"])
