@@ -50,7 +50,7 @@ ALIKE = {
         "labels.noise_logits",
     },
     "names": {"inits.he", "inits.xavier", "networks.ghostnet_050", "terminal.env.numba"},
-    "nothing but what is filled in": {"page.plain", "reader.setting"},
+    "nothing but what is filled in": {"page.plain"},
 }
 
 
