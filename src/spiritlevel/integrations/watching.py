@@ -24,7 +24,7 @@ class Watching:
     every: steps from one that is read to the next.
     writer: of TensorBoard; None: the library's own, if it has one; False: none.
     report: where a page is written when the training ends, also by an error; each training
-        writes it anew, and of several processes rank 0 alone.
+        writes it anew, and of several processes rank 0 alone. Needs the extra `probe`.
     check: whether the model is then checked, as `diagnosis`, which rank 0 prints.
 
     Raises UsageError, MissingExtra.
