@@ -121,8 +121,11 @@ def test_a_commit_with_a_bug_fails_and_names_the_rule_and_a_clean_one_passes(tmp
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 
 
-def run_action(folder: Path, model: str, inputs: dict[str, str]):
-    """Its steps, as GitHub runs them: inputs into each one's environment, bash for the rest."""
+def run_action(folder: Path, model: str, inputs: dict[str, str], **more: str):
+    """Its steps, as GitHub runs them: inputs into each one's environment, bash for the rest.
+
+    `more` goes into the environment, too.
+    """
     given = {name: str(told.get("default", "")) for name, told in ACTION["inputs"].items()} | inputs
     for step in ACTION["runs"]["steps"]:
         assert step["shell"] == "bash"
@@ -134,7 +137,7 @@ def run_action(folder: Path, model: str, inputs: dict[str, str]):
         script = folder / "step.sh"
         script.write_text(step["run"])
         bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
-        env = environment(folder) | {"GITHUB_ACTION_PATH": str(ROOT)} | filled
+        env = environment(folder) | {"GITHUB_ACTION_PATH": str(ROOT)} | more | filled
         done = told_of(model, folder, bash, env=env)
         if done.returncode:
             break
@@ -152,6 +155,43 @@ def test_the_action_and_the_workflow_that_shows_it_are_what_github_takes(tmp_pat
         if "spiritlevel@" in step.get("uses", "")
     )
     assert step["with"].keys() <= ACTION["inputs"].keys()
+
+
+def commands_of_action(folder: Path, inputs: dict[str, str], *, there: bool) -> list[list[str]]:
+    """What its steps have Python run, where spiritlevel is there, or a folder of its name alone.
+
+    A `python` that keeps its arguments, and runs none but what looks whether spiritlevel is there.
+    """
+    users, tools = folder / "users", folder / "tools"
+    (users / "spiritlevel").mkdir(parents=True)
+    tools.mkdir()
+    options = "" if there else "-ES"  # with neither PYTHONPATH nor what is installed
+    (tools / "python").write_text(
+        '#!/bin/bash\nprintf "%s\\0" "$@" >> "$TOLD"; echo >> "$TOLD"\n'
+        f'if [ "$1" = -c ]; then exec "{sys.executable}" {options} "$@"; fi\n'
+    )
+    (tools / "python").chmod(0o755)
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    done = run_action(users, "clean", inputs, TOLD=str(folder / "told"), PATH=path)
+    assert done.returncode == 0, done.stderr
+    told = [line.split("\0")[:-1] for line in (folder / "told").read_text().splitlines()]
+    return [command for command in told if command[0] == "-m"]
+
+
+@pytest.mark.parametrize("model", ["a b", "-h", "*"])
+def test_a_model_is_one_word_and_no_option_and_args_are_those_that_are_written(tmp_path, model):
+    inputs = {"model": model, "args": "--ignore  * --fail-on info"}
+    commands = commands_of_action(tmp_path, inputs, there=True)
+    args = ["--ignore", "*", "--fail-on", "info"]
+    assert commands == [["-m", "spiritlevel", "check", *args, "--", model]]
+
+
+def test_a_folder_named_spiritlevel_does_not_stand_for_the_package(tmp_path):
+    commands = commands_of_action(tmp_path, {"model": "ghostnet_100"}, there=False)
+    assert commands == [
+        ["-m", "pip", "install", str(ROOT)],
+        ["-m", "spiritlevel", "check", "--", "ghostnet_100"],
+    ]
 
 
 @pytest.mark.slow
