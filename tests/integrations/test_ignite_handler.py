@@ -260,6 +260,61 @@ def test_only_an_engine_is_attached_to():
         ProbeHandler(net()).attach([])
 
 
+@pytest.mark.parametrize("model", [None, "x", lambda x: x])
+def test_only_a_module_is_watched(model):
+    text = f"got {type(model).__name__} as the model; wanted the torch.nn.Module that the engine"
+    with pytest.raises(UsageError, match=re.escape(text)):
+        ProbeHandler(model)
+
+
+def test_a_second_engine_is_refused_and_the_first_is_read():
+    model = Classifier()
+    trainer = engine(model)
+    handler = ProbeHandler(model)
+    handler.attach(trainer)
+    with pytest.raises(UsageError, match="got a second engine to attach to; wanted the one"):
+        handler.attach(Engine(lambda *_: None))
+    trainer.run(batches())
+    assert handler.probe.counts.steps == 8
+
+
+def test_an_engine_that_runs_is_refused_and_another_is_taken():
+    model = Classifier()
+    handler = ProbeHandler(model)
+
+    def attach(number):
+        if number == 2:
+            handler.attach(trainer)
+
+    trainer = engine(model, before=attach)
+    with pytest.raises(UsageError, match="got an engine that runs already; wanted one whose"):
+        trainer.run(batches())
+    assert (handler.probe, hooks(model)) == (None, 0)
+    handler.attach(later := engine(model))
+    later.run(batches())
+    assert handler.probe.counts.steps == 8
+
+
+def test_another_model_than_the_engine_trains_is_told():
+    trainer = engine(Classifier())
+    ProbeHandler(net()).attach(trainer)
+    with pytest.warns(UserWarning, match="got 8 iterations in which the Sequential of this"):
+        trainer.run(batches())
+
+
+def test_a_training_that_has_not_come_to_a_step_is_no_other_models():
+    model = Classifier()
+    accumulating = Engine(lambda _, batch: model(*batch)["loss"].backward())
+    of_a_part = Engine(torch.no_grad()(lambda _, batch: model.net(batch[0])))
+    stopping = Engine(lambda *_: None)
+    stopping.add_event_handler(Events.STARTED, Engine.terminate)
+    for trainer in (accumulating, of_a_part, stopping):
+        handler = ProbeHandler(model)
+        handler.attach(trainer)
+        trainer.run(batches())
+        assert hooks(model) == 0
+
+
 @pytest.mark.slow
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
