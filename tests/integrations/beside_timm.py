@@ -94,6 +94,14 @@ def norms():
     act = partial(make, norm_layer=sl.nn.BatchNormAct2d)
     found["plain"] = {n: error(act, n) for n in ("resnet18", "xception41", "fasternet_t0")}
     found["mish"] = error(act, "efficientnet_b0", act_layer="mish")
+    found["none taken"] = {
+        f"{name} {norm.__module__}": error(make, name, norm_layer=norm)
+        for name in ("tf_efficientnet_b0", "mobilenetv3_small_100")
+        for norm in (sl.nn.BatchNormAct2d, timm.layers.BatchNormAct2d)
+    }
+    found["scripted"] = error(torch.jit.script, act("efficientnet_b0"))
+    log = sl.fuse(make("efficientnet_b0")).spiritlevel_log
+    found["fused"] = sorted({entry.action for entry in log})
     found["sync"] = error(timm.layers.convert_sync_batchnorm, act("regnety_002"))
     torch.manual_seed(0)
     resnet = make("resnet18", norm_layer=sl.nn.BatchNorm2d).double()

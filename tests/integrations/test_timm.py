@@ -68,6 +68,16 @@ def test_what_would_drop_or_change_an_activation_is_an_error(found):
 
 
 @pytest.mark.slow
+def test_what_the_page_says_is_not_taken_is_not(found):
+    """By timm's own norm neither; should this change, docs/timm.md says too little."""
+    told = found["norms"]["none taken"]
+    assert len(told) == 4
+    assert all(text.startswith("TypeError: ") for text in told.values())
+    assert "Unknown type annotation" in found["norms"]["scripted"]
+    assert found["norms"]["fused"] == ["left"]
+
+
+@pytest.mark.slow
 def test_timm_knows_it_from_when_it_is_asked_for(found):
     """Until then timm itself refuses it."""
     assert found["norms"]["unknown"].startswith("AssertionError: No equivalent norm_act layer")
