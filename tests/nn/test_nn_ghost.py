@@ -244,3 +244,12 @@ def test_in_float64_the_average_of_all_batches_is_one():
         layer(batch)
     expected = batches.mean((0, 1))
     torch.testing.assert_close(layer.running_mean, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("samples", [4, 8])
+def test_an_eps_of_0_is_refused_in_training_as_torch_does(samples):
+    norm = GhostBatchNorm2d(3, 4, eps=0.0)
+    with pytest.raises(ValueError, match="eps must be positive during training, but got 0"):
+        norm(torch.randn(samples, 3, 2, 2))
+    assert norm.num_batches_tracked == 0
+    norm.eval()(torch.randn(samples, 3, 2, 2))

@@ -235,6 +235,11 @@ def _check_batch(x: Tensor, eps: float) -> None:
     """As torch's own functional does, with its texts."""
     if x.shape[0] * x.shape[2:].numel() == 1:
         F._verify_batch_size(x.size())  # type: ignore[attr-defined]
+    check_eps(eps)
+
+
+def check_eps(eps: float) -> None:
+    """Raises ValueError, with torch's text."""
     if eps <= 0.0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
 

@@ -26,7 +26,7 @@ from torch.fx import Proxy
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import ops
-from spiritlevel.nn.batch import _Fused
+from spiritlevel.nn.batch import _Fused, check_eps
 from spiritlevel.nn.observe import tell
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
@@ -53,11 +53,15 @@ class _GhostBatchNorm(_Fused):
         self.group_size = group_size
 
     def forward(self, input: Tensor) -> Tensor:
-        """Raises UsageError where a group has a single value per channel, hence no variance."""
+        """Raises UsageError where a group has a single value per channel, hence no variance.
+
+        ValueError for an eps that is not above 0, in training.
+        """
         if not self.training or isinstance(input, Proxy):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         self._check_groups(input)
+        check_eps(self.eps)
         self.num_batches_tracked.add_(1)
         groups, rest = divmod(len(input), self.group_size)
         if groups == 0 or rest == 0:
