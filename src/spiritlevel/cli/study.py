@@ -28,7 +28,7 @@ _IMAGES, _GRID, _RUN = "Images", "Grid", "Run"
 def study(
     preset: Annotated[
         str | None,
-        typer.Option(help="quick (default; five minutes), standard (an hour) or smoke."),
+        typer.Option(help="quick (default; some six minutes), standard (an hour) or smoke."),
     ] = None,
     model: Annotated[
         str | None,

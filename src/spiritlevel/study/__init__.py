@@ -202,7 +202,7 @@ def study(
 ) -> Study:
     """Train with and without normalization on real images and judge each claim of the article.
 
-    `preset` is "quick" (the default, under five minutes on two cores), "standard" (about an hour:
+    `preset` is "quick" (the default, some six minutes on two cores), "standard" (about an hour:
     a VGG-like, a residual and a Ghost network on colour images) or "smoke". `model` is a network
     of your own, "pkg.module:factory" or the function itself, which takes a norm: then each claim
     is judged on it. `data` is an image source such as "mnist5k"; `image_size`, `mean` and `std`
