@@ -13,7 +13,9 @@ Every text says what was got, what was wanted, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "SpiritlevelError",
     "TrainingError",
     "UsageError",
+    "did_you_mean",
     "require",
 ]
 
@@ -61,6 +64,12 @@ class ExportError(SpiritlevelError):
 
 class MissingExtra(SpiritlevelError, ImportError):
     """An optional package is not installed."""
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """A sentence with the `names` near `name`, after a space; nothing where none is."""
+    near = difflib.get_close_matches(str(name), list(names))
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -186,7 +186,7 @@ def test_a_class_is_a_factory(capfd):
     [
         ([], "got no model to check; wanted pkg.module:factory"),
         (["nets:gone"], "./nets.py has no gone"),
-        (["nets:goood"], "did you mean good?"),
+        (["nets:goood"], ". Did you mean good?"),
         (["no.such:net"], "there is no module no"),
         (["nets:fails"], "got RuntimeError: no such layer from nets:fails"),
         (["nets:no_model"], "got an int from nets:no_model"),

@@ -199,7 +199,7 @@ def test_a_resumed_run_says_whose_code_it_runs(done, folder):
             "my.models:fails",
             "got RuntimeError: no groups here from my.models:fails (./my/models.py",
         ),
-        ("my.models:bild", "./my/models.py has no bild (did you mean build?)"),
+        ("my.models:bild", "./my/models.py has no bild; wanted a function there"),
         ("my.model:build", "there is no module my.model in"),
     ],
 )

@@ -46,7 +46,7 @@ from spiritlevel.bench.timing import (
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.models import create_model
-from spiritlevel.models.ghostnet import stem_stride
+from spiritlevel.models.layers import stem_stride
 
 __all__ = ["CASES", "QUICK", "Case", "ghost"]
 

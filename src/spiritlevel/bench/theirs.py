@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spiritlevel.models.ghostnet import stem_stride
+from spiritlevel.models.layers import stem_stride
 
 __all__ = ["LEFT_OUT", "ghostnet", "timm", "version"]
 

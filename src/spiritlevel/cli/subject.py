@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -166,8 +166,6 @@ def trained_on(builder: Builder, images: data.Images, norm: str) -> nn.Module:
 
 def builder(spec: str) -> Builder:
     """By pkg.module:factory, or the name of one of our models. Raises UsageError."""
-    import difflib
-
     from spiritlevel.models import list_models
     from spiritlevel.study.factory import load_factory
 
@@ -175,8 +173,7 @@ def builder(spec: str) -> Builder:
         return Builder(spec, load_factory(spec))
     if spec in list_models():
         return Builder(spec)
-    near = difflib.get_close_matches(spec, list_models())
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(spec, list_models())
     raise UsageError(
         f"got model {spec!r}; wanted pkg.module:factory, as my.models:build, or one of: "
         f"{', '.join(list_models())}.{hint}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from spiritlevel.doctor.rule import RULES, Rule
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 
 __all__ = ["chosen", "known"]
 
@@ -44,11 +43,9 @@ def known(what: str, names: str | Iterable[str]) -> list[str]:
     for part in parts:
         name = part.strip().upper() if isinstance(part, str) else ""
         if not name or not any(id.startswith(name) for id in RULES):
-            near = difflib.get_close_matches(name, RULES, n=3) if name else []
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(
                 f"got {part!r} in {what}; wanted the id of a rule, as SL203, or its beginning, as "
-                f"SL2.{hint} `spiritlevel check --list-rules` lists them"
+                f"SL2.{did_you_mean(name, RULES)} `spiritlevel check --list-rules` lists them"
             )
         found.append(name)
     return found

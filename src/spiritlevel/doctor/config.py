@@ -9,14 +9,13 @@ baseline = "spiritlevel.json"   # beside the pyproject.toml
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spiritlevel.doctor.finding import SEVERITIES, Severity
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 
 __all__ = ["Settings", "settings"]
 
@@ -56,11 +55,9 @@ def _settings(file: Path, table: Any) -> Settings:
         raise UsageError(f"got tool.spiritlevel = {table!r} in {file}; wanted a table")
     for key in table:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
             raise UsageError(
                 f"got {key!r} in [tool.spiritlevel] of {file}; its keys are: {', '.join(_KEYS)}."
-                f"{hint}"
+                f"{did_you_mean(key, _KEYS)}"
             )
     fail_on = table.get("fail-on")
     if fail_on is not None and fail_on not in SEVERITIES:

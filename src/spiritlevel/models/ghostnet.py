@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from spiritlevel.errors import UsageError
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostBottleneck
-from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible
+from spiritlevel.models.layers import ConvNormAct, Layers, make_divisible, stem_stride
 from spiritlevel.models.normed import normed
 from spiritlevel.models.reparam import deploy_
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec
 
-__all__ = ["GhostNet", "stem_stride"]
-
-_STEM_STRIDES = {"imagenet": 2, "cifar": 1}
+__all__ = ["GhostNet"]
 
 # A row of table 1: kernel (which the table leaves out), expansion, channels, squeeze-excitation,
 # stride. One inner tuple is one `blocks.<i>` of the published weights.
@@ -53,13 +51,6 @@ _STEM, _TAIL, _HEAD = 16, 960, 1280  # channels; the head's are the same at ever
 _WITHOUT_ATTENTION = 2  # bottlenecks at the start
 _BRANCHES = 3
 _VARIANTS = ("huawei", "d-li14")
-
-
-def stem_stride(stem: str) -> int:
-    """The stride of the first convolution. Raises UsageError."""
-    if stem not in _STEM_STRIDES:
-        raise UsageError(f"got stem {stem!r}; wanted one of: {', '.join(_STEM_STRIDES)}")
-    return _STEM_STRIDES[stem]
 
 
 class GhostNet(Staged):

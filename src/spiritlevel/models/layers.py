@@ -8,18 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spiritlevel.errors import UsageError
 from spiritlevel.kernels.activations import activation, module_of
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.normed import normed
 from spiritlevel.nn import NormFactory, NormSpec, norm_layer, normalizes
 
-__all__ = ["ConvNormAct", "Layers", "make_divisible"]
+__all__ = ["ConvNormAct", "Layers", "make_divisible", "stem_stride"]
+
+_STEM_STRIDES = {"imagenet": 2, "cifar": 1}
 
 
 def make_divisible(channels: float, divisor: int = 4) -> int:
     """The nearest multiple of `divisor`, at least one of it and at least 90 % of `channels`."""
     nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * channels else nearest
+
+
+def stem_stride(stem: str) -> int:
+    """The stride of the first convolution. Raises UsageError."""
+    if stem not in _STEM_STRIDES:
+        raise UsageError(f"got stem {stem!r}; wanted one of: {', '.join(_STEM_STRIDES)}")
+    return _STEM_STRIDES[stem]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import operator
@@ -13,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from spiritlevel.errors import UsageError
-from spiritlevel.models.ghostnet import GhostNet, stem_stride
+from spiritlevel.errors import UsageError, did_you_mean
+from spiritlevel.models.ghostnet import GhostNet
+from spiritlevel.models.layers import stem_stride
 from spiritlevel.models.plain import MLP, ResidualMLP, SmallResNet, SmallVGG
 from spiritlevel.models.resnet import ResNet
 from spiritlevel.models.vgg import VGG16
@@ -83,8 +83,7 @@ def create_model(
     MissingExtra.
     """
     if not isinstance(name, str) or name not in _MODELS:
-        near = difflib.get_close_matches(str(name), _MODELS)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, _MODELS)
         raise UsageError(f"got model {name!r}; wanted one of: {', '.join(_MODELS)}.{hint}")
     stem_stride(stem)  # a wrong one is wrong for every model
     try:

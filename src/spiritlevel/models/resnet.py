@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from spiritlevel.models.aside import stands_alone
 from spiritlevel.models.convolved import convolved
 from spiritlevel.models.ghost import GhostModule
-from spiritlevel.models.ghostnet import stem_stride
-from spiritlevel.models.layers import Layers
+from spiritlevel.models.layers import Layers, stem_stride
 from spiritlevel.models.normed import normed
 from spiritlevel.models.staged import Staged
 from spiritlevel.nn import NormSpec

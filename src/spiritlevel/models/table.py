@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 from spiritlevel.models.counts import Counts, counted
 from spiritlevel.models.published import CIFAR10, Published, published
 from spiritlevel.models.registry import create_model, list_models, model_options
@@ -89,8 +88,7 @@ def model_table(
     """
     names = list_models(pattern)
     if not names:
-        near = difflib.get_close_matches(pattern, list_models())
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(pattern, list_models())
         raise UsageError(
             f"got pattern {pattern!r}, which matches no model; wanted one such as "
             f"'ghostnet*', of: {', '.join(list_models())}.{hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
@@ -10,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 from spiritlevel.study import theirs
 
 __all__ = ["named"]
@@ -50,11 +49,9 @@ def _no_such_name(spec: str, holder: Any, name: str, what: str, wanted: str) -> 
             f"got {what} {spec}, a function of a notebook or script that this is not; "
             f"wanted it itself. Go on from there, by {what}={path}"
         )
-    near = difflib.get_close_matches(name, [n for n in dir(holder) if n[0] != "_"])
+    hint = did_you_mean(name, [n for n in dir(holder) if n[0] != "_"])
     file = theirs.shown(getattr(sys.modules[module], "__file__", None) or module)
-    return UsageError(
-        f"got {what} {spec}, but {file} has no {path}{theirs.did_you_mean(near)}; wanted {wanted}"
-    )
+    return UsageError(f"got {what} {spec}, but {file} has no {path}; wanted {wanted}.{hint}")
 
 
 def _import(spec: str, name: str, root: str, what: str) -> Any:
@@ -71,8 +68,8 @@ def _import(spec: str, name: str, root: str, what: str) -> Any:
             ) from error
         raise UsageError(
             f"got {what} {spec}, but there is no module {missing} in {root} or among what is "
-            f"installed{theirs.did_you_mean(_near(missing, root))}; "
-            "wanted one that can be imported from here. Go to its folder, or mend the name"
+            "installed; wanted one that can be imported from here. "
+            f"Go to its folder, or mend the name.{_meant(missing, root)}"
         ) from None
     if getattr(module.__spec__, "_initializing", False):
         raise UsageError(
@@ -82,12 +79,11 @@ def _import(spec: str, name: str, root: str, what: str) -> Any:
     return module
 
 
-def _near(name: str, root: str) -> list[str]:
-    """Modules whose names are like it, beside where it was looked for."""
+def _meant(name: str, root: str) -> str:
+    """A hint at modules whose names are like it, beside where it was looked for."""
     package, _, last = name.rpartition(".")
     paths = list(getattr(sys.modules.get(package), "__path__", [])) if package else [root]
-    near = difflib.get_close_matches(last, [found.name for found in pkgutil.iter_modules(paths)])
-    return [f"{package}.{one}" if package else one for one in near]
+    return did_you_mean(last, [found.name for found in pkgutil.iter_modules(paths)])
 
 
 def _example(spec: str) -> str:

@@ -16,7 +16,6 @@ from spiritlevel.errors import UsageError
 __all__ = [
     "LIKE",
     "a",
-    "did_you_mean",
     "folder",
     "name",
     "place",
@@ -122,11 +121,6 @@ def shown(file: str) -> str:
     """Below the current folder as ./..., else whole."""
     path, here = Path(file), Path.cwd()
     return os.path.join(".", path.relative_to(here)) if path.is_relative_to(here) else file
-
-
-def did_you_mean(near: list[str]) -> str:
-    """An aside, or nothing where nothing is near."""
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def a(thing: object) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 from spiritlevel.train.recipe import Recipe
 
 __all__ = ["RECIPES", "PublishedRecipe", "published_recipe"]
@@ -27,9 +26,8 @@ def published_recipe(name: str) -> Recipe:
     Raises UsageError.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES)
-        hint = f". Did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(f"got recipe {name!r}; wanted one of: {', '.join(RECIPES)}{hint}")
+        hint = did_you_mean(name, RECIPES)
+        raise UsageError(f"got recipe {name!r}; wanted one of: {', '.join(RECIPES)}.{hint}")
     return RECIPES[name].recipe
 
 

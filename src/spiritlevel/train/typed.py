@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from spiritlevel.errors import UsageError
+from spiritlevel.errors import UsageError, did_you_mean
 
 __all__ = ["refuse_unknown", "type_fields"]
 
@@ -56,9 +55,8 @@ def refuse_unknown(names: Iterable[object], fields: Sequence[str], what: str) ->
     """Raises UsageError for the first of `names` that is no field of `what`."""
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(near)}? " if near else ""
+            hint = did_you_mean(name, fields)
             raise UsageError(
-                f"got {name!r} in {what}, which has no such field. {hint}"
+                f"got {name!r} in {what}, which has no such field.{hint} "
                 f"Its fields: {', '.join(fields)}"
             )
