@@ -168,7 +168,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch):
 @pytest.mark.slow
 def test_first_steps_cold_and_warm():
     pytest.importorskip("numba", reason="kernels need the extra cpu")
-    result = first_step(batch=4, size=64, times=2, threads=1)
+    result = first_step(model="small_resnet", batch=4, size=32, times=2, threads=1)
     for rows in result["seconds"].values():
         assert rows["torch"]["kernels_on_disk"] == 0
         assert rows["cold"]["kernels_on_disk"] == rows["warm"]["kernels_on_disk"] > 0

@@ -40,15 +40,16 @@ class Classifier(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def example(heading):
-    """The code below a heading of docs/integrations.md."""
+def run_example(heading, folder, monkeypatch):
+    """Run, in a folder, the code below a heading of docs/integrations.md."""
     page = Path(__file__).parents[2] / "docs" / "integrations.md"
     (part,) = re.findall(
         rf"^## {heading}\n```python\n(.*?)```",
         page.read_text(encoding="utf-8"),
         flags=re.DOTALL | re.MULTILINE,
     )
-    return compile(part, heading, "exec")
+    monkeypatch.chdir(folder)
+    exec(compile(part, heading, "exec"), {})
 
 
 def plain(model, *, every, epochs=2, size=8, accumulate=1, validate=True, optimizer=None):

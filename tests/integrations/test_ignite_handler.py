@@ -9,11 +9,11 @@ from plain_loops import (
     Classifier,
     assert_read_alike,
     assert_same_state,
-    example,
     hooks,
     images,
     net,
     plain,
+    run_example,
 )
 from torch.nn import functional as F
 
@@ -317,7 +317,6 @@ def test_a_training_that_has_not_come_to_a_step_is_no_other_models():
 
 @pytest.mark.slow
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(example("ignite"), {})
+    run_example("ignite", tmp_path, monkeypatch)
     assert "SmallResNet: " in capsys.readouterr().out
     assert (tmp_path / "ignite.html").stat().st_size > 100_000

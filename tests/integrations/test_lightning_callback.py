@@ -14,11 +14,11 @@ from plain_loops import (
     Classifier,
     assert_read_alike,
     assert_same_state,
-    example,
     hooks,
     images,
     net,
     plain,
+    run_example,
 )
 from torch import nn
 from torch.nn import functional as F
@@ -255,8 +255,7 @@ def test_a_copy_watches_nothing(tmp_path):
 @pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging")
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX` has been removed")
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(example("Lightning"), {})
+    run_example("Lightning", tmp_path, monkeypatch)
     assert "Module: " in capsys.readouterr().out
     assert (tmp_path / "lightning.html").stat().st_size > 100_000
 

@@ -13,10 +13,10 @@ from plain_loops import (
     Classifier,
     assert_read_alike,
     assert_same_state,
-    example,
     hooks,
     images,
     plain,
+    run_example,
 )
 from torch import nn
 
@@ -198,8 +198,7 @@ def test_a_network_of_the_library_itself(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(example("Hugging Face"), {})
+    run_example("Hugging Face", tmp_path, monkeypatch)
     assert "ResNetForImageClassification: " in capsys.readouterr().out
     assert (tmp_path / "transformers.html").stat().st_size > 100_000
 

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,20 @@ def test_the_cells_of_a_study_have_keys_of_their_own(preset):
     cells = all_cells(PRESETS[preset])
     assert len({cell.key for cell in cells}) == len(cells) > 40
     assert len({(c.task, tuple(sorted(c.settings.items()))) for c in cells}) == len(cells)
+
+
+def test_smoke_runs_every_kind_of_cell_that_the_default_runs():
+    """So that a fault of the default's is seen in half a minute, too."""
+
+    def kinds(preset):
+        plan = replace(PRESETS[preset], norms=("none", "batch"))
+        return {
+            (cell.task, name, value if isinstance(value, str) else type(value))
+            for cell in all_cells(plan)
+            for name, value in cell.settings.items()
+        }
+
+    assert kinds("smoke") == kinds("quick")
 
 
 plain = st.integers(-99, 99) | st.floats(-9, 9) | st.sampled_from(["he", "he*2", "group:8"])
