@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import warnings
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import nn
 
 import spiritlevel as sl
 from spiritlevel.bench.theirs import timm as found
+from spiritlevel.kernels import backend
 
 FOLDER = Path(sys.argv[1])
 timm = found()
@@ -100,8 +102,6 @@ def norms():
         for norm in (sl.nn.BatchNormAct2d, timm.layers.BatchNormAct2d)
     }
     found["scripted"] = error(torch.jit.script, act("efficientnet_b0"))
-    log = sl.fuse(make("efficientnet_b0")).spiritlevel_log
-    found["fused"] = sorted({entry.action for entry in log})
     found["sync"] = error(timm.layers.convert_sync_batchnorm, act("regnety_002"))
     torch.manual_seed(0)
     resnet = make("resnet18", norm_layer=sl.nn.BatchNorm2d).double()
@@ -121,6 +121,81 @@ def norms():
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
         found["features"] = [len(ours.eval()(x)), farthest(ours(x), theirs.eval()(x))]
+    return found
+
+
+FUSED = (("mobilenetv3_small_050", True), ("mobilenetv3_small_050", False), ("regnety_002", False))
+
+
+def fused_with_their_own(name, example):
+    """A model of timm with timm's own norms: what `sl.fuse` makes of it, beside what it was."""
+    theirs = timm.create_model(name, num_classes=10).double()
+    ours, x = copy.deepcopy(theirs), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    log = sl.fuse(ours, x if example else None).spiritlevel_log
+    norms = [m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)]
+    told = {
+        "left": [str(entry) for entry in log if entry.action == "left"],
+        "ours": all(type(m).__module__ == "spiritlevel.nn.batch" for m in norms),
+        "activations": dict(Counter(str(getattr(m, "act", "none")) for m in norms)),
+        "keys": list(ours.state_dict()) == list(theirs.state_dict()),
+        "again": sorted({entry.action for entry in sl.fuse(ours).spiritlevel_log[len(log) :]}),
+    }
+    saved = io.BytesIO()
+    torch.save(ours, saved)
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=False)
+    before = backend.ran.copy()
+    with backend.use("cpu"):  # these are too small for it by themselves
+        outcome = trained(loaded, x)
+    return told | {
+        "kernels": sorted(backend.ran - before),
+        "off": farthest(outcome, trained(theirs, x)),
+    }
+
+
+class Derived(timm.layers.BatchNormAct2d):
+    pass
+
+
+class Looks(nn.Module):
+    """Its numbers depend on the class of its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = timm.layers.BatchNormAct2d(3)
+
+    def forward(self, x):
+        return self.norm(x) * (2 if type(self.norm) is timm.layers.BatchNormAct2d else 1)
+
+
+def left_alone():
+    """Of norms of timm's that fuse must leave, its line; and they work as before."""
+    own, found = timm.layers.BatchNormAct2d, {}
+    made = {
+        "mish": own(3, act_layer="mish"),
+        "drop": own(3, drop_layer=nn.Dropout2d),
+        "derived": Derived(3),
+        "hooked": own(3),
+        "hooked within": own(3),
+        "more": own(3),
+        "frozen": own(3).eval(),
+    }
+    made["hooked"].register_forward_hook(lambda *_: None)
+    made["hooked within"].act.register_forward_hook(lambda *_: None)
+    made["more"].add_module("more", nn.Identity())
+    for name, norm in made.items():
+        kind, held = type(norm), dict(norm._modules)
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
+        (entry,) = sl.fuse(model).spiritlevel_log
+        found[name] = [str(entry), type(norm) is kind and norm._modules == held]
+    shared = own(3)
+    (entry,) = sl.fuse(nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared)).spiritlevel_log
+    found["shared"] = [str(entry), type(shared) is own]
+    looks = Looks()
+    held = list(looks.norm._modules)
+    refused = error(sl.fuse, looks, torch.randn(4, 3, 5, 5))
+    same = type(looks.norm) is own and list(looks.norm._modules) == held
+    found["looks"] = [refused, same and "act" not in vars(looks.norm)]
     return found
 
 
@@ -246,6 +321,10 @@ print(
     json.dumps(
         {
             "norms": norms(),
+            "fused": {
+                f"{name} {example}": fused_with_their_own(name, example) for name, example in FUSED
+            },
+            "left": left_alone(),
             "registered": registered(),
             "made": made(),
             "weights": weights(),

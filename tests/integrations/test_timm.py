@@ -61,6 +61,38 @@ def test_a_model_that_wants_a_plain_norm_says_so_and_takes_one(found):
 
 
 @pytest.mark.slow
+def test_fuse_makes_timms_own_norms_ours(found):
+    rows = found["fused"]
+    assert len(rows) == 3
+    for name, row in rows.items():
+        assert (row["left"], row["ours"], row["keys"]) == ([], True, True), name
+        assert (row["again"], row["kernels"]) == (["left"], ["cpu"]), name
+        assert row["off"] < CLOSE, name  # of a pickle
+    mixed = {"hardswish": 18, "relu": 5, "identity": 11}
+    assert rows["mobilenetv3_small_050 True"]["activations"] == mixed
+    assert rows["regnety_002 False"]["activations"] == {"relu": 40, "identity": 4}
+
+
+@pytest.mark.slow
+def test_fuse_leaves_of_timms_norms_what_is_not_ours_to_compute(found):
+    told = {
+        "mish": "ends in Mish, which is not ours",
+        "drop": "with a Dropout2d before its activation",
+        "derived": "is a Derived, not one of torch's own",
+        "hooked": "is hooked",
+        "hooked within": "its activation is hooked",
+        "more": "holds other layers than drop and act",
+        "frozen": "is frozen",
+        "shared": "is shared: it has 2 names",
+        "looks": "UsageError: got a model that gives other numbers once it is fused, first at",
+    }
+    assert found["left"].keys() == told.keys()
+    for name, (line, same) in found["left"].items():
+        assert told[name] in line, name
+        assert same, name
+
+
+@pytest.mark.slow
 def test_what_would_drop_or_change_an_activation_is_an_error(found):
     assert "got act_layer=Mish for BatchNormAct2d" in found["norms"]["mish"]
     assert "which would drop its activation" in found["norms"]["sync"]
@@ -74,7 +106,6 @@ def test_what_the_page_says_is_not_taken_is_not(found):
     assert len(told) == 4
     assert all(text.startswith("TypeError: ") for text in told.values())
     assert "Unknown type annotation" in found["norms"]["scripted"]
-    assert found["norms"]["fused"] == ["left"]
 
 
 @pytest.mark.slow

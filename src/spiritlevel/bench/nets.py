@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from spiritlevel.models.layers import stem_stride
-from spiritlevel.models.layers import make_divisible
+from spiritlevel.models.layers import make_divisible, stem_stride
 
 __all__ = ["NETS", "MobileNetV2", "MobileNetV3", "ResNet18"]
 

@@ -21,7 +21,7 @@ from spiritlevel.kernels.activations import (
     with_options,
 )
 
-__all__ = ["TimmsWords", "introduced", "read"]
+__all__ = ["TimmsWords", "computed_by", "introduced", "read"]
 
 _IDENTITY = Activation("identity")
 _TIMMS_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
@@ -89,16 +89,23 @@ def _of_layer(kind: str, layer: Any, options: dict[str, Any]) -> Activation:
         name = _TIMMS_NAMES.get(layer.lower(), layer.lower())
         found = with_options(name, options) if name in ACTIVATIONS else None
     else:
-        module = _made(layer, options)
-        own = type(module).__module__.startswith("timm.") and type(module).__name__
-        found = _IDENTITY if type(module) is nn.Identity else of_module(module)
-        found = Activation(_TIMMS_CLASSES[own]) if own in _TIMMS_CLASSES else found
+        found = computed_by(_made(layer, options))
     if found is None:
         raise UsageError(
             f"got act_layer={_told(layer)} for {kind}; wanted one of {', '.join(ACTIVATIONS)}, as "
             "torch's layers compute them, or None. Take timm.layers.BatchNormAct2d for others"
         )
     return found
+
+
+def computed_by(module: nn.Module) -> Activation | None:
+    """The activation that a layer of torch's or timm's is, by its exact class; None for others."""
+    kind = type(module)
+    if kind is nn.Identity:
+        return _IDENTITY
+    if kind.__module__.startswith("timm.") and kind.__name__ in _TIMMS_CLASSES:
+        return Activation(_TIMMS_CLASSES[kind.__name__])
+    return of_module(module)
 
 
 def _made(layer: Any, options: dict[str, Any]) -> nn.Module:

@@ -10,9 +10,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from spiritlevel.nn import FrozenBatchNormAct, SyncBatchNorm, batch
+from spiritlevel.surgery import of_timm
 from spiritlevel.surgery.tracer import Slot, touched
 
-__all__ = ["FUSED", "PLAIN", "adds", "ends_in_more", "places", "why_left"]
+__all__ = ["FUSED", "PLAIN", "adds", "ends_in_more", "places", "plain", "why_left"]
 
 PLAIN: dict[type[nn.Module], type[_BatchNorm]] = {
     nn.BatchNorm1d: batch.BatchNorm1d,
@@ -28,6 +29,11 @@ FUSED: dict[type[nn.Module], type[_BatchNorm]] = {
     batch.BatchNorm2d: batch.BatchNormAct2d,
     batch.BatchNorm3d: batch.BatchNormAct3d,
 }
+
+
+def plain(kind: type[nn.Module]) -> type[_BatchNorm] | None:
+    """Ours that normalizes as it does, whatever it ends in; None where there is none."""
+    return batch.BatchNorm2d if of_timm.is_timms(kind) else PLAIN.get(kind)
 
 
 def adds(module: nn.Module) -> bool:
@@ -79,7 +85,7 @@ def _why(
         return "is parametrized"
     if isinstance(norm, LazyModuleMixin):
         return "is lazy; run the model once, then fuse"
-    if type(norm) not in PLAIN:
+    if plain(type(norm)) is None:
         return f"is a {type(norm).__name__}, not one of torch's own BatchNorm1d, 2d and 3d"
     if times > 1:
         return f"is shared: it has {times} names"
@@ -91,4 +97,4 @@ def _why(
         return "is frozen: in eval() while the model trains"
     if learns and parameters and not any(p.requires_grad for p in parameters):
         return "is frozen: its parameters take no gradient while others do"
-    return None
+    return of_timm.why_left(norm) if of_timm.is_timms(type(norm)) else None

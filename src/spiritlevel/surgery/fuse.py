@@ -1,15 +1,16 @@
 """Batch norms merged with what follows them, in a model you have.
 
-Three steps, each of which leaves alone what it does not understand:
+Four steps, each of which leaves alone what it does not understand:
 
-1. The model is traced (`graphs`, `trace`), and where its own code is no graph, each of its
+1. timm's batch norms that hold an activation become ours (`of_timm`).
+2. The model is traced (`graphs`, `trace`), and where its own code is no graph, each of its
    children. Patterns (`patterns`) whose activation is a module of its own become one layer: the
    batch norm's class changes, the activation becomes an `nn.Identity`. For all other patterns the
    smallest module that holds them gets a new forward (`rewrite`). Then the graph is traced anew: it
    must be the old one with the patterns merged, else it is undone.
-2. With an example, batch norms that no graph shows are paired with their activation by a run
+3. With an example, batch norms that no graph shows are paired with their activation by a run
    (`seen`).
-3. Every other batch norm becomes ours, alone.
+4. Every other batch norm becomes ours, alone.
 
 No parameter, buffer or key is touched. With an example, the outcome is compared with the model as
 it was (`verify`).
@@ -23,7 +24,7 @@ from torch import nn
 
 from spiritlevel.errors import UsageError
 from spiritlevel.kernels.activations import of_module
-from spiritlevel.surgery import eligible, seen, verify
+from spiritlevel.surgery import eligible, of_timm, seen, verify
 from spiritlevel.surgery.graphs import by_graphs
 from spiritlevel.surgery.log import Entry, Journal, note
 from spiritlevel.surgery.work import Work
@@ -60,11 +61,25 @@ def fuse(model: nn.Module, example: Any = None) -> nn.Module:
 
 def _fused(model: nn.Module, example: Any, journal: Journal, unlike: set[nn.Module]) -> Work:
     work = Work(model, journal, unlike)
+    _of_timm(work)
     by_graphs(work, model)
     if example is not None:
         _by_running(work, example)
     _alone(work)
     return work
+
+
+def _of_timm(work: Work) -> None:
+    """Those without an activation stay open, to be merged as any others."""
+    for norm in [n for n in work.open if of_timm.is_timms(type(n))]:
+        act, path = of_timm.ends_in(norm), work.paths[norm]
+        if act is None or act.name == "identity":
+            work.swap(norm, None)
+            work.open.add(norm)
+            work.found[norm] = Entry("replaced", (path,), "timm's, without an activation")
+        else:
+            work.swap(norm, act)
+            work.found[norm] = Entry("fused", (path,), f"batch norm -> {act}, timm's own layer")
 
 
 def _by_running(work: Work, example: Any) -> None:

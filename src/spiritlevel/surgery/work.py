@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiritlevel.kernels.activations import Activation
-from spiritlevel.surgery import eligible
+from spiritlevel.surgery import eligible, of_timm
 from spiritlevel.surgery.hidden import hidden_in
 from spiritlevel.surgery.log import Entry, Journal
 from spiritlevel.surgery.tracer import Slot, hooked, layer
@@ -52,19 +52,23 @@ class Work:
         self.left[norm] = why
 
     def swap(self, norm: nn.Module, act: Activation | None) -> None:
-        """Change the class, and nothing that the layer holds."""
-        before = type(norm)
+        """Change the class, and nothing that the layer holds but timm's activation."""
+        before, held = type(norm), dict(norm._modules)
 
         def undo() -> None:
             norm.__class__ = before
             vars(norm).pop("act", None)
+            norm._modules.update(held)
             if was_open:
                 self.open.add(norm)
 
         was_open = norm in self.open
         self.journal.done(undo)
-        plain = eligible.PLAIN[before]
+        plain = eligible.plain(before)
+        assert plain is not None, "open ones have one"
         norm.__class__ = plain if act is None else eligible.FUSED[plain]
+        if of_timm.is_timms(before):
+            norm._modules.clear()
         if act is not None:
             norm.act = act  # type: ignore[assignment]
         self.open.discard(norm)
