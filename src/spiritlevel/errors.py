@@ -66,10 +66,15 @@ class MissingExtra(SpiritlevelError, ImportError):
     """An optional package is not installed."""
 
 
-def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """A sentence with the `names` near `name`, after a space; nothing where none is."""
-    near = difflib.get_close_matches(str(name), list(names))
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+def did_you_mean(
+    name: object, names: Iterable[str], *, within: str = "", cutoff: float = 0.6
+) -> str:
+    """A sentence with the `names` near `name`, after a space; nothing where none is.
+
+    `within` is put before each: what they are parts of. `cutoff` is difflib's.
+    """
+    near = difflib.get_close_matches(str(name), list(names), cutoff=cutoff)
+    return f" Did you mean {' or '.join(within + one for one in near)}?" if near else ""
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -111,6 +111,12 @@ def norms():
     theirs = make("resnet18").double()
     theirs.load_state_dict(resnet.state_dict())
     found["resnet"] = farthest(trained(resnet, x), trained(theirs, x))
+    whole = make("mobilenetv3_small_050").eval().double()
+    with torch.no_grad():
+        before = whole(x)
+        frozen = sl.convert(sl.fuse(whole), "frozen")
+        found["frozen"] = farthest([frozen.train()(x)], [before])
+    found["still learn"] = sum(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
     synced = act("regnety_002").eval().double()
     with torch.no_grad():
         before = synced(x)

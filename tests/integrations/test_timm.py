@@ -74,6 +74,12 @@ def test_fuse_makes_timms_own_norms_ours(found):
 
 
 @pytest.mark.slow
+def test_norms_of_timms_are_frozen_once_they_are_ours(found):
+    assert found["norms"]["still learn"] == 0
+    assert found["norms"]["frozen"] < CLOSE
+
+
+@pytest.mark.slow
 def test_fuse_leaves_of_timms_norms_what_is_not_ours_to_compute(found):
     told = {
         "mish": "ends in Mish, which is not ours",

@@ -1,8 +1,13 @@
 """What the package claims of Pythons and torches, and what docs/versions.md says was tested."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -38,6 +43,21 @@ def test_the_least_python_is_one_that_was_tested_and_is_the_same_everywhere():
     assert f"sys.version_info < ({major}, {minor})" in text("tools/setup.sh")
     config = tomllib.loads(text("pyproject.toml"))
     assert config["tool"]["ruff"]["target-version"] == f"py{major}{minor}"
+
+
+@pytest.mark.slow
+def test_what_is_pinned_can_be_had_for_the_first_release_of_the_least_python():
+    first = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
+    done = subprocess.run(
+        [
+            *(ROOT / "tools/uv.sh", "pip", "compile", "--quiet", "--python-version", first),
+            *("--extra", "dev", "-c", ROOT / "constraints.txt", ROOT / "pyproject.toml"),
+        ],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_least_torch_is_one_that_any_part_was_run_with():

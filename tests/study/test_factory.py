@@ -342,10 +342,11 @@ def test_channels_that_the_network_cannot_take():
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("my.models:bild", "./my/models.py has no bild; wanted a function there that builds"),
+        ("my.models:bild", "./my/models.py has no bild; wanted a function there that builds a "),
+        ("my.models:bild", "network. Did you mean build?"),
         ("my.models:Models.small", " builds a network. Did you mean Small?"),
         ("my.modls:build", "there is no module my.modls in {folder} or among what is installed"),
-        ("my.modls:build", "or mend the name. Did you mean models?"),
+        ("my.modls:build", "or mend the name. Did you mean my.models?"),
         ("mine:build", "or mend the name. Did you mean mind?"),
         ("my/models.py:build", "wanted pkg.module:factory, here my.models:build"),
         ("my.models", "wanted pkg.module:factory, as my.models:build"),

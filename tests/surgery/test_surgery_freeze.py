@@ -77,6 +77,15 @@ def test_a_layer_of_the_users_own_making():
     assert why_of(model, "1").startswith("is fused with what follows it, which goes to batch")
 
 
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("act", ["identity", "silu"])
+def test_a_synced_norm_of_the_users_own_making(act, norm):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), SyncBatchNorm(4, act=act)).double().eval()
+    wanted = copy.deepcopy(model)(9 * X)
+    assert str(sl.convert(model, norm)[1].act) == act
+    torch.testing.assert_close(model(9 * X), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_folding_keeps_the_activation_and_the_sum():
     model = sl.convert(fused(), "frozen").eval()
     folded = sl.fold(model, X)

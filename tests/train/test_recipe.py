@@ -98,7 +98,12 @@ def test_every_field_is_refused_something():
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("weightdecay", "weight_decay"), ("label_smooth", "label_smoothing")]
+    ("name", "near"),
+    [
+        ("weightdecay", "weight_decay"),
+        ("label_smooth", "label_smoothing"),
+        ("decay", ".*weight_decay"),
+    ],
 )
 def test_an_unknown_field_is_told_with_what_is_near(name, near):
     with pytest.raises(UsageError, match=f"got '{name}' in a recipe.*Did you mean {near}"):

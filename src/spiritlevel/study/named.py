@@ -66,10 +66,11 @@ def _import(spec: str, name: str, root: str, what: str) -> Any:
                 f"{theirs.where(error, root)}, as it is imported; "
                 "wanted a module that imports. Put that right and run again"
             ) from error
+        hint = _meant(missing, root)
         raise UsageError(
             f"got {what} {spec}, but there is no module {missing} in {root} or among what is "
             "installed; wanted one that can be imported from here. "
-            f"Go to its folder, or mend the name.{_meant(missing, root)}"
+            f"Go to its folder, or mend the name.{hint}"
         ) from None
     if getattr(module.__spec__, "_initializing", False):
         raise UsageError(
@@ -83,7 +84,8 @@ def _meant(name: str, root: str) -> str:
     """A hint at modules whose names are like it, beside where it was looked for."""
     package, _, last = name.rpartition(".")
     paths = list(getattr(sys.modules.get(package), "__path__", [])) if package else [root]
-    return did_you_mean(last, [found.name for found in pkgutil.iter_modules(paths)])
+    beside = [found.name for found in pkgutil.iter_modules(paths)]
+    return did_you_mean(last, beside, within=f"{package}." if package else "")
 
 
 def _example(spec: str) -> str:

@@ -160,7 +160,7 @@ def _with_what_follows(old: nn.Module, new: nn.Module, dim: int | None) -> str |
         if (kind := _WITH_MORE.get(type(new))) is None and ends_in_more(old):
             return fused
         new.__class__ = kind or type(new)
-    if ends_in_more(old) and adds(new):
+    if (ends_in_more(old) or _may_add(old)) and adds(new):
         new.act = old.act
     return None
 

@@ -55,7 +55,7 @@ def refuse_unknown(names: Iterable[object], fields: Sequence[str], what: str) ->
     """Raises UsageError for the first of `names` that is no field of `what`."""
     for name in names:
         if name not in fields:
-            hint = did_you_mean(name, fields)
+            hint = did_you_mean(name, fields, cutoff=0.5)
             raise UsageError(
                 f"got {name!r} in {what}, which has no such field.{hint} "
                 f"Its fields: {', '.join(fields)}"
