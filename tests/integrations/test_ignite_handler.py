@@ -15,6 +15,7 @@ from plain_loops import (
     plain,
     run_example,
 )
+from torch import nn
 from torch.nn import functional as F
 
 import spiritlevel as sl
@@ -300,6 +301,31 @@ def test_another_model_than_the_engine_trains_is_told():
     ProbeHandler(net()).attach(trainer)
     with pytest.warns(UserWarning, match="got 8 iterations in which the Sequential of this"):
         trainer.run(batches())
+
+
+def test_who_is_attached_to_a_run_that_was_interrupted_is_told():
+    model = Classifier()
+    trainer, handler = engine(model), ProbeHandler(model)
+    stop = trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), Engine.interrupt)
+    trainer.run(batches())
+    stop.remove()
+    handler.attach(trainer)
+    with pytest.warns(UserWarning, match="got 5 iterations of a run that had begun before this"):
+        trainer.run()
+    assert (handler.probe, hooks(model)) == (None, 0)
+    trainer.run(batches())
+    assert handler.probe.counts.steps == 8
+    trainer.add_event_handler(Events.STARTED, Engine.terminate)
+    trainer.run(batches())  # in which nothing runs, and nothing is missed
+
+
+def test_a_model_whose_parameters_alone_are_used_is_no_other():
+    model = nn.Linear(3, 4)
+    trainer = Engine(lambda *_: model.weight.square().sum().backward())
+    handler = ProbeHandler(model)
+    handler.attach(trainer)
+    trainer.run(batches())
+    assert (handler.probe.counts.forwards.total(), handler.probe.counts.backwards) == (0, 8)
 
 
 def test_a_training_that_has_not_come_to_a_step_is_no_other_models():

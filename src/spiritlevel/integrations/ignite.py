@@ -80,7 +80,6 @@ class ProbeHandler(Watching):
         trainer.run = partial(_run, self, trainer.run)
 
     def _started(self, trainer: Any) -> None:
-        self._iterations = 0
         self._begin(self.model, self.optimizer)
         self._log((), trainer.state.iteration)
 
@@ -90,12 +89,20 @@ class ProbeHandler(Watching):
     def _iterated(self, _trainer: Any) -> None:
         self._iterations += 1
 
-    def _warn_of_another_model(self) -> None:
-        if self.probe is None or not self._iterations:
+    def _warn_of_nothing_read(self) -> None:
+        if not self._iterations:
+            return
+        if self.probe is None:
+            warnings.warn(
+                f"got {self._iterations} iterations of a run that had begun before this "
+                "ProbeHandler was attached, and was interrupted; wanted a run from its start: "
+                "nothing was read. Attach before trainer.run",
+                stacklevel=3,
+            )
             return
         counts = self.probe.counts
         ran = counts.forwards or any(layer.forwards for layer in counts.layers.values())
-        if not (ran or counts.backwards or counts.steps):
+        if not (ran or counts.backwards):
             warnings.warn(
                 f"got {self._iterations} iterations in which the {type(self.model).__name__} of "
                 "this ProbeHandler neither ran nor changed; wanted the module that the engine "
@@ -108,14 +115,14 @@ class ProbeHandler(Watching):
 
 
 def _run(handler: ProbeHandler, run: Any, *args: Any, **kwargs: Any) -> Any:
-    handler._interrupted = False
+    handler._interrupted, handler._iterations = False, 0
     try:
         state = run(*args, **kwargs)
     finally:
         if not handler._interrupted:
             handler.close()
     if not handler._interrupted:
-        handler._warn_of_another_model()
+        handler._warn_of_nothing_read()
     return state
 
 
