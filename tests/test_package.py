@@ -1,5 +1,8 @@
+import re
 import subprocess
 import sys
+from ast import literal_eval
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +72,25 @@ def test_an_unknown_name():
     assert str(caught.value) == (
         "module 'spiritlevel' has no attribute 'levels'; it has: " + ", ".join(spiritlevel.__all__)
     )
+
+
+def test_what_another_module_imports_stands_in_all():
+    root = Path(spiritlevel.__file__).parent
+    shown, imported = {}, set()
+    for file in root.rglob("*.py"):
+        name = ".".join(("spiritlevel", *file.relative_to(root).with_suffix("").parts))
+        text = file.read_text(encoding="utf-8")
+        found = re.search(r"^__all__ = (\[.*?\])$", text, re.M | re.S)
+        shown[name.removesuffix(".__init__")] = None if found is None else literal_eval(found[1])
+        for module, names in re.findall(
+            r"^ *from (spiritlevel[\w.]*) import (\(.*?\)|.*?$)", text, re.M | re.S
+        ):
+            imported |= {
+                (module, each) for each in re.findall(r"(?:^|[(,])\s*([A-Za-z]\w*)", names)
+            }
+    assert len([names for names in shown.values() if names]) > 300
+    assert ("spiritlevel.kernels.ops", "OURS") in imported
+    hidden = {
+        f"{module}.{name}" for module, name in imported if name not in (shown[module] or [name])
+    }
+    assert hidden - shown.keys() == set()

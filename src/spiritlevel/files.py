@@ -1,4 +1,4 @@
-"""Files that hold the old text or the whole new one at every moment."""
+"""Files that hold the old text or the whole new one at every moment; and the cache folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from pathlib import Path
 
 from spiritlevel.errors import UsageError
 
-__all__ = ["draft_of", "is_full", "real", "refusal", "refuse_unwritable", "write_whole"]
+__all__ = [
+    "cache_folder",
+    "draft_of",
+    "is_full",
+    "real",
+    "refusal",
+    "refuse_unwritable",
+    "write_whole",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def cache_folder() -> Path:
+    """SPIRITLEVEL_CACHE, else spiritlevel in the user's cache folder."""
+    if given := os.environ.get("SPIRITLEVEL_CACHE"):
+        return Path(os.path.expanduser(given))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "spiritlevel"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from spiritlevel.cli import main
+from spiritlevel.cli.progress import Steps
+from spiritlevel.train.progress import Progress
 
 RUN = ["small_vgg", "--data", "digits", "--image-size", "16", "--batch-size", "128"]
 RUN += ["--epochs", "3", "--augment", "crop-flip", "--no-check"]
@@ -52,6 +55,16 @@ def wait_for(process, folder, step):
         if process.poll() is not None:
             return
         time.sleep(0.005)
+
+
+def test_the_first_update_has_a_line_and_the_next_after_a_while(monkeypatch, capsys):
+    clock = iter((1.0, 2.0, 17.5)).__next__
+    with Steps() as shown:
+        monkeypatch.setattr("spiritlevel.cli.progress.time", SimpleNamespace(monotonic=clock))
+        for step in (1, 2, 3):
+            shown.tell(Progress(step, 30, 3, 10, 8, 2.0 / step, 0.5, 64.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", ")[2].split()[1] for line in lines] == ["2.000,", "1.886,"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from image_files import write_image
 
 from spiritlevel.data import Images, load, prepare
 from spiritlevel.errors import DataError
+from spiritlevel.files import cache_folder
 
 LARGE = 512
 """Pixels a side at which the twenty images of `pets` are worth a place on the disk: 5 MB."""
@@ -222,14 +223,14 @@ def test_an_image_that_cannot_be_decoded_leaves_nothing(pets, cache):
 
 
 def test_the_folder_is_spiritlevel_in_the_users_cache(tmp_path, monkeypatch):
-    from spiritlevel.data.cache import cache_folder
-
     monkeypatch.delenv("SPIRITLEVEL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "spiritlevel"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert cache_folder() == tmp_path / "me" / ".cache" / "spiritlevel"
+    monkeypatch.setenv("SPIRITLEVEL_CACHE", "~/another")
+    assert cache_folder() == tmp_path / "me" / "another"
 
 
 # --- where it cannot be written to -------------------------------------------------------------

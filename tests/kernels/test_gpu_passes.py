@@ -119,6 +119,12 @@ def test_what_was_fastest_is_kept_for_a_device(kept):
     assert place.name.startswith("kernels-nvidia-h100-triton-")
 
 
+def test_it_is_kept_in_the_cache_folder_which_may_be_in_ones_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPIRITLEVEL_CACHE", "~/another")
+    assert gpu_launch._place("one").parent == tmp_path / "another"
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '{"reduce": "fast"}', "\udcff"])
 def test_a_damaged_file_counts_as_none(content, kept):
     kept.mkdir()

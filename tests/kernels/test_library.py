@@ -15,6 +15,7 @@ import torch
 from cases import LAYOUTS, tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spiritlevel.errors import UsageError
 from spiritlevel.kernels import backend
 from spiritlevel.kernels.ops import batch_norm_act
 
@@ -22,7 +23,7 @@ pytest.importorskip("numba", reason="the kernels of `cpu` need the extra cpu")
 
 from numba import njit
 
-from spiritlevel.kernels import compiled, cpu, team
+from spiritlevel.kernels import activations, compiled, cpu, formulas, team
 
 pytestmark = pytest.mark.slow  # kernels are compiled
 
@@ -188,6 +189,7 @@ def test_two_processes_may_fill_the_same_cache(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CODE],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -196,6 +198,7 @@ def test_two_processes_may_fill_the_same_cache(tmp_path):
     told = [process.communicate(timeout=120)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert {words[2] for words in told} == {"4.899"}
+    assert list(tmp_path.rglob("*.nbc"))
 
 
 READ_ONLY = """
@@ -267,6 +270,7 @@ print(y.detach().numpy().tobytes().hex(), x.grad.numpy().tobytes().hex())
     first, second = (
         subprocess.run(
             [sys.executable, "-c", code],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -275,6 +279,7 @@ print(y.detach().numpy().tobytes().hex(), x.grad.numpy().tobytes().hex())
     )
     assert len(first) > 1000
     assert first == second
+    assert list(tmp_path.rglob("*.nbc"))
 
 
 def test_numba_num_threads_is_the_most_that_run(tmp_path):
@@ -306,7 +311,7 @@ activations.ACTIVATIONS["mine"] = lambda z: z
 def mine(number):
     return jit(lambda z, slope: {formula}), jit(lambda z, slope, g: g)
 
-formulas._BY_NAME["mine"] = mine
+formulas.add("mine", mine)
 statistics = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
 with backend.use("cpu"):
     y, _, _ = batch_norm_act(torch.full((4, 1), 2.0), act="mine", eps=0.0, statistics=statistics)
@@ -314,12 +319,36 @@ print(y[0].item())
 """
 
 
-def test_a_formula_of_ones_own_is_compiled_anew_when_it_changes():
+def test_a_formula_of_ones_own_is_compiled_anew_when_it_changes(tmp_path):
     """The package's are kept by its sources, in which this one does not stand."""
     for formula, wanted in (("z * z", "4.0"), ("z * z * z", "8.0")):
         done = subprocess.run(
             [sys.executable, "-c", FORMULA.format(formula=formula)],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
             capture_output=True,
             text=True,
+            timeout=120,
         )
         assert done.stdout.strip() == wanted, done.stderr
+
+
+def test_a_formula_that_changes_in_the_process_counts_at_once(monkeypatch):
+    monkeypatch.setitem(activations.ACTIVATIONS, "mine", lambda z: z)
+    monkeypatch.setattr(formulas, "_BY_NAME", dict(formulas._BY_NAME))
+    x = torch.full((4, 1), 2.0, requires_grad=True)
+    of = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    square = lambda z, slope: z * z, lambda z, slope, g: (z + z) * g
+    cube = lambda z, slope: z * z * z, lambda z, slope, g: (z * z + z * z + z * z) * g
+    for pair, wanted in ((square, (4, 4)), (cube, (8, 12)), (square, (4, 4))):
+        formulas.add("mine", lambda _, pair=pair: tuple(map(compiled.jit, pair)))
+        y, _, _ = batch_norm_act(x, act="mine", eps=0.0, statistics=of)
+        (back,) = torch.autograd.grad(y.sum(), x)
+        assert (y[0].item(), back[0].item()) == wanted
+
+
+@pytest.mark.parametrize("name", ["relu", "identity"])
+def test_a_formula_of_the_packages_is_not_replaced(name):
+    before = formulas._BY_NAME[name]
+    with pytest.raises(UsageError, match=f"got a formula for '{name}', which is the package's own"):
+        formulas.add(name, lambda number: (None, None))
+    assert formulas._BY_NAME[name] is before

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from spiritlevel.errors import UsageError
 from spiritlevel.lent.feeding import run_batch
 from spiritlevel.nn import BatchNormAct2d, GhostBatchNorm2d
-from spiritlevel.probe.batches_in import repeated_at_end
+from spiritlevel.probe.batches_in import MOST_CALLS, repeated_at_end
 from spiritlevel.probe.evidence import measure
 from spiritlevel.probe.independence import Spread, f_tail
 
@@ -154,6 +154,24 @@ def test_calls_of_a_shared_layer_are_kept_apart():
     torch.testing.assert_close(found.by_call[1].mean, torch.full((3,), 4.0, dtype=torch.float64))
     assert found.pooled.count == 24
     torch.testing.assert_close(found.mean[0], (x[:5].mean(0) + 4) / 2)
+
+
+def test_calls_past_the_most_that_are_kept_are_put_to_the_last():
+    class Often(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            for _ in range(MOST_CALLS + 3 if len(x) == 5 else 2):
+                self.norm(x)
+            return x
+
+    x = double(9, 3)
+    found = measure(Often().double(), [x[:5], x[5:]]).layers["norm"].train
+    assert found.calls == MOST_CALLS + 3  # of the longest pass, which was not the last
+    counts = [each.count for each in found.by_call]
+    assert counts == [9, 9, *[5] * (MOST_CALLS - 3), 5 * 4]
 
 
 def test_padding_is_left_out_of_the_second_moments():

@@ -210,6 +210,14 @@ def test_the_verdict_where_recalibrating_does_not_help():
     assert got.lines()[0].endswith("the gap, which recalibrating does not close")
 
 
+@pytest.mark.parametrize(("gain", "blames"), [(0.019, False), (0.02, True)])
+def test_a_gap_that_is_sure_but_of_no_matter_is_not_blamed(gain, blames):
+    off, batch = Scored(0.5, 0.4, 0.6), Scored(0.5 + gain, 0.4, 0.6)
+    got = Gap("accuracy", 10**6, off, batch, batch, Scored(gain, gain - 0.001, 1.0), (), ())
+    assert got.blames == blames
+    assert ("is not to blame" in got.lines()[0]) != blames
+
+
 def test_an_empty_batch_is_passed_over():
     batches = [(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)), *data()]
     assert found(sorter(), batches).samples == 128

@@ -73,6 +73,18 @@ def test_all_tests_run_on_the_torch_that_is_pinned():
     assert f"torch is there as {pinned}" in text("CONTRIBUTING.md")
 
 
+def packages(lines):
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in lines}
+
+
+def test_the_page_says_what_is_not_pinned():
+    parts = PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()
+    wanted = packages(line for part in parts for line in part) - {PROJECT["name"]}
+    pinned = packages(line for line in text("constraints.txt").splitlines() if line[0] != "#")
+    (told,) = re.findall(r"except (\w+), which is not pinned there", text("docs/versions.md"))
+    assert wanted - pinned == {told.lower()}
+
+
 def test_the_version_is_the_same_everywhere():
     import spiritlevel
 

@@ -48,7 +48,7 @@ from spiritlevel.kernels import backend
 from spiritlevel.models import create_model
 from spiritlevel.models.layers import stem_stride
 
-__all__ = ["CASES", "QUICK", "Case", "ghost"]
+__all__ = ["CASES", "HALF_TOLERANCE", "QUICK", "Case", "ghost"]
 
 TOLERANCE = 1e-3
 """Of the largest logit: rounding grows through up to 80 layers."""

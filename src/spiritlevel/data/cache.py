@@ -30,8 +30,9 @@ from torch import Tensor
 from spiritlevel.data.images import Images
 from spiritlevel.data.raw import Raw, gather
 from spiritlevel.errors import DataError
+from spiritlevel.files import cache_folder
 
-__all__ = ["cache_folder", "kept", "no_room", "stamp"]
+__all__ = ["kept", "no_room", "stamp"]
 
 _FORMAT = 1
 _SMALL = 4 * 1024**2
@@ -40,13 +41,6 @@ _ABANDONED = 24 * 3600
 """Seconds after which a draft is taken for one of a killed process."""
 _TENSORS = ("train_x", "train_y", "test_x", "test_y")
 _ABOUT = ("name", "classes", "origin", "licence", "notes")
-
-
-def cache_folder() -> Path:
-    """SPIRITLEVEL_CACHE, else spiritlevel in the user's cache folder."""
-    if given := os.environ.get("SPIRITLEVEL_CACHE"):
-        return Path(os.path.expanduser(given))
-    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "spiritlevel"
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from spiritlevel.data.cache import cache_folder, no_room
+from spiritlevel.data.cache import no_room
 from spiritlevel.errors import DataError, require
+from spiritlevel.files import cache_folder
 
 __all__ = ["download"]
 

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spiritlevel.doctor.case import Case
 from spiritlevel.doctor.finding import Finding
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import RECALIBRATE, held, listed, running, type_name
+from spiritlevel.doctor.running import RECALIBRATE, held, listed, running
+from spiritlevel.surgery.statistics import type_name
 
 __all__: list[str] = []
 

@@ -13,6 +13,8 @@ from spiritlevel.lent.pooled import Pooled
 from spiritlevel.probe.evidence import Layer
 
 __all__ = [
+    "FAR_MEAN",
+    "FAR_VAR",
     "SHIFT",
     "YOUNG",
     "Drift",

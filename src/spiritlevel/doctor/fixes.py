@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spiritlevel.doctor.finding import Finding
-from spiritlevel.doctor.running import type_name
 from spiritlevel.probe.population import Population
 from spiritlevel.surgery.eligible import places
 from spiritlevel.surgery.log import Entry, note
-from spiritlevel.surgery.statistics import set_statistics, tracks
+from spiritlevel.surgery.statistics import set_statistics, tracks, type_name
 
 __all__ = ["FIXES", "Fix", "Patient", "apply"]
 

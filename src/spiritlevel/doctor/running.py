@@ -22,7 +22,6 @@ __all__ = [
     "momentum",
     "running",
     "spared",
-    "type_name",
     "varies",
 ]
 
@@ -74,11 +73,6 @@ def spared(norm: nn.Module) -> bool:
     """Whether it has parameters of its own, and none of them learns."""
     own = list(norm.parameters(recurse=False))
     return bool(own) and not any(p.requires_grad for p in own)
-
-
-def type_name(dtype: torch.dtype) -> str:
-    """Such as float32."""
-    return str(dtype).removeprefix("torch.")
 
 
 def varies(values: Tensor | None, start: float) -> bool:

@@ -22,10 +22,10 @@ from spiritlevel.doctor.drift import (
 )
 from spiritlevel.doctor.finding import Finding, Severity
 from spiritlevel.doctor.rule import Rule, rule
-from spiritlevel.doctor.running import type_name
 from spiritlevel.lent.score import Metric
 from spiritlevel.probe.evidence import Layer
 from spiritlevel.probe.gap import CURED
+from spiritlevel.surgery.statistics import type_name
 
 __all__: list[str] = []
 

@@ -15,7 +15,7 @@ from spiritlevel.doctor.rule import Rule, rule
 from spiritlevel.doctor.running import at_init, counted, held, local, running, varies
 from spiritlevel.lent.norms import batch_norms
 
-__all__ = ["Twin", "twins", "unfollowed"]
+__all__ = ["NEAR", "Twin", "twins", "unfollowed"]
 
 NEAR = 0.5
 """Of the weights' norm. An average lags its source by per cents; two networks that were started

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spiritlevel.export.report import Differs, Verification
 
-__all__ = ["MOST_CHANGED", "MOST_LOST", "TIE", "TOLERANCE", "Comparison"]
+__all__ = ["MOST_CHANGED", "MOST_LOST", "TIE", "TOLERANCE", "Comparison", "is_logits"]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Other types have 1e-2. The file adds in another order, layer upon layer."""

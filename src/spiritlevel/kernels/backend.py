@@ -37,6 +37,7 @@ __all__ = [
     "BACKENDS",
     "MOST_SHAPES",
     "Update",
+    "alike",
     "asked",
     "by_triton",
     "by_us",
@@ -278,7 +279,7 @@ def _why_not(
             return f"an input of {x.dtype} with weights of another type"
     if (layout(x) if kernels == "cpu" else _gpu().layout(x)) is None:
         return "an input with gaps, or neither contiguous nor channels-last"
-    if residual is not None and not _alike(residual, x):
+    if residual is not None and not alike(residual, x):
         return "a residual of another shape or type than the input"
     return None
 
@@ -293,8 +294,8 @@ def _on_gpu(x: Tensor) -> bool:
     return x.is_cuda or (x.device.type == "cpu" and _gpu().INTERPRETED)
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    # What a model adds may be a number, too, which torch's own sum takes.
+def alike(a: Any, b: Tensor) -> bool:
+    """Of one shape, type and device. What a model adds may be a number, which torch's sum takes."""
     return isinstance(a, Tensor) and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 

@@ -245,7 +245,7 @@ def exp32(x):
 
 @jit
 def erf32(x):
-    """The error function within 5e-7: Abramowitz and Stegun 7.1.26, as in torch's vector code."""
+    """The error function within 6e-7: Abramowitz and Stegun 7.1.26, as in torch's vector code."""
     size = abs(x)
     t = _F(1) / (_F(1) + _F(0.3275911) * size)
     series = _F(-1.453152027) + t * _F(1.061405429)

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from spiritlevel.kernels import team
 from spiritlevel.kernels.backend import MOST_SHAPES, Update, number_of
+from spiritlevel.kernels.formulas import emptied_by_add
 from spiritlevel.kernels.library import kernel, step
 from spiritlevel.kernels.passes import DOUBLES, INTEGERS
 
@@ -281,6 +282,7 @@ _WORK = struct.Struct(f"{_HEAD.size}s{len(INTEGERS) - INTEGERS.index('x')}q{len(
 _Buffer = ctypes.c_char * _WORK.size
 
 
+@emptied_by_add
 @lru_cache(MOST_SHAPES)
 def _begin(plan: _Plan, what: str, act: str, add: str) -> bytes:
     """What the work of a call begins with: its stages, and whether a chunk has all at once."""

@@ -7,14 +7,16 @@ what torch's own kernels do. `slope` is leaky_relu's alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from spiritlevel.errors import UsageError
 from spiritlevel.kernels.compiled import erf32, exp32, jit, naming
 
-__all__ = ["OF_THE_PACKAGE", "formulas"]
+__all__ = ["OF_THE_PACKAGE", "add", "emptied_by_add", "formulas"]
 
 
 def _identity(_number: Any) -> tuple[Any, Any]:
@@ -100,7 +102,10 @@ def _erf(number: Any) -> Any:
     return erf32 if number is np.float32 else jit(lambda x: math.erf(x))
 
 
-_BY_NAME = {
+Pair = Callable[[Any], tuple[Any, Any]]
+_Cached = TypeVar("_Cached")
+
+_BY_NAME: dict[str, Pair] = {
     "identity": _identity,
     "relu": _relu,
     "relu6": _relu6,
@@ -113,7 +118,34 @@ _BY_NAME = {
 OF_THE_PACKAGE = frozenset(_BY_NAME)
 """Others were added since: what is compiled of those is not told by the package's sources."""
 
+_CACHES: list[Any] = []
 
+
+def add(name: str, pair: Pair) -> None:
+    """Gives the activation `name` of your own its formulas; once more, and the new ones count.
+
+    `pair` makes act(z, slope) and act'(z, slope) g, both by `compiled.jit`, for numbers of the type
+    that it is called with. The name stands in `activations.ACTIVATIONS`. Raises UsageError for a
+    name that the package itself has.
+    """
+    if name in OF_THE_PACKAGE:
+        raise UsageError(
+            f"got a formula for {name!r}, which is the package's own; wanted a name other than "
+            f"{', '.join(sorted(OF_THE_PACKAGE))}"
+        )
+    if name in _BY_NAME:
+        for each in _CACHES:
+            each.cache_clear()
+    _BY_NAME[name] = pair
+
+
+def emptied_by_add(cached: _Cached) -> _Cached:
+    """For a cache of what formulas have become a part of: it forgets those that are replaced."""
+    _CACHES.append(cached)
+    return cached
+
+
+@emptied_by_add
 @cache
 def formulas(name: str, number: Any) -> tuple[Any, Any]:
     """act(z, slope) and act'(z, slope) g, for float32 or float64 numbers, compiled."""

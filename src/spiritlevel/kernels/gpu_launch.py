@@ -10,7 +10,6 @@ known to be faster.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ import triton
 from torch import Tensor
 
 from spiritlevel.errors import UsageError
-from spiritlevel.files import write_whole
+from spiritlevel.files import cache_folder, write_whole
 from spiritlevel.kernels.backend import MOST_SHAPES
 
 __all__ = ["INTERPRETED", "Plan", "Way", "launch", "moments", "multiprocessors", "scratch"]
@@ -162,10 +161,8 @@ def _milliseconds(kernel: Any, way: Way, given: tuple[Any, ...], statics: tuple[
 
 
 def _place(device: str) -> Path:
-    given = os.environ.get("SPIRITLEVEL_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spiritlevel"
     name = re.sub(r"[^a-z0-9]+", "-", f"{device} triton {triton.__version__}".lower())
-    return Path(given or home) / f"kernels-{name}.json"
+    return cache_folder() / f"kernels-{name}.json"
 
 
 @cache

@@ -25,12 +25,13 @@ from spiritlevel.kernels.compiled import (
     naming,
     wait,
 )
-from spiritlevel.kernels.formulas import OF_THE_PACKAGE
+from spiritlevel.kernels.formulas import OF_THE_PACKAGE, emptied_by_add
 from spiritlevel.kernels.passes import STAGE, WORK, passes
 
 __all__ = ["kernel", "step"]
 
 
+@emptied_by_add
 @cache
 def step(name: str, layout: str, kind: str, act: str, add: str) -> int:
     """The address of `void step(work, part, first, last)`: a pass over a chunk."""

@@ -19,7 +19,7 @@ from spiritlevel.kernels import backend, reference
 from spiritlevel.kernels.activations import Activation, activation
 from spiritlevel.kernels.gradients import differentiable, left_to_torch
 
-__all__ = ["batch_norm_act", "forward", "kernels_of", "laid_out_as"]
+__all__ = ["OURS", "batch_norm_act", "forward", "kernels_of", "laid_out_as"]
 
 Statistics = tuple[Tensor, Tensor]
 Running = tuple[Tensor, Tensor, float | Tensor]

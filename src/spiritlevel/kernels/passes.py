@@ -24,7 +24,7 @@ from spiritlevel.kernels import (
     sliding,
 )
 from spiritlevel.kernels.compiled import array, bits_of, float_of, jit, naming
-from spiritlevel.kernels.formulas import formulas
+from spiritlevel.kernels.formulas import emptied_by_add, formulas
 
 __all__ = ["DOUBLES", "INTEGERS", "STAGE", "STAGES", "WORK", "passes"]
 
@@ -56,6 +56,7 @@ _OWN: dict[str, Any] = {
 """Modules that give passes of a kind alone."""
 
 
+@emptied_by_add
 @cache
 def passes(layout: str, kind: str, act: str, add: str) -> dict[str, Any]:
     """Each pass by its name; those of layout "channels" are the same for the other two.

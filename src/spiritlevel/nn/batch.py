@@ -41,6 +41,7 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "check_eps",
 ]
 
 _IDENTITY = Activation("identity")

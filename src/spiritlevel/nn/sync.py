@@ -135,7 +135,7 @@ class SyncBatchNorm(_Fused):
         if self.track_running_stats:
             self._take_in(count, mean, var)
         # A number, or what is to be spread over x, is added by torch's rules.
-        inside = residual is None or _alike(residual, x)
+        inside = residual is None or backend.alike(residual, x)
         act = self.act if inside else Activation("identity")
         step = split.Step(own.kernels, self.weight, self.bias, mean, var, act, self.eps)
         tensors = (x, self.weight, self.bias, residual if inside else None)
@@ -252,10 +252,6 @@ def _merged(own: _Own, group: Any) -> tuple[int, Tensor, Tensor]:
     mean = (counts * means).sum(0) / count
     apart = squares + counts * (means - mean).square()
     return int(count), mean, apart.sum(0) / count
-
-
-def _alike(a: Any, b: Tensor) -> bool:
-    return isinstance(a, Tensor) and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 class _Synced(Function):

@@ -14,6 +14,7 @@ from spiritlevel.lent.guard import undisturbed
 from spiritlevel.probe.layers import weight_layers
 
 __all__ = [
+    "Loss",
     "ScalingReading",
     "effective_rate",
     "gradient_cosine",

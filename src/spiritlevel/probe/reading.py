@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spiritlevel.lent.pooled import Pooled
 
-__all__ = ["MOST_SORTED", "MOST_VALUES", "Sample", "moments_within"]
+__all__ = ["MOST_SORTED", "MOST_VALUES", "Moments", "Sample", "moments_within", "spread"]
 
 MOST_VALUES = 2**15
 """More of them do not move a layer's mean by a hundredth of its deviation."""

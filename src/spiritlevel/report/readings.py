@@ -11,7 +11,7 @@ from typing import Any
 from spiritlevel.catalogue import sentence
 from spiritlevel.errors import UsageError
 
-__all__ = ["COUNTERS", "Layer", "Readings", "readings"]
+__all__ = ["COUNTERS", "Layer", "Readings", "Rows", "readings"]
 
 # What is counted at every step of a layer, in the order of the table.
 COUNTERS = (

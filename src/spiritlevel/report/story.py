@@ -30,6 +30,7 @@ __all__ = [
     "Series",
     "Status",
     "Story",
+    "Table",
 ]
 
 Arm = Literal[

@@ -27,7 +27,7 @@ from spiritlevel.surgery.log import note
 from spiritlevel.surgery.on_ranks import fed_on_ranks, scored_on_ranks
 from spiritlevel.surgery.passes import Fed, Passes
 from spiritlevel.surgery.recalibration import layer_entries, left_entries, many, summary
-from spiritlevel.surgery.statistics import fit, set_statistics, tracks
+from spiritlevel.surgery.statistics import fit, set_statistics, tracks, type_name
 from spiritlevel.surgery.trial import OWN_FORWARD, unusual_norms, why_unmeasured
 
 __all__ = ["recalibrate"]
@@ -191,7 +191,7 @@ def _refuse_unfit(norms: Mapping[str, Any], fed: Mapping[str, Fed]) -> None:
                 "wanted two or more"
             )
         if not fit(norms[path], each.pooled):
-            kind = str(norms[path].running_var.dtype).removeprefix("torch.")
+            kind = type_name(norms[path].running_var.dtype)
             raise UsageError(
                 f"got statistics for {path!r} that {kind} cannot hold; wanted its running "
                 "statistics in float32"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spiritlevel.lent.pooled import Pooled
 from spiritlevel.nn.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 
-__all__ = ["fit", "moved", "set_statistics", "tracks"]
+__all__ = ["fit", "moved", "set_statistics", "tracks", "type_name"]
 
 
 def tracks(norm: nn.Module) -> bool:
@@ -49,3 +49,8 @@ def moved(norm: Any, pooled: Pooled) -> tuple[float, float, float]:
     factor = (pooled.unbiased + eps) / (var + eps)
     shift, factor = (t.nan_to_num(math.inf, math.inf, -math.inf) for t in (shift, factor))
     return float(shift.max()), float(factor.min()), float(factor.max())
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Such as float32."""
+    return str(dtype).removeprefix("torch.")

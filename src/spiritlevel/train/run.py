@@ -14,7 +14,7 @@ from torch.optim.sgd import sgd
 from spiritlevel.data import Pixels, batches, crop_and_flip
 from spiritlevel.lent.guard import undisturbed
 
-__all__ = ["SGD", "Curve", "Score", "score", "train"]
+__all__ = ["SGD", "Curve", "Observer", "Score", "score", "train"]
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """(step, x, y): called in training mode before the update of each observed step."""

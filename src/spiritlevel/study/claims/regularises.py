@@ -15,7 +15,7 @@ from spiritlevel.study.records import Cell, Records
 from spiritlevel.study.stats import Interval, mean_interval
 from spiritlevel.study.tasks.gap import MIN_IMAGES
 
-__all__ = ["ARMS", "CLAIM", "NETWORK", "RULE", "cells", "differences", "judge"]
+__all__ = ["ARMS", "CLAIM", "NETWORK", "NOISY", "RULE", "cells", "differences", "judge"]
 
 CLAIM = "regularises"
 NETWORK = ("mlp",)

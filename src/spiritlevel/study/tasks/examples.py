@@ -15,7 +15,7 @@ from spiritlevel.probe import signal_by_depth
 from spiritlevel.study.networks import build
 from spiritlevel.study.tasks.common import feed, run, seeded
 
-__all__ = ["bell", "scale", "shift"]
+__all__ = ["EDGES", "bell", "scale", "shift"]
 
 FROM, TO = 100.0, 50.0
 """The article's means, on the 0 to 255 scale of pixels."""
