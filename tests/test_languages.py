@@ -170,6 +170,13 @@ def test_a_language_that_is_not_there_is_refused_with_those_that_are(language):
         pass
 
 
+@pytest.mark.parametrize("language", [5, b"zh", ["zh"]])
+def test_what_is_no_text_is_no_language(language):
+    wanted = f"got a {type(language).__name__} as language; wanted one of: en, zh"
+    with pytest.raises(UsageError, match=wanted), speaking(language):
+        pass
+
+
 def test_a_list_in_words():
     assert [listed(list(text)) for text in ("N", "NH", "NHW")] == ["N", "N and H", "N, H and W"]
     with speaking("zh"):

@@ -86,6 +86,10 @@ def _language(locale: str) -> str:
 
 
 def _known(language: str) -> str:
+    if not isinstance(language, str):
+        raise UsageError(
+            f"got a {type(language).__name__} as language; wanted one of: {', '.join(languages())}"
+        )
     if (found := _language(language)) not in languages():
         raise UsageError(
             f"got language {language!r}, which has no catalogue; there is: {', '.join(languages())}"
