@@ -181,6 +181,8 @@ def test_a_list_in_words():
     assert [listed(list(text)) for text in ("N", "NH", "NHW")] == ["N", "N and H", "N, H and W"]
     with speaking("zh"):
         assert [listed(list(text)) for text in ("N", "NH", "NHW")] == ["N", "N、H", "N、H、W"]
+        assert listed(["N", "H", "W"], "either") == "N、H或W"
+    assert listed(["N", "H", "W"], "either") == "N, H or W"
 
 
 @pytest.mark.parametrize("width", [20, 33, 34, 60])
@@ -278,7 +280,7 @@ def test_a_probe_page_in_chinese_has_no_english_left(tmp_path):
 
 
 def test_a_diagnosis_page_in_chinese_has_english_in_its_findings_alone():
-    """Their messages, fixes, evidence and what a rule needs; gap and notes come from the check."""
+    """Their messages, fixes and evidence; gap and notes come from the check."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4, bias=True), nn.BatchNorm1d(4), nn.Linear(4, 2))
     batches = [(torch.randn(16, 4) + 3, torch.randint(2, (16,))) for _ in range(4)]
