@@ -170,10 +170,19 @@ def test_a_language_that_is_not_there_is_refused_with_those_that_are(language):
         pass
 
 
+@pytest.mark.parametrize("language", [5, b"zh", ["zh"]])
+def test_what_is_no_text_is_no_language(language):
+    wanted = f"got a {type(language).__name__} as language; wanted one of: en, zh"
+    with pytest.raises(UsageError, match=wanted), speaking(language):
+        pass
+
+
 def test_a_list_in_words():
     assert [listed(list(text)) for text in ("N", "NH", "NHW")] == ["N", "N and H", "N, H and W"]
     with speaking("zh"):
         assert [listed(list(text)) for text in ("N", "NH", "NHW")] == ["N", "N、H", "N、H、W"]
+        assert listed(["N", "H", "W"], "either") == "N、H或W"
+    assert listed(["N", "H", "W"], "either") == "N, H or W"
 
 
 @pytest.mark.parametrize("width", [20, 33, 34, 60])
@@ -271,7 +280,7 @@ def test_a_probe_page_in_chinese_has_no_english_left(tmp_path):
 
 
 def test_a_diagnosis_page_in_chinese_has_english_in_its_findings_alone():
-    """Their messages, fixes, evidence and what a rule needs; gap and notes come from the check."""
+    """Their messages, fixes and evidence; gap and notes come from the check."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4, bias=True), nn.BatchNorm1d(4), nn.Linear(4, 2))
     batches = [(torch.randn(16, 4) + 3, torch.randint(2, (16,))) for _ in range(4)]

@@ -2,8 +2,9 @@
 
 A language is one file, `catalogue_<language>.toml`. `[page]`, `[reader]`, `[claims]`, `[examples]`,
 `[networks]`, `[labels]`, `[arms]`, `[probe_page]` and `[diagnosis_page]` go to a page and may carry
-inline HTML; the report escapes what is filled in, never the sentence. `[explain]`, `[terminal]` and
-`[notebook]` are plain text. `[joints]` stand between pieces that the code puts together.
+inline HTML; the report escapes what is filled in, never the sentence. `[explain]`, `[terminal]`,
+`[notebook]`, `[diagnosis]` and `[needs]` are plain text. `[joints]` stand between pieces that the
+code puts together.
 
 What is spoken is English, unless the caller is inside `speaking("zh")`. Records hold no language:
 what is drawn from them later is said in the language spoken then.
@@ -86,6 +87,10 @@ def _language(locale: str) -> str:
 
 
 def _known(language: str) -> str:
+    if not isinstance(language, str):
+        raise UsageError(
+            f"got a {type(language).__name__} as language; wanted one of: {', '.join(languages())}"
+        )
     if (found := _language(language)) not in languages():
         raise UsageError(
             f"got language {language!r}, which has no catalogue; there is: {', '.join(languages())}"
@@ -127,10 +132,10 @@ def joined(joint: str, parts: Sequence[str]) -> str:
     return sentence(f"joints.{joint}").join(parts)
 
 
-def listed(parts: Sequence[str]) -> str:
-    """In one phrase: a, b and c."""
+def listed(parts: Sequence[str], last: str = "last") -> str:
+    """In one phrase: a, b and c; or, with `last` "either": a, b or c."""
     *most, end = parts
-    return joined("list", most) + sentence("joints.last") + end if most else end
+    return joined("list", most) + sentence(f"joints.{last}") + end if most else end
 
 
 def columns(text: str) -> int:

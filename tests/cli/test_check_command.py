@@ -107,6 +107,21 @@ def test_a_finding_is_shown_and_exits_1(capfd):
     assert f"runs your code: swapped in ./nets.py, line {SWAPPED} (nets:swapped)" in err
 
 
+def test_in_chinese_a_place_a_severity_and_a_need_are_said_in_chinese(capfd):
+    _, out, err = run(capfd, "nets:swapped", "--lang", "zh")
+    assert out.startswith("警告 ")
+    assert "另有" in out
+    assert f"位于 ./nets.py 第 {SWAPPED} 行（nets:swapped）" in err
+    _, _, err = run(capfd, "nets:fails", "--lang", "zh")
+    assert re.search(
+        r"got RuntimeError: no such layer from nets:fails \(./nets.py, line \d+\)", err
+    )
+    assert main(["rule", "SL316", "--lang", "zh"]) == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[1] == "错误"
+    assert "需要：目标值。" in out
+
+
 def test_lines_in_a_pipe_are_neither_broken_nor_padded(capfd):
     _, out, _ = run(capfd, "nets:swapped")
     assert [line for line in out.splitlines() if line != line.rstrip()] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 
 from spiritlevel import __version__
 from spiritlevel.cli import main
+from spiritlevel.cli.lines import writable
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -102,3 +105,46 @@ def test_the_command_line_does_not_wait_for_torch():
         timeout=60,
     )
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("env --lang zh", "系统"),
+        ("explain 1 3 5 --lang zh", "批归一化"),
+        ("explain 1 3 5", "√variance = √(8/3) ≈ 1.6330"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("asked_for", "written"),
+    [("ascii", "utf-8"), ("latin-1", "utf-8"), ("cp1252", "utf-8"), ("gbk", "gbk")],
+)
+def test_a_stdout_keeps_its_encoding_where_that_has_the_signs(asked_for, written, arguments, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "spiritlevel", *arguments.split()],
+        capture_output=True,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": asked_for},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert told in done.stdout.decode(written)
+
+
+def test_json_is_read_in_any_encoding():
+    done = subprocess.run(
+        [sys.executable, "-m", "spiritlevel", "explain", "1", "3", "5", "--json"],
+        capture_output=True,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": "gbk"},
+    )
+    assert done.stdout.isascii()
+
+
+def test_a_sign_that_a_stream_lacks_is_escaped_unless_it_was_told_what_to_do(monkeypatch):
+    for errors, wanted in (("strict", b"\\xb2"), ("surrogateescape", b"\\xb2"), ("replace", b"?")):
+        written = io.BytesIO()
+        stream = io.TextIOWrapper(written, "gbk", errors)
+        monkeypatch.setattr(sys, "stdout", stream)
+        writable("批√")
+        print("²", end="", flush=True)
+        assert (stream.encoding, written.getvalue()) == ("gbk", wanted)

@@ -28,19 +28,25 @@ RECALIBRATE = (DOCS / "recalibrate.md").read_text(encoding="utf-8")
 
 
 def run(text, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(compile(code, "example", "exec"), {})
+    """What all its code says; what a notebook would display is the last of it."""
+    given = {"display": lambda value: print(value._repr_html_())}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(code, "example", "exec"), given)
     return capsys.readouterr().out
 
 
 def test_the_example_of_the_probe_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "3 steps, 1 read; overhead" in run(TEXT, capsys)
+    told = run(TEXT, capsys)
+    assert "3 steps, 1 read; overhead" in told
+    assert "层" in told
     assert (tmp_path / "probe.html").stat().st_size > 100_000
 
 
 def test_the_example_of_the_check_runs(capsys):
-    assert "rules asked" in run(CHECK, capsys)
+    told = run(CHECK, capsys)
+    assert "rules asked" in told
+    assert "怎么办" in told
 
 
 def test_the_example_of_recalibrating_runs(capsys):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 
 import numpy as np
 import torch
 from case_book import batches, blobs, small_net, train
 from torch import nn
 
+from spiritlevel.catalogue import speaking
 from spiritlevel.doctor.check import check
 from spiritlevel.doctor.diagnosis import Diagnosis
 from spiritlevel.doctor.finding import Finding
@@ -81,6 +83,26 @@ def test_nothing_found_is_said():
 def test_what_was_not_asked_says_what_it_needs():
     skipped = {"SL301": "data", "SL316": "targets", "SL302": "data", "SL401": "a probe"}
     assert of(skipped=skipped).lacking() == "data, targets or a probe"
+    skipped |= {"SL501": "a reference", "SL502": "an example or data"}
+    assert of(skipped=skipped).lacking() == "data, targets, a probe, a reference or an example"
+    assert of(skipped={"SL502": "an example or data"}).lacking() == "an example or data"
+
+
+def test_in_chinese_it_is_told_in_chinese_and_its_files_have_no_language():
+    skipped = {"SL301": "data", "SL401": "a probe"}
+    found = of(ERROR, INFO, INFO, asked=("SL202",), skipped=skipped, accepted=(INFO,))
+    files = (found.to_dict(), found.to_json(), found.to_sarif())
+    assert found.to_dict()["skipped"] == skipped
+    with speaking("zh"):
+        lines = str(found).splitlines()
+        assert (found.to_dict(), found.to_json(), found.to_sarif()) == files
+    assert lines[0] == "错误     SL205 negative-variance，位于 a.b"
+    assert "         修法：do this" in lines
+    assert lines[-1] == (
+        "Net: 1 个错误、2 条提示（基线已接受 1 条）；问了 1 条规则，另有 2 条没有问：缺少数据或探针"
+    )
+    page = found.to_html(lang="zh")
+    assert re.findall(r"<dt>(.*?)</dt>", page) == ["数据", "探针"]
 
 
 def test_the_gap_is_told_first():

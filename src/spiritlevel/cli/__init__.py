@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `spiritlevel ARGV...`; a user's mistake becomes one message on stderr and exit code 2."""
     import typer
 
-    from spiritlevel.catalogue import speaking
+    from spiritlevel.catalogue import say, speaking
     from spiritlevel.cli.app import app
-    from spiritlevel.cli.lines import tell
+    from spiritlevel.cli.lines import tell, writable
     from spiritlevel.errors import ExportError, SpiritlevelError, TrainingError
 
     # Newer typer brings its own copy of click: the class is taken from what typer itself raises.
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     last_words.clear()
     try:
         with speaking(_language(arguments)), _ended_by_signals():
+            # Han characters where they are spoken, and the √ of `explain`, in any locale.
+            writable(say("page.answer") + "√" * ("explain" in arguments))
             result = app(arguments, prog_name="spiritlevel", standalone_mode=False)
         if ended:  # typer has made 130 of it
             _stopped()

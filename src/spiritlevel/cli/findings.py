@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import joined, say
 from spiritlevel.cli.lines import UNBROKEN
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from spiritlevel.doctor.diagnosis import Diagnosis
+    from spiritlevel.doctor.rule import Rule
 
 __all__ = ["print_findings", "print_rule", "print_rules", "shown"]
 
@@ -60,7 +62,9 @@ def _print(found: Diagnosis, console: Console) -> None:
     table.add_column(overflow="fold")
     for finding in found.findings:
         left = Text.assemble(
-            (finding.severity, COLOURS[finding.severity]), "\n", (finding.rule, "dim")
+            (say(f"diagnosis.{finding.severity}"), COLOURS[finding.severity]),
+            "\n",
+            (finding.rule, "dim"),
         )
         place = finding.module or say("terminal.check.whole")
         right = Text.assemble((place, "bold"), f"  {RULES[finding.rule].name}\n", finding.message)
@@ -89,9 +93,9 @@ def print_rules() -> None:
     table.add_column(overflow="fold")
     console = _console()
     for id, rule in sorted(RULES.items()):
-        needs = say("terminal.check.needs", needs=", ".join(rule.needs)) if rule.needs else ""
+        needs = _needs(rule)
         told = Text.assemble(rule.name, f"\n{rule.summary}", (f" {needs}" if needs else "", "dim"))
-        table.add_row(id, Text(rule.severity, COLOURS[rule.severity]), told)
+        table.add_row(id, _severity(rule), told)
     console.print(table)
 
 
@@ -112,18 +116,30 @@ def print_rule(id: str) -> None:
         )
     rule, console = RULES[name], _console()
     console.print(Text.assemble((f"{rule.id} {rule.name}", "bold")))
-    console.print(Text(rule.severity, COLOURS[rule.severity]))
+    console.print(_severity(rule))
     console.print(Text(f"\n{rule.summary}"))
     for paragraph in rule.why.split("\n\n"):
         console.print(Text("\n" + " ".join(paragraph.split())))
     console.print()
     if rule.needs:
-        console.print(Text(say("terminal.check.needs", needs=", ".join(rule.needs))))
+        console.print(Text(_needs(rule)))
     if rule.id in FIXES:
         console.print(Text(say("terminal.check.mechanical", what=FIXES[rule.id].what)))
     if rule.threads:
         console.print(Text(say("terminal.check.threads", threads=", ".join(rule.threads))))
     console.print(Text(say("terminal.check.rule_page", path=f"docs/rules/{rule.id}.md")))
+
+
+def _severity(rule: Rule) -> Text:
+    from rich.text import Text
+
+    return Text(say(f"diagnosis.{rule.severity}"), COLOURS[rule.severity])
+
+
+def _needs(rule: Rule) -> str:
+    """All that it needs; empty for one that reads the model alone."""
+    needs = [say(f"needs.{need}") for need in rule.needs]
+    return say("terminal.check.needs", needs=joined("list", needs)) if needs else ""
 
 
 def _console() -> Console:

@@ -1,7 +1,11 @@
-"""What is told on stderr: at a terminal broken between words, and never more than text."""
+"""What is told on stderr: at a terminal broken between words, and never more than text.
+
+What a stream cannot write ends no command.
+"""
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import textwrap
@@ -9,7 +13,7 @@ from collections.abc import Iterator
 
 from spiritlevel.catalogue import columns
 
-__all__ = ["UNBROKEN", "printable", "tell", "wrapped"]
+__all__ = ["UNBROKEN", "printable", "tell", "wrapped", "writable"]
 
 UNBROKEN = 1000
 """Columns: wider than any row of words, where no line is to be broken."""
@@ -21,6 +25,21 @@ _OPENING = "（《「『“‘([{<"
 def printable(text: str) -> str:
     """The same without what would steer a terminal, as a file's name may hold."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def writable(signs: str) -> None:
+    """Keep what the streams are encoded in, as GBK; where it lacks these signs they get UTF-8.
+
+    Any other sign that it lacks is written as an escape, such as \\xb2.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            try:
+                signs.encode(stream.encoding)
+            except UnicodeEncodeError:
+                stream.reconfigure(encoding="utf-8")
+            if stream.errors in ("strict", "surrogateescape"):
+                stream.reconfigure(errors="backslashreplace")
 
 
 def tell(text: str) -> None:

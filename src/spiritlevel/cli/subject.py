@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spiritlevel.catalogue import spoken
 from spiritlevel.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def named_loader(spec: str) -> tuple[Any, str]:
     found, root = named(spec, what="loader", wanted="an iterable of batches there")
     place = spec
     if callable(found) and not hasattr(found, "__iter__"):
-        place = theirs.place(*theirs.source(found))
+        place = theirs.place(*theirs.source(found), spoken())
         try:
             found = found()
         except (Exception, SystemExit) as error:

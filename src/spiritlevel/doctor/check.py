@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from spiritlevel.catalogue import say
 from spiritlevel.doctor import (
     batches,
     beginnings,
@@ -73,14 +74,6 @@ _RULES_OF = (
     sharing,
 )
 """Importing them has entered their rules."""
-
-_CALLED: dict[Need, str] = {
-    "data": "data",
-    "targets": "targets",
-    "probe": "a probe",
-    "reference": "a reference",
-    "example": "an example or data",
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +152,7 @@ def _run(asked: _Asked) -> Diagnosis:
     for rule in asked.rules:
         lacking = next((need for need in rule.needs if not _has(case, asked, need)), None)
         if lacking is not None:
-            skipped[rule.id] = _CALLED[lacking]
+            skipped[rule.id] = say(f"needs.{lacking}", "en")
             continue
         try:
             findings += rule(case)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from spiritlevel import __version__
-from spiritlevel.catalogue import speaking
+from spiritlevel.catalogue import columns, joined, listed, say, speaking
 from spiritlevel.doctor.baseline import fingerprints
 from spiritlevel.doctor.finding import SEVERITIES, Finding, Severity
 from spiritlevel.doctor.rule import RULES
 from spiritlevel.doctor.sarif import sarif
 from spiritlevel.report.diagnosis_cell import diagnosis_html
 from spiritlevel.report.diagnosis_page import render
+from spiritlevel.report.words import needed
 
 __all__ = ["Diagnosis", "told"]
 
@@ -80,22 +81,25 @@ class Diagnosis:
     def summary(self) -> str:
         """Such as: 1 error, 2 warnings; 41 rules asked, 12 not: they need data or a probe."""
         counts = [
-            f"{n} {severity}{'s' if n != 1 and severity != 'info' else ''}"
+            _counted(f"{severity}s", n)
             for severity in SEVERITIES
             if (n := sum(finding.severity == severity for finding in self.findings))
         ]
-        parts = [", ".join(counts) or "nothing found"]
+        found = joined("list", counts) or say("diagnosis.nothing")
         if self.accepted:
-            parts[0] += f" ({len(self.accepted)} accepted by the baseline)"
-        parts.append(f"{len(self.asked)} {'rule' if len(self.asked) == 1 else 'rules'} asked")
-        if self.skipped:
-            parts[-1] += f", {len(self.skipped)} not: they need {self.lacking()}"
-        return "; ".join(parts)
+            found = say("diagnosis.accepted", found=found, n=len(self.accepted))
+        asked = _counted("asked", len(self.asked))
+        if many := len(self.skipped):
+            asked = say("diagnosis.skipped", asked=asked, n=many, needs=self.lacking())
+        return say("diagnosis.summary", found=found, asked=asked)
 
     def lacking(self) -> str:
         """What the rules that were not asked need, such as: data, targets or a probe."""
-        needs = list(dict.fromkeys(self.skipped.values()))
-        return " or ".join([", ".join(needs[:-1]), needs[-1]] if len(needs) > 1 else needs)
+        needs = list(map(needed, dict.fromkeys(self.skipped.values())))
+        if say("needs.data") in needs:
+            either, alone = say("needs.example"), say("needs.example_else")
+            needs = [alone if need == either else need for need in needs]
+        return listed(needs, "either")
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -154,9 +158,18 @@ class Diagnosis:
 def told(finding: Finding) -> Iterator[str]:
     """In lines: what and where, the message, what to do."""
     name = RULES[finding.rule].name
-    yield f"{finding.severity:<7}  {finding.rule} {name}, at {finding.module or 'the model'}"
-    for text in (finding.message, f"Fix: {finding.fix}" if finding.fix else ""):
+    grave, place = (
+        say(f"diagnosis.{finding.severity}"),
+        finding.module or say("terminal.check.whole"),
+    )
+    where = say("diagnosis.at", rule=finding.rule, name=name, place=place)
+    yield f"{grave}{' ' * (9 - columns(grave))}{where}"
+    for text in (finding.message, say("diagnosis.fix", fix=finding.fix) if finding.fix else ""):
         yield from _wrapped(text)
+
+
+def _counted(what: str, many: int) -> str:
+    return say(f"diagnosis.{what}_{'1' if many == 1 else 'n'}", n=many)
 
 
 def _wrapped(text: str) -> Iterator[str]:

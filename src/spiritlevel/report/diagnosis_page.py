@@ -19,7 +19,7 @@ from spiritlevel.files import write_whole
 from spiritlevel.report import shell
 from spiritlevel.report.gap import answer, bars, layer_bars, metric_name
 from spiritlevel.report.numbers import told
-from spiritlevel.report.words import Text
+from spiritlevel.report.words import Text, needed
 
 __all__ = ["render", "write"]
 
@@ -114,7 +114,7 @@ def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
     """The rules that were not asked, by what they want."""
     found: dict[str, list[str]] = {}
     for rule, why in skipped.items():
-        found.setdefault(str(why), []).append(str(rule))
+        found.setdefault(needed(str(why)), []).append(str(rule))
     return found
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from spiritlevel.catalogue import sentence
+from spiritlevel.catalogue import keys, sentence
 from spiritlevel.errors import UsageError, require
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["Text", "plain", "say"]
+__all__ = ["Text", "needed", "plain", "say"]
 
 # A catalogue key, or [key, {placeholder: value}].
 Text: TypeAlias = str | list[Any]
@@ -49,3 +49,9 @@ def say(text: Text) -> Markup:
 def plain(text: Text) -> str:
     """The same sentence without its HTML, for an attribute that a screen reader speaks."""
     return say(text).striptags()
+
+
+def needed(told: str) -> str:
+    """What a rule needs, which a record tells in English, in the language spoken."""
+    known = {sentence(key, "en"): key for key in keys("en") if key.startswith("needs.")}
+    return sentence(known[told]) if told in known else told

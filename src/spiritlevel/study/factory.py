@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spiritlevel.catalogue import say
+from spiritlevel.catalogue import say, spoken
 from spiritlevel.errors import UsageError
 from spiritlevel.nn import norm_layer
 from spiritlevel.study import theirs
@@ -64,7 +64,7 @@ class Factory:
 
     def told(self) -> str:
         """A sentence that names the code of the user's that is about to run."""
-        place = theirs.place(self.file, self.line)
+        place = theirs.place(self.file, self.line, spoken())
         return say("terminal.own_code", name=self.name, place=place, spec=self.spec)
 
     def files(self) -> list[Path]:

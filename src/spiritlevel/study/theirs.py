@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spiritlevel.catalogue import say
 from spiritlevel.errors import UsageError
 
 __all__ = [
@@ -110,11 +111,15 @@ def _is_users(file: str, folder: str | None) -> bool:
     return "site-packages" not in file and not any(map(Path(file).is_relative_to, inner))
 
 
-def place(file: str, line: int) -> str:
-    """Such as ./my/models.py, line 12; or In[3], line 2, for a cell of a notebook."""
+def place(file: str, line: int, language: str = "en") -> str:
+    """Such as ./my/models.py, line 12; or In[3], line 2, for a cell of a notebook.
+
+    In English, as errors are, unless a language is asked for.
+    """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     names = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)(file)
-    return f"{names[1] if names else shown(file)}, line {line}"
+    where = names[1] if names else shown(file)
+    return say("terminal.place", language, file=where, line=line)
 
 
 def shown(file: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spiritlevel.catalogue import speaking
 from spiritlevel.report.check import _check_controls, _check_lengths
 from spiritlevel.study.figures.build import (
     arm_of,
@@ -18,6 +19,7 @@ from spiritlevel.study.figures.build import (
     depth_by_time,
     figure,
     guide,
+    label_at,
     lines,
     mean_curve,
     rate_slider,
@@ -348,3 +350,18 @@ def test_small_rates_and_words_have_an_order(values):
             "0.1": ["0.1", "none", "full"],
         }[stops[0]]
     )
+
+
+@pytest.mark.parametrize(
+    ("norm", "english", "chinese"),
+    [
+        ("none", "no normalization", "无归一化"),
+        ("noisy-batch", "batch norm with noise added", "批归一化加噪声"),
+        ("group:8", "group norm 8", "组归一化 8"),
+        ("renorm", "renorm", "renorm"),
+    ],
+)
+def test_a_line_at_a_rate_names_its_norm_as_the_other_legends_do(norm, english, chinese):
+    assert label_at(norm, 0.1) == ["labels.at_rate", {"norm": english, "lr": "0.1"}]
+    with speaking("zh"):
+        assert label_at(norm, 0.1) == ["labels.at_rate", {"norm": chinese, "lr": "0.1"}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os.path
 import re
@@ -75,10 +74,8 @@ def explain(
     else:
         in_float = {name: float(value) for name, value in settings.items()}
         result = arithmetic.explain_array(given, **in_float)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # √ in any locale
     if as_json:
-        print(json.dumps(arithmetic.to_json(result), indent=2, ensure_ascii=False))
+        print(json.dumps(arithmetic.to_json(result), indent=2))
     elif isinstance(result, Explanation):
         print_numbers(Page(), result)
     else:

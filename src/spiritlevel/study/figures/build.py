@@ -7,6 +7,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
+from spiritlevel.catalogue import say
 from spiritlevel.report.story import (
     Arm,
     Axis,
@@ -31,6 +32,7 @@ __all__ = [
     "depth_by_time",
     "figure",
     "guide",
+    "label_at",
     "lines",
     "mean_curve",
     "rate_slider",
@@ -56,6 +58,13 @@ _NAMED: dict[str, Arm] = {
 def arm_of(norm: str) -> Arm:
     """The colour of a norm: `group:8` -> group."""
     return _NAMED.get(norm.partition(":")[0], "other")
+
+
+def label_at(norm: str, lr: float) -> Text:
+    """A norm as the other legends name it, and its rate: group norm 8, rate 0.1."""
+    given, arm = norm.partition(":")[2], arm_of(norm)
+    name = norm if arm == "other" else f"{say(f'arms.{arm}')} {given}".strip()
+    return ["labels.at_rate", {"norm": name, "lr": setting(lr)}]
 
 
 def axis(label: str, *, log: bool = False, range: Sequence[float] | None = None) -> Axis:

@@ -14,6 +14,7 @@ from spiritlevel.study.figures.build import (
     axis,
     figure,
     guide,
+    label_at,
     lines,
     mean_curve,
     rate_slider,
@@ -81,7 +82,7 @@ def _accuracy(records: Records, drawn_norms: list[str]) -> Lines:
         if arm is not None:
             runs = records.select("train", norm=norm, init=arm[0], lr=arm[1])
             index, values = _smooth(runs, "accuracy")
-            label = ["labels.at_rate", {"norm": norm, "lr": setting(arm[1])}]
+            label = label_at(norm, arm[1])
             drawn.append(series(arm_of(norm), index, values, "line", label))
     return lines("labels.best_rate_panel", axis("step"), axis("accuracy", range=(0, 1)), drawn)
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from spiritlevel.report.story import Figure, Heatmap, Lines, Series
 from spiritlevel.study.claims.common import best_arm
-from spiritlevel.study.claims.judgement import setting
 from spiritlevel.study.claims.stabilises import noise_rate
 from spiritlevel.study.figures.build import (
     arm_of,
     axis,
     depth_by_time,
     figure,
+    label_at,
     lines,
     mean_curve,
     series,
@@ -82,7 +82,7 @@ def _drift(arms: list[_Shown]) -> Lines:
     drawn = []
     for norm, lr, runs in arms:
         curve = mean_curve([run.result["drift"] for run in runs if run.result])
-        label = ["labels.at_rate", {"norm": norm, "lr": setting(lr)}]
+        label = label_at(norm, lr)
         drawn.append(series(arm_of(norm), list(range(1, len(curve) + 1)), curve, "line", label))
     return lines("labels.layer_drift_panel", axis("layer"), axis("layer_drift", log=True), drawn)
 
@@ -92,7 +92,7 @@ def _accuracy(arms: list[_Shown]) -> Lines:
     for norm, lr, runs in arms:
         curve = mean_curve([smoothed(run.result["accuracy"]) for run in runs if run.result])
         index, values = thinned(curve)
-        label = ["labels.at_rate", {"norm": norm, "lr": setting(lr)}]
+        label = label_at(norm, lr)
         drawn.append(series(arm_of(norm), [SMOOTH + i for i in index], values, "line", label))
     return lines("labels.accuracy_panel", axis("step"), axis("accuracy", range=(0, 1)), drawn)
 
