@@ -172,7 +172,7 @@ def test_a_language_that_is_not_there_is_refused_with_those_that_are(language):
 
 @pytest.mark.parametrize("language", [5, b"zh", ["zh"]])
 def test_what_is_no_text_is_no_language(language):
-    wanted = f"got a {type(language).__name__} as the language; wanted one of: en, zh"
+    wanted = f"got {type(language).__name__} as language; wanted one of: en, zh"
     with pytest.raises(UsageError, match=wanted), speaking(language):
         pass
 

@@ -89,7 +89,7 @@ def _language(locale: str) -> str:
 def _known(language: str) -> str:
     if not isinstance(language, str):
         raise UsageError(
-            f"got {type(language).__name__} as the language; wanted one of: {', '.join(languages())}"
+            f"got {type(language).__name__} as language; wanted one of: {', '.join(languages())}"
         )
     if (found := _language(language)) not in languages():
         raise UsageError(

@@ -81,7 +81,7 @@ class Diagnosis:
     def summary(self) -> str:
         """Such as: 1 error, 2 warnings; 41 rules asked, 12 not: they need data or a probe."""
         counts = [
-            _counted(f"{severity}s", n)
+            _counted(severity, n)
             for severity in SEVERITIES
             if (n := sum(finding.severity == severity for finding in self.findings))
         ]
