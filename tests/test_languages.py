@@ -242,7 +242,7 @@ def test_a_language_that_a_command_cannot_speak_is_wrong_use(capsys, arguments, 
 
 def test_the_columns_of_a_table_stand_beneath_each_other(capsys):
     lines = explained(capsys, "1", "3", "5", "--lang", "zh").splitlines()
-    at = next(i for i, line in enumerate(lines) if "(x - 均值)²" in line)
+    at = next(i for i, line in enumerate(lines) if "(x - 均值) 的平方" in line)
     assert {columns(line) for line in lines[at : at + 4]} == {columns(lines[at])}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -169,6 +171,31 @@ def test_each_form_goes_into_a_file(capfd, here, form):
     text = (here / "found.txt").read_text()
     assert "SL101" in text
     assert text.endswith("\n")
+
+
+def test_a_page_on_stdout_is_utf_8_whatever_the_terminal_is(here):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "spiritlevel", "check", "nets:swapped"),
+            "--format",
+            "html",
+            "--lang",
+            "zh",
+        ],
+        capture_output=True,
+        cwd=here,
+        env=os.environ | {"PYTHONIOENCODING": "gbk"},
+    )
+    page = done.stdout.decode("utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert "SL101" in page
+
+
+def test_a_rule_needs_all_that_it_names(capfd):
+    assert main(["rule", "SL502"]) == 0
+    assert "Needs: a reference and an example or data." in capfd.readouterr().out
+    assert main(["rule", "SL502", "--lang", "zh"]) == 0
+    assert "需要：参照模型、示例输入或数据。" in capfd.readouterr().out
 
 
 def test_a_file_that_cannot_be_written_is_told_before_the_work(capfd):

@@ -128,6 +128,7 @@ def test_a_stdout_keeps_its_encoding_where_that_has_the_signs(asked_for, written
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert told in done.stdout.decode(written)
+    assert "zh" not in arguments or b"\\x" not in done.stdout  # no sign is escaped
 
 
 def test_json_is_read_in_any_encoding():

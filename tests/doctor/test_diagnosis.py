@@ -86,6 +86,7 @@ def test_what_was_not_asked_says_what_it_needs():
     skipped |= {"SL501": "a reference", "SL502": "an example or data"}
     assert of(skipped=skipped).lacking() == "data, targets, a probe, a reference or an example"
     assert of(skipped={"SL502": "an example or data"}).lacking() == "an example or data"
+    assert of(skipped={}).lacking() == ""
 
 
 def test_in_chinese_it_is_told_in_chinese_and_its_files_have_no_language():

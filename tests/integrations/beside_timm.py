@@ -174,6 +174,15 @@ class Looks(nn.Module):
         return self.norm(x) * (2 if type(self.norm) is timm.layers.BatchNormAct2d else 1)
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = timm.layers.BatchNormAct2d(3, apply_act=False)
+
+    def forward(self, x):
+        return self.norm(self.norm(x))
+
+
 def left_alone():
     """Of norms of timm's that fuse must leave, its line; and they work as before."""
     own, found = timm.layers.BatchNormAct2d, {}
@@ -197,6 +206,9 @@ def left_alone():
     shared = own(3)
     (entry,) = sl.fuse(nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared)).spiritlevel_log
     found["shared"] = [str(entry), type(shared) is own]
+    found["twice"] = [str(entry) for entry in sl.fuse(Twice()).spiritlevel_log]
+    last = nn.Sequential(nn.Conv2d(3, 3, 1), own(3, apply_act=False))
+    found["alone"] = [str(entry) for entry in sl.fuse(last).spiritlevel_log]
     looks = Looks()
     held = list(looks.norm._modules)
     refused = error(sl.fuse, looks, torch.randn(4, 3, 5, 5))

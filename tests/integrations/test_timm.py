@@ -92,6 +92,11 @@ def test_fuse_leaves_of_timms_norms_what_is_not_ours_to_compute(found):
         "shared": "is shared: it has 2 names",
         "looks": "UsageError: got a model that gives other numbers once it is fused, first at",
     }
+    logs = {name: found["left"].pop(name) for name in ("twice", "alone")}
+    assert logs == {
+        "twice": ["replaced norm: alone: is called 2 times in a pass"],
+        "alone": ["replaced 1: alone: neither an activation nor a sum follows"],
+    }
     assert found["left"].keys() == told.keys()
     for name, (line, same) in found["left"].items():
         assert told[name] in line, name

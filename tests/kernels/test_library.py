@@ -352,3 +352,9 @@ def test_a_formula_of_the_packages_is_not_replaced(name):
     with pytest.raises(UsageError, match=f"got a formula for '{name}', which is the package's own"):
         formulas.add(name, lambda number: (None, None))
     assert formulas._BY_NAME[name] is before
+
+
+def test_what_makes_no_formulas_is_refused():
+    with pytest.raises(UsageError, match="got None for 'mine'; wanted a function that makes two"):
+        formulas.add("mine", None)
+    assert "mine" not in formulas._BY_NAME

@@ -283,7 +283,8 @@ def _write(found: Diagnosis, form: Form, out: Path | None, subject: Subject) -> 
     }
     text = make[form]()
     if out is None:
-        print(text)
+        # A page says that it is UTF-8, whatever the terminal's encoding.
+        typer.echo(text.encode() if form == "html" else text)
     else:
         write_whole(out, text.rstrip("\n") + "\n")
         tell(say("terminal.check.written", path=out, summary=found.summary()))

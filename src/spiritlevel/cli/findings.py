@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spiritlevel.catalogue import joined, say
+from spiritlevel.catalogue import listed, say
 from spiritlevel.cli.lines import UNBROKEN
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _severity(rule: Rule) -> Text:
 def _needs(rule: Rule) -> str:
     """All that it needs; empty for one that reads the model alone."""
     needs = [say(f"needs.{need}") for need in rule.needs]
-    return say("terminal.check.needs", needs=joined("list", needs)) if needs else ""
+    return say("terminal.check.needs", needs=listed(needs)) if needs else ""
 
 
 def _console() -> Console:

@@ -94,12 +94,12 @@ class Diagnosis:
         return say("diagnosis.summary", found=found, asked=asked)
 
     def lacking(self) -> str:
-        """What the rules that were not asked need, such as: data, targets or a probe."""
+        """What the rules that were not asked need, such as: data, targets or a probe; or ""."""
         needs = list(map(needed, dict.fromkeys(self.skipped.values())))
         if say("needs.data") in needs:
             either, alone = say("needs.example"), say("needs.example_else")
             needs = [alone if need == either else need for need in needs]
-        return listed(needs, "either")
+        return listed(needs, "either") if needs else ""
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

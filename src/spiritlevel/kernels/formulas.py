@@ -125,9 +125,12 @@ def add(name: str, pair: Pair) -> None:
     """Gives the activation `name` of your own its formulas; once more, and the new ones count.
 
     `pair` makes act(z, slope) and act'(z, slope) g, both by `compiled.jit`, for numbers of the type
-    that it is called with. The name stands in `activations.ACTIVATIONS`. Raises UsageError for a
-    name that the package itself has.
+    that it is called with. The name stands in `activations.ACTIVATIONS`. A forward pass from before
+    is to be run again: its backward pass would take the new ones. Raises UsageError for a name that
+    the package itself has, and for what makes nothing.
     """
+    if not callable(pair):
+        raise UsageError(f"got {pair!r} for {name!r}; wanted a function that makes two formulas")
     if name in OF_THE_PACKAGE:
         raise UsageError(
             f"got a formula for {name!r}, which is the package's own; wanted a name other than "

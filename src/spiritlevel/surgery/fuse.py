@@ -76,7 +76,7 @@ def _of_timm(work: Work) -> None:
         if act is None or act.name == "identity":
             work.swap(norm, None)
             work.open.add(norm)
-            work.found[norm] = Entry("replaced", (path,), "timm's, without an activation")
+            work.alone(norm, "timm's, without an activation")
         else:
             work.swap(norm, act)
             work.found[norm] = Entry("fused", (path,), f"batch norm -> {act}, timm's own layer")
@@ -101,7 +101,9 @@ def _alone(work: Work) -> None:
         why = work.reasons.get(norm) or work.seen.get(norm) or "no graph shows what follows it"
         if type(norm) is not eligible.PLAIN[type(norm)]:
             work.swap(norm, None)
-            work.found[norm] = Entry("replaced", (work.paths[norm],), f"alone: {why}")
+            work.alone(norm, why)
+        elif norm in work.found:
+            work.alone(norm, why)
         work.open.discard(norm)
 
 

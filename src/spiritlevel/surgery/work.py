@@ -47,9 +47,16 @@ class Work:
         return layer(module) or hooked(module) or wraps(module) or module in self.untraced
 
     def leave(self, norm: nn.Module, why: str) -> None:
-        """Let a batch norm be as it is."""
+        """Let a batch norm be as it is; one of timm's is ours by then, alone."""
         self.open.discard(norm)
-        self.left[norm] = why
+        if norm in self.found:
+            self.alone(norm, why)
+        else:
+            self.left[norm] = why
+
+    def alone(self, norm: nn.Module, why: str) -> None:
+        """It is ours, and merged with nothing."""
+        self.found[norm] = Entry("replaced", (self.paths[norm],), f"alone: {why}")
 
     def swap(self, norm: nn.Module, act: Activation | None) -> None:
         """Change the class, and nothing that the layer holds but timm's activation."""
