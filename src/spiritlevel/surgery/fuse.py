@@ -73,7 +73,8 @@ def _of_timm(work: Work) -> None:
     """Those without an activation stay open, to be merged as any others."""
     for norm in [n for n in work.open if of_timm.is_timms(type(n))]:
         act, path = of_timm.ends_in(norm), work.paths[norm]
-        if act is None or act.name == "identity":
+        assert act is not None, "those that end in what is not ours are left"
+        if act.name == "identity":
             work.swap(norm, None)
             work.open.add(norm)
             work.alone(norm, "timm's, without an activation")
