@@ -44,10 +44,10 @@ def test_two_runs_give_the_same_bits_and_leave_the_counters_as_they_were():
     assert not any(counter.any() for counter in gpu_launch._COUNTERS.values())
 
 
-@pytest.mark.parametrize("programs", [1, 16])
+@pytest.mark.parametrize(("programs", "stages"), [(1, 1), (16, 3)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_however_many_programs_there_are(layout, programs, monkeypatch):
-    monkeypatch.setattr(gpu, "_SUMMED", (programs,))
+def test_however_many_programs_there_are(layout, programs, stages, monkeypatch):
+    monkeypatch.setattr(gpu, "_SUMMED", ((programs, stages),))
     monkeypatch.setattr(gpu, "_TILE", 256)
     gpu._plan.cache_clear()
     check(leaves((19, 6, 9, 7), layout=layout, residual=True), "relu")

@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton
 def test_every_kernel_compiles_and_is_called_again_past_tritons_own_way(capability, tmp_path):
     script = Path(__file__).with_name("compiled_for_gpu.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(capability)],
+        [sys.executable, "-W", "error", str(script), str(capability)],
         env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,

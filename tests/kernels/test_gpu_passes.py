@@ -9,7 +9,10 @@ import torch
 from cases import LAYOUTS, expected, leaves, tensor, where_gpu_runs
 from tolerance import TOLERANCE
 
+from spiritlevel.errors import UsageError
+from spiritlevel.kernels import backend
 from spiritlevel.kernels.activations import activation
+from spiritlevel.kernels.ops import batch_norm_act
 
 pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
 from spiritlevel.kernels import gpu, gpu_launch, split
@@ -84,6 +87,18 @@ def test_layouts():
     assert gpu.layout(torch.empty(2, gpu.MOST, 2)) == (True, gpu.MOST)
     assert gpu.layout(torch.empty(2, gpu.MOST + 1, 2)) is None, "a GPU takes no more on this axis"
     assert gpu.layout(torch.empty(1, 6, 1, 1).expand(3, 6, 4, 8)) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 1 << 29), (1025, 4, 1024, 1024), (1 << 31, 4)], ids=str)
+def test_more_values_a_channel_than_are_counted(shape):
+    x = torch.empty(shape, device="meta")
+    assert gpu.layout(x) is None
+    assert gpu.layout(x[: len(x) // 2]) is not None
+    with (
+        backend.use("gpu"),
+        pytest.raises(UsageError, match="and more than 1073741824 values a channel; use kernels"),
+    ):
+        batch_norm_act(torch.empty(1).expand(shape))
 
 
 def test_ranks_are_merged_as_one_batch():

@@ -278,6 +278,8 @@ def _why_not(
         if t is not None and t.dtype not in _TYPES[x.dtype]:
             return f"an input of {x.dtype} with weights of another type"
     if (layout(x) if kernels == "cpu" else _gpu().layout(x)) is None:
+        if kernels == "gpu" and x.numel() // x.shape[1] > _gpu().VALUES:
+            return f"more than {_gpu().VALUES} values a channel"
         return "an input with gaps, or neither contiguous nor channels-last"
     if residual is not None and not alike(residual, x):
         return "a residual of another shape or type than the input"

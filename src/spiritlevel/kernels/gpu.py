@@ -32,6 +32,7 @@ from torch import Tensor
 from spiritlevel.kernels import gpu_passes
 from spiritlevel.kernels.backend import MOST_SHAPES, Update, number_of
 from spiritlevel.kernels.gpu_launch import (
+    FUSED,
     INTERPRETED,
     Plan,
     Way,
@@ -44,6 +45,7 @@ from spiritlevel.kernels.gpu_launch import (
 __all__ = [
     "INTERPRETED",
     "MOST",
+    "VALUES",
     "backward",
     "descended",
     "forward",
@@ -62,6 +64,8 @@ _NARROW = 64
 """Lanes that a row has at least, where positions can be set side by side: 128 bytes of halves."""
 MOST = 65535
 """Programs that a GPU takes on an axis other than the first: of planes, or of groups."""
+VALUES = 1 << 30
+"""Of a channel: rows are counted in 32 bits, and a part may end beyond the last."""
 _WIDER = 2
 """Times as wide as a slice of its channels a tensor may be: `WIDE` counts on it."""
 _TILE, _WARPS = 4096, 8
@@ -70,9 +74,11 @@ _MERGED = 2048
 """Sums that are merged at once: more would take registers from the passes themselves."""
 _MERGED_AT_ONCE = 128
 """Channels whose ranks a program merges."""
-_SUMMED, _WRITTEN = (2, 1, 3, 4), (32, 8)
-"""Programs a multiprocessor, first what is best for most shapes: the more of them have sums, the
-more there is to merge."""
+_SUMMED = ((2, 1), (1, 1), (2, 3), (4, 1))
+"""Programs a multiprocessor, and tiles that are read ahead, first what is best for most shapes: the
+more programs have sums, the more there is to merge, and tiles wait in shared memory."""
+_WRITTEN = (32, 8)
+"""Programs a multiprocessor that have none."""
 
 
 class Layout(NamedTuple):
@@ -88,6 +94,8 @@ def _layout(shape: torch.Size, strides: tuple[int, ...]) -> Layout | None:
     C, inside = shape[1], list(zip(shape[2:], strides[2:], strict=True))
     sides = [(size, step) for size, step in inside if size > 1]
     S, N = math.prod(shape[2:]), shape[0]
+    if N * S > VALUES:
+        return None
     if S > 1 and (C == 1 or strides[1] == S) and _dense(sides, 1):
         outer = strides[0] if N > 1 else C * S
         fits = outer % S == 0 and C <= MOST and outer <= _WIDER * C * S
@@ -144,7 +152,10 @@ class _Plan(Plan):
             "num_warps": max(1, min(_WARPS, high * block // 128)),
         }
         across = -(-C * K // block), groups
-        summed = [way(rows, across, cut, how, programs) for programs in _SUMMED]
+        summed = [
+            way(rows, across, cut, how | {"STAGES": stages}, programs)
+            for programs, stages in _SUMMED
+        ]
         written = [way(rows, across, cut, how, programs) for programs in _WRITTEN]
         name = f"{'x'.join(map(str, shape))} {'planes' if planes else 'lanes'} {groups}"
         super().__init__(name, shape.numel(), C * K * groups, number, summed, written)
@@ -211,7 +222,7 @@ def forward(
     out: Tensor | None = None,
     groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """act(bn(x) + residual), and the mean and biased variance it took: float64, (C,).
+    """act(bn(x) + residual), and the mean and biased variance it took, (C,): float64, or as given.
 
     As `cpu.forward`, for x with a `layout`, in float16, bfloat16, float32 or float64; `out`, with
     the same layout, is written and handed back. With `groups` the samples of each are normalised
@@ -246,7 +257,8 @@ def merged(rows: Tensor) -> tuple[Tensor, Tensor]:
     C = width // 2
     mean, var = moments(rows, C)
     with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
-        gpu_passes.merge[(-(-C // _MERGED_AT_ONCE),)](rows, mean, var, ranks, C, _MERGED_AT_ONCE)
+        grid = (-(-C // _MERGED_AT_ONCE),)
+        gpu_passes.merge[grid](rows, mean, var, ranks, C, _MERGED_AT_ONCE, **FUSED)
     return mean, var
 
 

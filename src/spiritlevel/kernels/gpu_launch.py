@@ -1,15 +1,16 @@
 """How a pass of `gpu` is launched: by which cut, tuned once; past Triton's slow way to a kernel.
 
-A pass may be cut in several ways, into more programs or fewer. Of a tensor that is large the ways
-are timed on the first call, and what was fastest is kept on disk for each device and version of
-Triton, in the folder SPIRITLEVEL_CACHE or spiritlevel in the user's cache folder. How sums are cut
-decides how they round: under torch.use_deterministic_algorithms the first way is taken, whatever is
-known to be faster.
+A pass may be cut in several ways, into more programs or fewer, whose tiles are read ahead or not.
+Of a tensor that is large the ways are timed on the first call, and what was fastest is kept on disk
+for each device and version of Triton, in the folder SPIRITLEVEL_CACHE or spiritlevel in the user's
+cache folder. How sums are cut decides how they round: under torch.use_deterministic_algorithms the
+first way is taken, whatever is known to be faster.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,15 +26,19 @@ from spiritlevel.errors import UsageError
 from spiritlevel.files import cache_folder, write_whole
 from spiritlevel.kernels.backend import MOST_SHAPES
 
-__all__ = ["INTERPRETED", "Plan", "Way", "launch", "moments", "multiprocessors", "scratch"]
+__all__ = ["FUSED", "INTERPRETED", "Plan", "Way", "launch", "moments", "multiprocessors", "scratch"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether Triton runs the kernels in Python, on a processor, to be tested."""
 
+FUSED = {"enable_fp_fusion": True}
+"""Products and sums are rounded once, whatever this version of Triton does unless it is told."""
 _event: Any = torch.cuda.Event
 _LARGE = 1 << 23
 """Numbers of a tensor from which on: ways are timed."""
 _ROUNDS = 5
+_HANDED_OVER = 1_000_000
+"""Cycles, some 0.5 ms, in which the processor hands over what is timed."""
 
 
 class Way(NamedTuple):
@@ -91,35 +96,65 @@ def launch(
         kernel[way.grid](*given, *way.cut, **_constants(kernel, way, statics))
         return
     # All of the arguments that a kernel is compiled for, and the arguments as it takes them.
-    kinds: list[Any] = [name, way.cut, plan, x.device.index, statics]
+    kinds: list[Any] = [name, id(way), plan, x.device.index, statics]
     at: list[Any] = []
+    places: list[int] = []
+    low = 0
     for each in given:
-        if isinstance(each, Tensor):
+        if each is None or type(each) is int:  # cheaper than to ask whether it is a tensor
+            at.append(each)
+            kinds.append(each)
+        elif type(each) is float:
+            at.append(each)
+            kinds.append(None)
+        else:
             place = each.data_ptr()
             at.append(place)
-            kinds += (each.dtype, place % 16 == 0)
-        else:
-            at.append(each)
-            kinds.append(None if isinstance(each, float) else each)
+            places.append(place)
+            low |= place
+            kinds.append(each.dtype)
+    if low & 15:
+        kinds += [place & 15 == 0 for place in places]
     key = tuple(kinds)
     if (found := _COMPILED.get(key)) is None:
-        constants = _constants(kernel, way, statics)
-        compiled = kernel[way.grid](*given, *way.cut, **constants)
-        last = kernel.arg_names[len(given) + len(way.cut) :]
-        if len(_COMPILED) >= MOST_SHAPES:
-            _COMPILED.clear()
-        _COMPILED[key] = compiled, tuple(constants[name] for name in last)
-        return
-    compiled, constants = found
-    compiled[way.grid](*at, *way.cut, *constants)
+        _first(kernel, x, plan, way, given, statics, key)
+    else:
+        compiled, constants = found
+        compiled[way.grid](*at, *way.cut, *constants)
 
 
 _COMPILED: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 
+def _first(
+    kernel: Any,
+    x: Tensor,
+    plan: Plan,
+    way: Way,
+    given: tuple[Any, ...],
+    statics: tuple[Any, ...],
+    key: tuple[Any, ...],
+) -> None:
+    """By Triton's own way, which compiles it; what is compiled is kept."""
+    constants = _constants(kernel, way, statics)
+    try:
+        compiled = kernel[way.grid](*given, *way.cut, **constants)
+    except triton.OutOfResources:  # it may have been fastest where nothing was added
+        if way is plan.summed[0] or way in plan.written:
+            raise
+        plan.taken[kernel.__name__, x.device.index] = plan.summed[0]
+        launch(kernel, x, plan, given, statics)
+        return
+    last = kernel.arg_names[len(given) + len(way.cut) :]
+    if len(_COMPILED) >= MOST_SHAPES:
+        _COMPILED.clear()
+    _COMPILED[key] = compiled, tuple(constants[name] for name in last)
+
+
 def _constants(kernel: Any, way: Way, statics: tuple[Any, ...]) -> dict[str, Any]:
     known = (*kernel.arg_names, "num_warps")
-    return {name: each for name, each in way.how.items() if name in known} | dict(statics)
+    how = {name: each for name, each in way.how.items() if name in known}
+    return how | dict(statics) | FUSED
 
 
 def _best(
@@ -144,6 +179,13 @@ def _best(
 
 
 def _milliseconds(kernel: Any, way: Way, given: tuple[Any, ...], statics: tuple[Any, ...]) -> float:
+    """Infinite where a way wants more shared memory than this device has."""
+    with suppress(triton.OutOfResources):
+        return _timed(kernel, way, given, statics)
+    return math.inf
+
+
+def _timed(kernel: Any, way: Way, given: tuple[Any, ...], statics: tuple[Any, ...]) -> float:
     names = kernel.arg_names
     apart = tuple(  # what is updated in place is so once only
         each.clone() if isinstance(each, Tensor) and name.startswith("running_") else each
@@ -152,6 +194,7 @@ def _milliseconds(kernel: Any, way: Way, given: tuple[Any, ...], statics: tuple[
     constants, times = _constants(kernel, way, statics), []
     for _ in range(_ROUNDS):
         start, end = (_event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_HANDED_OVER)  # type: ignore[no-untyped-call]
         start.record()
         kernel[way.grid](*apart, *way.cut, **constants)
         end.record()
@@ -191,8 +234,8 @@ def _keep(device: str, key: str, which: int) -> None:
 
 def moments(x: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
     """For a mean and a variance, float64."""
-    mean, var = torch.empty((2, *shape), dtype=torch.float64, device=x.device).unbind()
-    return mean, var
+    kind: Any = {"dtype": torch.float64, "device": x.device}  # two are made faster than unbound
+    return torch.empty(shape, **kind), torch.empty(shape, **kind)
 
 
 def scratch(x: Tensor, plan: Plan, sums: int) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -149,7 +149,7 @@ def collect(
     R, C, K, inner, part,
     PLANES: tl.constexpr, S: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
     FOLD: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_P: tl.constexpr, ACC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Mean and biased variance; running statistics, where there are, by `share` towards them.
 
@@ -167,7 +167,7 @@ def collect(
     pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0.0)
     apart = tl.where(kept, tile - pivot[None, :], 0.0)
     total, squares = apart, apart * apart
-    for start in range(BLOCK_R, part, BLOCK_R):
+    for start in tl.range(BLOCK_R, part, BLOCK_R, num_stages=STAGES):
         row = p * part + start + offset
         kept = _kept(row, rows, there, positions, PLANES)
         at = _at(row, lane, C, K, outer, inner, PLANES, S, UNIT)
@@ -293,7 +293,7 @@ def reduce(
     ACT: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr, MASK: tl.constexpr,
     PLANES: tl.constexpr, S: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
     FOLD: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_P: tl.constexpr, ACC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """g = act'(z) grad, kept in `before` if that is there; gradients of weight and bias.
 
@@ -305,7 +305,7 @@ def reduce(
     high, _low, _inverse, a, b = _affine(channel, there, chans, mean, var, weight, bias, EPS, ACC)
     total = tl.zeros([BLOCK_R, BLOCK_C], ACC)
     product = tl.zeros([BLOCK_R, BLOCK_C], ACC)
-    for start in range(0, part, BLOCK_R):
+    for start in tl.range(0, part, BLOCK_R, num_stages=STAGES):
         row = p * part + start + offset
         kept = _kept(row, rows, there, R * S, PLANES)
         at = _at(row, lane, C, K, g_outer, inner, PLANES, S, UNIT)

@@ -286,7 +286,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = None
     if mean is not None and var is not None:
-        statistics = mean.double().contiguous(), var.double().contiguous()
+        if kernels == "cpu":
+            mean, var = mean.double(), var.double()
+        statistics = mean.contiguous(), var.contiguous()
     if residual is not None:
         residual = laid_out_as(x, residual, kernels)
     given = x, weight, bias, residual, act, slope, eps, statistics, running
