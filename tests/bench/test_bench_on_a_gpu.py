@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from spiritlevel.bench import ghost_on_gpu
 from spiritlevel.bench.device import Device
 from spiritlevel.bench.report import tables
 from spiritlevel.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -68,3 +73,31 @@ def test_the_clock_of_a_gpu():
     many, few = (there.seconds(lambda n=n: [x.add_(1) for _ in range(n)]) for n in (20, 1))
     assert many > 5 * few
     assert there.peak_bytes(lambda: torch.empty(1 << 20, device="cuda")) >= 1 << 22
+
+
+@pytest.mark.parametrize("fails", ["pytest", "bfloat16", ""])
+def test_make_gpu_measures_whatever_fails_and_says_so_at_the_end(fails, tmp_path):
+    python, told = tmp_path / "python", tmp_path / "told"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *get_device_name*) echo a-gpu ;;
+    -c*) ;;
+    *) echo "$@" >>{told}; case "$*" in *"${{FAILS:-nothing}}"*) exit 3 ;; esac ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(ROOT / "tools" / "gpu.sh")],
+        env=os.environ | {"PYTHON": str(python), "FAILS": fails, "ARGS": "--rounds 3"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (1 if fails else 0), done.stderr
+    tests, *measured = told.read_text().splitlines()
+    assert "-m pytest" in tests
+    assert "-m gpu tests/" in tests
+    for line, dtype in zip(measured, ["bfloat16", "float32"], strict=True):
+        assert line.startswith(f"-m spiritlevel bench norms --device cuda --dtype {dtype} ")
+        assert f"--out bench/results/a-gpu-norms-{dtype}.json --rounds 3" in line
