@@ -9,6 +9,7 @@ from tolerance import TOLERANCE
 from torch import nn
 
 pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
+pytest.importorskip("hypothesis", reason="random tensors are drawn by hypothesis")
 pytest.register_assert_rewrite("table")
 from table import *  # noqa: E402, F403
 from table import check, measured  # noqa: E402

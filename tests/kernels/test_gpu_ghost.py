@@ -19,7 +19,7 @@ from spiritlevel.kernels import gpu_ghost
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 # Squares that stick out of a map, maps of one row, of one column and of one position, two tiles.
 SHAPES = [(2, 8, 5, 7), (3, 12, 6, 6), (4, 37, 9, 4), (2, 96, 7, 7), (3, 5, 1, 1), (3, 5, 1, 4)]
-SHAPES += [(2, 36, 2, 1), (2, 600, 3, 3)]
+SHAPES += [(2, 36, 2, 1), (2, 600, 3, 3), (4, 1, 6, 5)]
 
 
 @pytest.fixture(autouse=True)
@@ -63,16 +63,18 @@ def test_two_runs_give_the_same_bits():
     assert all(map(torch.equal, (first[0], *first[1]), (second[0], *second[1])))
 
 
-def module_and_input(half):
+def module_and_input(inputs=20, outputs=24):
     torch.manual_seed(0)
-    module = GhostModule(20, 24, Layers.of("batch"))
-    x = torch.randn(3, 20, 6, 5).contiguous(memory_format=torch.channels_last)
+    module = GhostModule(inputs, outputs, Layers.of("batch"))
+    x = torch.randn(3, inputs, 6, 5).contiguous(memory_format=torch.channels_last)
     return module.to(memory_format=torch.channels_last), x.requires_grad_()
 
 
+# Torch cannot tell of one channel whether it is channels-last.
+@pytest.mark.parametrize("channels", [(20, 24), (1, 24), (20, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("half", [False, True], ids=["", "autocast"])
-def test_a_module_trains_as_its_layers_do(half):
-    module, x = module_and_input(half)
+def test_a_module_trains_as_its_layers_do(half, channels):
+    module, x = module_and_input(*channels)
     outcomes = []
     for kernels in ("aten", "gpu"):
         twin = copy.deepcopy(module)
@@ -91,7 +93,7 @@ def test_a_module_trains_as_its_layers_do(half):
 
 
 def test_taps_that_lie_apart():
-    module, x = module_and_input(False)
+    module, x = module_and_input()
     conv = module.cheap_operation[0]
     turned = copy.deepcopy(module)
     conv.weight.data = conv.weight.data.transpose(2, 3).contiguous()

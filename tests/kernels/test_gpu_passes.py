@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from cases import LAYOUTS, expected, leaves, tensor, where_gpu_runs
+from ghost_cases import by as of_ghost
 from tolerance import TOLERANCE
 
 from spiritlevel.errors import UsageError
@@ -15,7 +17,10 @@ from spiritlevel.kernels.activations import activation
 from spiritlevel.kernels.ops import batch_norm_act
 
 pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
-from spiritlevel.kernels import gpu, gpu_launch, split
+import triton
+import triton.language as tl
+
+from spiritlevel.kernels import gpu, gpu_ghost, gpu_launch, gpu_passes, split
 
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
@@ -116,6 +121,98 @@ def test_ranks_are_merged_as_one_batch():
     torch.testing.assert_close(var.cpu(), exact_var, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("act", ["relu", "identity"])
+def test_each_tensor_is_read_in_no_more_passes_than_its_sums_need(act, monkeypatch):
+    ran = []
+    for module in (gpu, gpu_ghost):
+        monkeypatch.setattr(
+            module,
+            "launch",
+            lambda k, *given: (ran.append(k.__name__), gpu_launch.launch(k, *given)),
+        )
+    x, weight, bias, residual = leaves((4, 6, 5, 5), layout="channels-last", residual=True)
+    with backend.use("gpu"):
+        y, *_ = batch_norm_act(x, weight, bias, residual, act=act)
+        y.backward(torch.ones_like(y))
+    assert ran == ["collect", "apply", "reduce", "descend"]
+    ran.clear()
+    of_ghost(gpu_ghost, (2, 6, 5, 5), act, adds=False)
+    back = ["reduce", "descend", "unjoin", "descend"]
+    assert ran == ["collect", "apply", "convolve", "apply", *back]
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_what_comes_first_may_be_far_from_the_rest(far, monkeypatch):
+    """Around the mean of the first tile, 4e-4 of the variance would be lost here."""
+    monkeypatch.setattr(gpu, "multiprocessors", lambda: 132)
+    gpu._plan.cache_clear()
+    x = tensor((4096, 512))
+    x[: gpu._planned(x).summed[0].how["BLOCK_R"]] = far
+    _, var = gpu.statistics(x)
+    gpu._plan.cache_clear()
+    torch.testing.assert_close(var, x.double().var(0, correction=0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_squares_beyond_float32_are_infinite_and_no_nan(monkeypatch):
+    monkeypatch.setattr(gpu, "multiprocessors", lambda: 132)
+    gpu._plan.cache_clear()
+    x = tensor((4096, 512))
+    x[100, 7] = 1e30
+    mean, var = gpu.statistics(x)
+    gpu._plan.cache_clear()
+    assert var[7] == torch.inf
+    assert torch.isfinite(var).sum() == 511
+    torch.testing.assert_close(mean[7], x[:, 7].double().mean(), rtol=1e-5, atol=0)
+
+
+def test_sums_of_halves_are_not_rounded_to_halves(monkeypatch):
+    monkeypatch.setattr(gpu, "_TILE", 256)
+    gpu._plan.cache_clear()
+    x = tensor((4096, 8), torch.bfloat16, mean=3)
+    mean, var = gpu.statistics(x)
+    gpu._plan.cache_clear()
+    exact = x.double()
+    torch.testing.assert_close(mean, exact.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(var, exact.var(0, correction=0), rtol=1e-5, atol=0)
+
+
+@triton.jit
+def place(out, row, outer, inner, PLANES: tl.constexpr, S: tl.constexpr, UNIT: tl.constexpr):
+    rows = row + tl.arange(0, 2).to(tl.int64)
+    at = gpu_passes._at(rows, tl.arange(0, 2), 8, 1, outer, inner, PLANES, S, UNIT)
+    tl.store(out + tl.arange(0, 2)[:, None] * 2 + tl.arange(0, 2)[None, :], at)
+
+
+@pytest.mark.parametrize(("planes", "S"), [(True, 1 << 24), (False, 1 << 10), (False, 1)])
+def test_places_beyond_32_bits(planes, S):
+    """As in maps of 16 GB, whose samples are that far apart."""
+    outer, unit = (128, 1) if planes else ((1 << 21, 1 << 10) if S > 1 else (1 << 6, 16))
+    row = 3 * S if S > 1 else 1 << 29
+    out = torch.empty(2, 2, dtype=torch.int64)
+    place[(1,)](out, row, outer, 8 if S > 1 else 1, planes, S, unit)
+    step, inner = (S, 1) if planes else (1, 8 * unit if S > 1 else outer * unit)
+    first = 3 * outer * S if planes else 3 * outer * unit if S > 1 else row * outer * unit
+    assert first > 1 << 31
+    assert out.tolist() == [[first + r * inner + c * step for c in range(2)] for r in range(2)]
+
+
+@pytest.mark.parametrize(("numbers", "wide"), [((1 << 30) - 4, False), (1 << 30, True)])
+def test_large_tensors_are_told_to_the_kernels(numbers, wide):
+    plan = gpu._plan(torch.Size([numbers // 4, 4]), False, torch.float32, 1)
+    assert all(way.how["WIDE"] is wide for way in (*plan.summed, *plan.written))
+
+
+def test_what_is_not_what_lies_in_memory_is_not_taken():
+    turned = torch._neg_view(torch.ones(4, 6, 2, 2))
+    assert gpu.layout(turned) is None
+    with backend.use("gpu"):
+        y, mean, _ = batch_norm_act(turned + tensor((4, 6, 2, 2)))
+        z, middle, _ = batch_norm_act(torch._neg_view(-(turned + tensor((4, 6, 2, 2)))))
+    torch.testing.assert_close(z, y)
+    torch.testing.assert_close(middle, mean.to(middle.dtype))
+
+
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     monkeypatch.setenv("SPIRITLEVEL_CACHE", str(tmp_path / "cache"))
@@ -140,7 +237,9 @@ def test_it_is_kept_in_the_cache_folder_which_may_be_in_ones_home(monkeypatch, t
     assert gpu_launch._place("one").parent == tmp_path / "another"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"reduce": "fast"}', "\udcff"])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"reduce": "fast"}', "\udcff", "[" * 200_000], ids=len
+)
 def test_a_damaged_file_counts_as_none(content, kept):
     kept.mkdir()
     gpu_launch._place("one").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -153,6 +252,52 @@ def test_a_folder_that_cannot_be_written_to_costs_nothing_but_time(kept):
     kept.write_text("a file")
     gpu_launch._keep("one", "reduce", 1)
     assert gpu_launch._kept("one") == {"reduce": 1}
+
+
+@pytest.fixture
+def timed(kept, monkeypatch):
+    """As on a GPU, whose clock says what a test wants; how often it was asked."""
+    asked = []
+
+    def milliseconds(kernel, way, *_):
+        asked.append(way)
+        return [5.0, 4.0, math.inf, 2.0][(len(asked) - 1) % 4]
+
+    monkeypatch.setattr(gpu_launch, "INTERPRETED", False)
+    monkeypatch.setattr(gpu_launch, "_milliseconds", milliseconds)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "one")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    gpu._plan.cache_clear()
+    yield asked
+    gpu._plan.cache_clear()
+
+
+def best(x, kernel=gpu_passes.collect):
+    plan = gpu._planned(x)
+    return plan.summed.index(gpu_launch._best(kernel, x, plan, (), ()))
+
+
+def test_the_fastest_way_is_taken_and_found_again(timed):
+    x = torch.empty(1 << 15, 256, device="meta")
+    assert best(x) == 3
+    assert len(timed) == 4
+    gpu_launch._kept.cache_clear()  # as another process
+    gpu._plan.cache_clear()
+    assert best(x) == 3
+    assert len(timed) == 4
+
+
+def test_the_first_way_where_bits_must_not_depend_on_a_clock(timed):
+    x = torch.empty(1 << 15, 256, device="meta")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert best(x) == 0
+        assert gpu._planned(x).taken == {}, "once it is off, the fastest is looked for"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert timed == []
+    assert best(torch.empty(1 << 14, 256, device="meta")) == 0, "few numbers"
+    assert timed == []
 
 
 def test_ways_hold_all_rows_and_the_first_is_taken_untimed():

@@ -206,7 +206,13 @@ def by_triton():
 
 
 def triton(rank, world):
-    return {name: outcome(case, rank) for name, case in by_triton().items()}
+    """With how often the ranks were merged by its kernel."""
+    from spiritlevel.kernels import gpu
+
+    merged, merges = gpu.merged, []
+    gpu.merged = lambda table: merges.append(len(table)) or merged(table)
+    found = {name: outcome(case, rank) for name, case in by_triton().items()}
+    return found | {"merges": merges}
 
 
 def kernels(rank, world):

@@ -261,6 +261,10 @@ def test_by_our_kernels(tmp_path):
 def test_by_the_kernels_of_a_gpu(tmp_path):
     pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
     ranks = several.run(2, "sync_cases.triton", tmp_path, seconds=300)
+    for rank in ranks:
+        merges = rank.pop("merges")
+        assert len(merges) >= len(rank)
+        assert set(merges) == {2}
     for name, case in by_triton().items():
         assert_as_one(case, [rank[name] for rank in ranks], CLOSE[case.dtype])
 

@@ -163,12 +163,22 @@ def _missing_on_gpu() -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed: pip install 'spiritlevel[triton]'"
     try:
-        interpreted = import_module("spiritlevel.kernels.gpu").INTERPRETED
+        kernels = import_module("spiritlevel.kernels.gpu")
     except Exception as error:  # of another version, say, whose insides are others
         return f"triton does not import ({error}): pip install 'spiritlevel[triton]'"
-    if interpreted or torch.cuda.is_available():
+    if kernels.INTERPRETED:
         return None
-    return "torch sees no GPU here (TRITON_INTERPRET=1, set before, runs them on a processor)"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU here (TRITON_INTERPRET=1, set before, runs them on a processor)"
+    try:
+        kernels.merged(torch.ones((1, 3), dtype=torch.float64, device="cuda"))
+    except Exception as error:
+        told = str(error).strip().partition("\n")[0]
+        return (
+            f"triton builds no kernel here ({told}): it wants a C compiler, Python's headers, a "
+            "folder to write to (TRITON_CACHE_DIR) and a GPU that it knows"
+        )
+    return None
 
 
 @cache
@@ -227,6 +237,7 @@ def _must_be_plain(x: Tensor) -> bool:
         type(x) not in _PLAIN
         or x.is_meta
         or x.layout is not torch.strided
+        or x.is_neg()
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None

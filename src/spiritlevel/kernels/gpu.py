@@ -118,7 +118,7 @@ def _dense(axes: Sequence[tuple[int, int]], step: int) -> bool:
 
 def layout(x: Tensor) -> Layout | None:
     """Where the positions and channels of (N, C, *) are; None where the kernels cannot say."""
-    return _layout(x.shape, x.stride())
+    return None if x.is_neg() else _layout(x.shape, x.stride())
 
 
 class _Plan(Plan):
@@ -164,6 +164,7 @@ class _Plan(Plan):
         """How far the tensor's samples are apart, or its positions, in the kernels' unit."""
         found = layout(t)
         assert found is not None, "the backend takes no other"
+        assert found.planes is self.planes, "cut alike"
         return found.outer * self.step // self.unit
 
 
@@ -230,12 +231,14 @@ def forward(
     """
     plan = _planned(x, groups)
     mean, var = statistics or _statistics(x, running, plan)
-    y = _empty(x) if out is None else out
+    y = out if out is not None and _alike(x, out) else _empty(x)
     residual = None if residual is None else _as(x, residual, groups)
     added = 0 if residual is None else plan.outer(residual)
     given = x, plan.outer(x), y, plan.outer(y), residual, added
     operands = *given, *_channels(mean, var, weight, bias)
     launch(gpu_passes.apply, x, plan, operands, _statics(act, slope, eps))
+    if out is not None and y is not out:  # one channel alone is planes, beside others it is lanes
+        y = out.copy_(y)
     return y, mean, var
 
 
@@ -414,10 +417,13 @@ def _empty(x: Tensor) -> Tensor:
     return rows(x, x.shape[1])
 
 
+def _alike(x: Tensor, t: Tensor) -> bool:
+    """Whether both are planes, or lanes."""
+    there, wanted = layout(t), layout(x)
+    return there is not None and wanted is not None and there.planes is wanted.planes
+
+
 def _as(x: Tensor, t: Tensor, groups: int = 1) -> Tensor:
     """t, or a copy of it, in the layout and of the type of x; of groups without gaps, too."""
-    there, wanted = layout(t), layout(x)
-    same = there is not None and wanted is not None and there.planes is wanted.planes
-    if same and groups > 1:
-        same = there == wanted
+    same = _alike(x, t) and (groups == 1 or layout(t) == layout(x))
     return t if same and t.dtype is x.dtype else _empty(x).copy_(t)

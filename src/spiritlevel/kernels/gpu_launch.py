@@ -214,7 +214,7 @@ def _kept(device: str) -> dict[str, int]:
 
 
 def _read(device: str) -> dict[str, int]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(_place(device).read_text())
         if isinstance(found, dict):
             return {str(key): each for key, each in found.items() if isinstance(each, int)}

@@ -66,13 +66,14 @@ def _act_back(z, g, ACT: tl.constexpr, SLOPE: tl.constexpr):
 @triton.jit
 def _at(row, lane, C, K, outer, inner, PLANES: tl.constexpr, S: tl.constexpr, UNIT: tl.constexpr):
     """Where a tile is in a tensor."""
+    # Rows first: they have 64 bits where samples are so far apart that a product needs them.
     if PLANES:
-        start = (row // S) * (outer * S) + row % S
+        start = row // S * outer * S + row % S
         return start[:, None] + (lane.to(row.dtype) * S)[None, :]
     here = lane % (C * UNIT) + lane // (C * UNIT) * (outer * UNIT)
     group = tl.program_id(2)
     if S > 1:
-        start = (row // S) * (outer * UNIT) + (row % S + group * S) * (inner * UNIT)
+        start = row // S * outer * UNIT + (row % S + group * S) * inner * UNIT
         return start[:, None] + here[None, :]
     return (row * (outer * UNIT * K))[:, None] + here[None, :]
 
@@ -213,6 +214,16 @@ def _conclude(
 
 
 @triton.jit
+def _base(at, whole, there):
+    """The mean of the first part: what is far from all others there is far in what is found, too.
+
+    A pivot, of a few rows, may be far from everything, and sums around it have lost the rest.
+    """
+    base = tl.load(at, mask=there, volatile=True) + tl.load(at + whole, mask=there, volatile=True)
+    return tl.where(tl.abs(base) < float("inf"), base, 0.0)
+
+
+@triton.jit
 def _settle(
     partials, scratch, mean, var, running_mean, running_var, share, factor, lane, C, K,
     positions, parts,
@@ -221,10 +232,10 @@ def _settle(
 ):  # fmt: skip
     there, group, lanes = lane < C * K, tl.program_id(2), C * K
     whole, column = lanes * tl.num_programs(2), group * lanes + lane
-    channel = tl.where(there, lane % C, 0)
-    base = tl.load(partials + group * lanes + channel, volatile=True)
+    base = _base(partials + group * lanes + tl.where(there, lane % C, 0), whole, None)
     shift = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     spread = tl.zeros([BLOCK_P, BLOCK_C], ACC)
+    lost = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     for start in range(0, parts, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         kept = (p < parts)[:, None] & there[None, :]
@@ -237,12 +248,15 @@ def _settle(
         apart = tl.where(number > 0, apart, 0.0)
         shift += number.to(tl.float64) * apart
         apart = apart.to(ACC)
-        spread += within + number * apart * apart
+        more = within + number * apart * apart - lost  # as Kahan adds
+        further = spread + more
+        lost = tl.where(further < float("inf"), further - spread - more, 0.0)
+        spread = further
     total = _folded(tl.sum(shift, 0), scratch, lane, C, K, FOLD, CHANNELS)
-    squares = _folded(tl.sum(spread, 0).to(tl.float64), scratch, lane, C, K, FOLD, CHANNELS)
+    squares = _folded(tl.sum(spread.to(tl.float64), 0), scratch, lane, C, K, FOLD, CHANNELS)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, CHANNELS)
     there = channel < C
-    base = tl.load(partials + group * lanes + channel, mask=there, other=0.0, volatile=True)
+    base = _base(partials + group * lanes + channel, whole, there)
     beside = total / positions
     biased = squares / positions - beside * beside
     biased = tl.where(biased < 0, 0.0, biased)
