@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Tests run side by side on few cores: of what they start, too, each has one thread unless it asks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -124,6 +124,6 @@ def test_what_cannot_be_measured(given, told):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_forms_too():
-    row, *_ = deploy(model="ghostnet_050", size=32, batches=(1,), rounds=3, threads=1)["cases"]
+    row, *_ = deploy(model="small_resnet", size=32, batches=(1,), rounds=3, threads=1)["cases"]
     assert row["forms"]["compile"]["largest_difference"] <= 1e-4
     assert row["forms"]["folded compile"]["same_top1"] == 1
