@@ -79,6 +79,19 @@ def test_eval(layout, residual):
     check(tensors, "relu", eps=1e-3, statistics=statistics)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_running_statistics_may_change_before_an_eval_pass_goes_back(dtype):
+    tensors = leaves((3, 5, 4, 7), dtype)
+    grad, (mean, var) = tensor((3, 5, 4, 7), dtype, seed=9), tensor((2, 5), dtype, seed=4).abs()
+    exact = expected(tensors, grad, "silu", statistics=(mean.double(), var.double()))
+    y, *_ = batch_norm_act(*tensors[:3], act="silu", statistics=(mean, var))
+    for running in (mean, var):
+        running.fill_(9)
+    found = y, *torch.autograd.grad(y, tensors[:3], grad)
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, **TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_mean_and_variance_are_handed_back(layout):
     x = tensor((4, 6, 5, 5), layout=layout, scale=3, mean=7)

@@ -246,16 +246,14 @@ def test_a_triton_that_does_not_import_or_builds_nothing_is_told_what_it_lacks(m
     pytest.importorskip("triton", reason="the kernels of `gpu` need the extra triton")
     from spiritlevel.kernels import gpu
 
-    def fails(rows):
+    def fails():
         raise RuntimeError("Failed to find C compiler.\nSee the log")
 
     ask = backend._missing_on_gpu.__wrapped__
     monkeypatch.setattr(gpu, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "merged", fails)
-    with torch.device("cpu"), monkeypatch.context() as there:
-        there.setattr(torch, "ones", lambda *_, **__: None)
-        told = ask()
+    monkeypatch.setattr(gpu, "built", fails)
+    told = ask()
     assert told.startswith("triton builds no kernel here (Failed to find C compiler.): it wants a")
     monkeypatch.setattr(backend, "import_module", lambda name: 1 / 0)
     assert ask() == "triton does not import (division by zero): pip install 'spiritlevel[triton]'"

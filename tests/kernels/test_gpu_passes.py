@@ -99,11 +99,30 @@ def test_more_values_a_channel_than_are_counted(shape):
     x = torch.empty(shape, device="meta")
     assert gpu.layout(x) is None
     assert gpu.layout(x[: len(x) // 2]) is not None
-    with (
-        backend.use("gpu"),
-        pytest.raises(UsageError, match="and more than 1073741824 values a channel; use kernels"),
-    ):
-        batch_norm_act(torch.empty(1).expand(shape))
+    x = torch.empty(1).expand(shape)
+    with backend.use("gpu"):
+        assert backend.by_us(x[:1], gpu=True)
+        assert not backend.by_us(x, gpu=True)
+        with pytest.raises(UsageError, match="more than 1073741824 values a channel; use kernels"):
+            batch_norm_act(x)
+
+
+@pytest.mark.parametrize("act", ["identity", "relu", "silu"])
+@pytest.mark.parametrize("shape", [(4, 2, 6, 5), (1, 2, 6, 5), (4, 2, 7)], ids=str)
+def test_one_channel_of_two(shape, act):
+    wide = tensor(shape, layout="channels-last")
+    x, weight, bias = (
+        t.detach().requires_grad_() for t in (wide[:, :1], torch.ones(1), torch.zeros(1))
+    )
+    residual = tensor(shape, layout="channels-last", seed=1)[:, 1:].requires_grad_()
+    assert not x.is_contiguous()
+    grad = tensor(shape, layout="channels-last", seed=2)[:, :1]
+    with backend.use("gpu"):
+        y, *_ = batch_norm_act(x, weight, bias, residual, act=act)
+    found = y, *torch.autograd.grad(y, [x, weight, bias, residual], grad)
+    exact = expected([x, weight, bias, residual], grad, act)
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, **TOLERANCE[torch.float32])
 
 
 def test_ranks_are_merged_as_one_batch():
@@ -264,6 +283,7 @@ def timed(kept, monkeypatch):
         return [5.0, 4.0, math.inf, 2.0][(len(asked) - 1) % 4]
 
     monkeypatch.setattr(gpu_launch, "INTERPRETED", False)
+    monkeypatch.setattr(gpu, "multiprocessors", lambda: 132)
     monkeypatch.setattr(gpu_launch, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "one")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

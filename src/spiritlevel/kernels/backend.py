@@ -139,7 +139,7 @@ def by_us(x: Tensor, gpu: bool = False) -> bool:
         and x.numel() > 0
         and not _must_be_plain(x)
         and missing(kernels) is None
-        and (kernels == "cpu" or _on_gpu(x))
+        and (kernels == "cpu" or (_on_gpu(x) and x.numel() // x.shape[1] <= _gpu().VALUES))
     )
 
 
@@ -171,7 +171,7 @@ def _missing_on_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no GPU here (TRITON_INTERPRET=1, set before, runs them on a processor)"
     try:
-        kernels.merged(torch.ones((1, 3), dtype=torch.float64, device="cuda"))
+        kernels.built()
     except Exception as error:
         told = str(error).strip().partition("\n")[0]
         return (

@@ -47,6 +47,7 @@ __all__ = [
     "MOST",
     "VALUES",
     "backward",
+    "built",
     "descended",
     "forward",
     "lanes_of",
@@ -75,8 +76,9 @@ _MERGED = 2048
 _MERGED_AT_ONCE = 128
 """Channels whose ranks a program merges."""
 _SUMMED = ((2, 1), (1, 1), (2, 3), (4, 1))
-"""Programs a multiprocessor, and tiles that are read ahead, first what is best for most shapes: the
-more programs have sums, the more there is to merge, and tiles wait in shared memory."""
+"""Programs a multiprocessor, and tiles under way at once, of which all but one are read ahead, into
+shared memory; first what is best for most shapes. The more programs have sums, the more there is to
+merge."""
 _WRITTEN = (32, 8)
 """Programs a multiprocessor that have none."""
 
@@ -164,7 +166,8 @@ class _Plan(Plan):
         """How far the tensor's samples are apart, or its positions, in the kernels' unit."""
         found = layout(t)
         assert found is not None, "the backend takes no other"
-        assert found.planes is self.planes, "cut alike"
+        alone = self.C == 1 and t.is_contiguous()  # planes and lanes at once
+        assert found.planes is self.planes or alone, "cut alike"
         return found.outer * self.step // self.unit
 
 
@@ -225,8 +228,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(bn(x) + residual), and the mean and biased variance it took, (C,): float64, or as given.
 
-    As `cpu.forward`, for x with a `layout`, in float16, bfloat16, float32 or float64; `out`, with
-    the same layout, is written and handed back. With `groups` the samples of each are normalised
+    As `cpu.forward`, for x with a `layout`, in float16, bfloat16, float32 or float64; `out`, which
+    has one too, is written and handed back. With `groups` the samples of each are normalised
     apart, sample n in group n % groups, and the statistics are (groups, C); they divide N.
     """
     plan = _planned(x, groups)
@@ -248,6 +251,12 @@ def statistics(x: Tensor, running: Update | None = None) -> tuple[Tensor, Tensor
     `running` are changed in place, contiguous and float32, or float64 for such an x.
     """
     return _statistics(x, running, _planned(x))
+
+
+def built() -> None:
+    """Has Triton compile a kernel for this device; raises what Triton raises where it cannot."""
+    number = torch.float64
+    gpu_passes.merge.warmup(number, number, number, 1, 1, _MERGED_AT_ONCE, grid=(1,), **FUSED)
 
 
 def merged(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,10 +101,10 @@ def launch(
     places: list[int] = []
     low = 0
     for each in given:
-        if each is None or type(each) is int:  # cheaper than to ask whether it is a tensor
+        if each is None or isinstance(each, int):  # cheaper than to ask whether it is a tensor
             at.append(each)
             kinds.append(each)
-        elif type(each) is float:
+        elif isinstance(each, float):
             at.append(each)
             kinds.append(None)
         else:

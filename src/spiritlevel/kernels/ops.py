@@ -167,7 +167,10 @@ class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, call = inputs
-        options = *(call.given or (None, None)), *call.act, call.eps
+        given = call.given or (None, None)
+        if call.given is not None and any(ctx.needs_input_grad):  # what is running changes in place
+            given = tuple(t.clone() for t in call.given)
+        options = *given, *call.act, call.eps
         more = {"groups": call.groups} if call.groups > 1 else {}
         output = forward(call.kernels, *tensors, *options, call.running, **more)  # type: ignore[call-arg]
         _keep(ctx, (*tensors, *options), output)
