@@ -79,6 +79,20 @@ def test_eval(layout, residual):
     check(tensors, "relu", eps=1e-3, statistics=statistics)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_turned_but_not_in_memory(layout):
+    """A tensor that stands for its negative: what is added, and what comes back."""
+    tensors = leaves((3, 5, 4, 7), layout=layout, residual=True)
+    grad, added = tensor((3, 5, 4, 7), layout=layout, seed=9), tensors[3].detach()
+    y, *_ = batch_norm_act(*tensors[:3], torch._neg_view(-added).requires_grad_(), act="relu")
+    z, *_ = batch_norm_act(*tensors, act="relu")
+    assert torch.equal(y, z)
+    wanted = torch.autograd.grad(z, tensors, grad)
+    z, *_ = batch_norm_act(*tensors, act="relu")
+    found = torch.autograd.grad(z, tensors, torch._neg_view(-grad))
+    assert all(map(torch.equal, found, wanted))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_running_statistics_may_change_before_an_eval_pass_goes_back(dtype):
     tensors = leaves((3, 5, 4, 7), dtype)

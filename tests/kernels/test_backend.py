@@ -275,6 +275,12 @@ for _ in range(2):
     assert done.stderr.count("numba is not installed: pip install 'spiritlevel[cpu]'") == 1
 
 
+def test_a_tensor_that_stands_for_its_negative_goes_to_torchs():
+    x = torch.randn(LARGE) + 2
+    assert which(torch._neg_view(x)) == "aten"
+    torch.testing.assert_close(batch_norm_act(torch._neg_view(x))[1], -x.mean((0, 2, 3)))
+
+
 def test_a_small_layer_costs_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -104,3 +104,15 @@ def test_taps_that_lie_apart():
     (grad,) = torch.autograd.grad(one.square().sum(), conv.weight)
     (same,) = torch.autograd.grad(other.square().sum(), turned.cheap_operation[0].weight)
     assert torch.equal(grad, same)
+
+
+def test_a_gradient_that_stands_for_its_negative():
+    module, x = module_and_input()
+    with backend.use("gpu"):
+        y = module(x)
+    grad = torch.randn_like(y)
+    one, other = (
+        torch.autograd.grad(y, [x, *module.parameters()], each, retain_graph=True)
+        for each in (grad, torch._neg_view(-grad))
+    )
+    assert all(map(torch.equal, one, other))

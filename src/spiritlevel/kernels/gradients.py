@@ -23,7 +23,7 @@ def left_to_torch(grad: Tensor) -> bool:
 
 def laid_out(t: Tensor, x: Tensor) -> Tensor:
     """t, or a copy of it, of the type of x and channels-last."""
-    return t.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return t.to(x.dtype).resolve_neg().contiguous(memory_format=torch.channels_last)
 
 
 def wanted(found: Sequence[Tensor | None], wants: Sequence[bool]) -> tuple[Tensor | None, ...]:

@@ -322,6 +322,7 @@ def laid_out_as(x: Tensor, t: Tensor, kernels: str = "cpu") -> Tensor:
     """t, or a copy of it, with the memory order of x; those of `gpu` see to that themselves."""
     if kernels == "gpu":
         return t
+    t = t.resolve_neg()
     same = t.is_contiguous() if x.is_contiguous() else t.movedim(1, -1).is_contiguous()
     return t if same and t.dtype is x.dtype else torch.empty_like(x).copy_(t)
 
